@@ -1,0 +1,1 @@
+"""lightning-ppo: PPO for language models that anyone can run, read and trust."""

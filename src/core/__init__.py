@@ -1,0 +1,1 @@
+"""Pure tensor maths: imports torch and `src.types`, nothing else."""

@@ -1,0 +1,1 @@
+"""Loading models, the four roles on one base, scalar heads."""

@@ -1,0 +1,1 @@
+"""Rewards, all behind one signature (`src.types.Reward`)."""

@@ -1,0 +1,1 @@
+"""Sampling responses and making experience of them."""

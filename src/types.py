@@ -1,0 +1,130 @@
+"""The records that travel between the rooms; the only place where their shapes are defined.
+
+Letters: B sequences, P prompt length, T response length, S = P + T (tokens).
+Every mask is True where the element counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
+
+Record = TypeVar("Record", bound="Rollout | Experience")
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """One prompt with the other columns of its data row (a reference answer, say)."""
+
+    prompt: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """Two completions of one prompt, `chosen` preferred to `rejected`.
+
+    `gap` is how far apart the two truly are on the scale of whoever judged them (>= 0), when that is known.
+    """
+
+    prompt: str
+    chosen: str
+    rejected: str
+    gap: float | None = None
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """A batch of tokenised prompts, padded on the left."""
+
+    ids: Tensor  # (B, P) int64
+    mask: Tensor  # (B, P) bool
+    index: Tensor  # (B,) int64, row of the prompt in its data set
+    group_ids: Tensor  # (B,) int64, equal for samples of the same prompt in this batch
+    texts: tuple[str, ...]  # B strings
+    metadata: tuple[dict[str, Any], ...]  # B dictionaries
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Sampled responses, before anything was scored."""
+
+    prompt_ids: Tensor  # (B, P) int64, padded on the left
+    prompt_mask: Tensor  # (B, P) bool
+    response_ids: Tensor  # (B, T) int64, padded on the right
+    response_mask: Tensor  # (B, T) bool, True up to and including the first stop token
+    behaviour_logprobs: Tensor  # (B, T) nats, log pi of the sampling engine; 0 outside the mask
+    finished: Tensor  # (B,) bool, the response ended with a stop token
+    prompt_index: Tensor  # (B,) int64
+    group_ids: Tensor  # (B,) int64
+    prompts: tuple[str, ...]  # B strings
+    responses: tuple[str, ...]  # B strings; prompt + response is the whole text
+    metadata: tuple[dict[str, Any], ...]  # B dictionaries
+    policy_version: int  # number of PPO iterations finished when this was sampled
+
+
+@dataclass(frozen=True)
+class Experience:
+    """A scored rollout, ready to learn from. Everything is detached; all (B, T) tensors are 0 outside the mask."""
+
+    rollout: Rollout
+    old_logprobs: Tensor  # (B, T) nats, log pi_old(a_t | s_t), recomputed by the training path
+    ref_logprobs: Tensor  # (B, T) nats, log pi_ref(a_t | s_t)
+    old_values: Tensor  # (B, T) V_old(s_t)
+    scores: Tensor  # (B,) r(x, y), one per sequence, before the KL term
+    rewards: Tensor  # (B, T) r_t, shaped score and KL term included
+    advantages: Tensor  # (B, T) Phi_t
+    returns: Tensor  # (B, T) target of the critic
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, T) bool: the response tokens that count."""
+        return self.rollout.response_mask
+
+    def __len__(self) -> int:
+        return self.rollout.response_ids.shape[0]
+
+
+class Reward(Protocol):
+    """Anything that judges whole sequences."""
+
+    def score(self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> Tensor | list[float]:
+        """r(x, y): one finite number per sequence, in the order given."""
+        ...
+
+
+class Corpus(Protocol):
+    """Where the text of all three stages comes from; `split` is "train", "validation" or "test"."""
+
+    def texts(self, split: str) -> list[str]:
+        """Whole texts to imitate (SFT)."""
+        ...
+
+    def prompts(self, split: str) -> list[PromptRow]:
+        """Prompts to answer (PPO)."""
+        ...
+
+    def pairs(self, split: str) -> list[PreferencePair]:
+        """Preference pairs (reward model)."""
+        ...
+
+    def quality(self, texts: list[str]) -> dict[str, list[float]]:
+        """Exact measures of a text's form, if the corpus knows any: name -> one number in [0, 1] per text."""
+        ...
+
+
+def select(record: Record, index: Tensor) -> Record:
+    """Return the rows `index` ((N,) int64) of a record, tensors and tuples alike."""
+    rows = index.tolist()
+
+    def pick(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[index]
+        if isinstance(value, tuple):
+            return tuple(value[row] for row in rows)
+        return select(value, index) if dataclasses.is_dataclass(value) else value
+
+    return type(record)(**{f.name: pick(getattr(record, f.name)) for f in dataclasses.fields(record)})

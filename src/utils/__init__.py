@@ -1,0 +1,1 @@
+"""Configuration, random streams, run folders."""
