@@ -125,6 +125,6 @@ def select(record: Record, index: Tensor) -> Record:
             return value[index]
         if isinstance(value, tuple):
             return tuple(value[row] for row in rows)
-        return select(value, index) if dataclasses.is_dataclass(value) else value
+        return select(value, index) if isinstance(value, Rollout | Experience) else value
 
     return type(record)(**{f.name: pick(getattr(record, f.name)) for f in dataclasses.fields(record)})

@@ -1,0 +1,61 @@
+# Everything here needs python3 (>= 3.11, with venv) and make; the rest is installed into .venv.
+
+PYTHON ?= python3
+# The version that `make lock` pins; any torch that pyproject.toml allows can be used.
+TORCH ?= 2.13.0
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+PYTHON_CHECK := import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else 0
+
+# Tests run in two processes on two cores: more threads would fight over them.
+test test-slow: export OMP_NUM_THREADS = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format lock clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed 's/:.*## /:/' | awk -F: '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## Install the locked environment into .venv
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c '$(PYTHON_CHECK)'
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
+	@echo "Installing into .venv (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup ## Run SFT, reward model and PPO on a toy task
+	$(BIN)/python -m src.pipeline
+
+test: setup ## Run the fast tests
+	$(BIN)/python -m pytest -n 2
+
+# pytest exits with 5 when it collects nothing; that is fine only as long as no test is marked slow.
+test-slow: setup ## Run the slow tests
+	$(BIN)/python -m pytest -m slow || { test $$? -eq 5 && ! grep -rqs --include='*.py' 'mark\.slow' tests; }
+
+lint: setup ## Check style, types and spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy src
+	$(BIN)/codespell
+
+format: setup ## Format the code and mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Local version suffixes (+cpu) and the GPU libraries that torch itself pins are left out, so the file suits every machine.
+lock: ## Make constraints.txt anew from pyproject.toml
+	@set -e; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+	$(PYTHON) -m venv "$$tmp/venv"; \
+	"$$tmp/venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check 'torch==$(TORCH)' -e '.[dev]'; \
+	"$$tmp/venv/bin/python" -m pip freeze --all --exclude-editable --exclude pip > "$$tmp/freeze"; \
+	{ sed -n '/^#/p' constraints.txt; \
+	  sed -E -e '/^(nvidia|cuda|triton)/d' -e 's/\+[A-Za-z0-9.]+$$//' "$$tmp/freeze"; } > "$$tmp/constraints.txt"; \
+	cp "$$tmp/constraints.txt" constraints.txt
+
+clean: ## Remove the environment and all caches; runs under logs/ stay
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,71 @@
+"""SFT and reward models that a run needs and that nobody has given: trained once, kept under `logs/artefacts`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from omegaconf import DictConfig, OmegaConf
+from rich import print as rich_print
+
+from src.utils.config import compose
+
+Train = Callable[[DictConfig], dict[str, Any]]
+
+SOURCES = ("core", "data", "models", "rewards", "rollout", "modules/sft.py", "modules/reward.py", "modules/supervised.py")
+LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "lightning", "vaderSentiment")
+
+
+def ensure(config: DictConfig, train: Train) -> None:
+    """Fill in `model.path` and `reward.path` where they are null, training what is lacking.
+
+    A model without `path` is one made from scratch: its SFT stage is run, with the experiment, data and model that were
+    asked for. A learned reward without `path` is the experiment's own small reward model, which reads text and so
+    serves any policy. Nothing else is ever trained unasked.
+    """
+    asked = [o for o in config.overrides if o.split("=")[0].split(".")[0] in ("experiment", "data", "log_dir")]
+    model = [o for o in config.overrides if o.split("=")[0].split(".")[0] == "model"]
+    if config.stage != "sft" and config.model.path is None:
+        config.model.path = _artefact(["stage=sft", *asked, *model], train)
+    if config.stage == "ppo" and "path" in config.reward and config.reward.path is None:
+        sft = _artefact(["stage=sft", *asked], train)
+        config.reward.path = _artefact(["stage=reward", *asked, f"model.path={sft}"], train)
+
+
+def _artefact(overrides: list[str], train: Train) -> str:
+    """The model folder of the stage that `overrides` describe, trained now if it is not there yet."""
+    config = compose(overrides)
+    root = Path(config.log_dir) / "artefacts"
+    final = root / f"{config.stage}-{_key(config)}"
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{final}.lock"):  # a parallel job that needs the same one waits, then finds it
+        if not (final / "result.json").exists():
+            rich_print(f"[bold]no {config.stage} model yet for this configuration: training it into {final}[/bold]")
+            working = root / f"{final.name}.tmp"
+            shutil.rmtree(working, ignore_errors=True)
+            config.run_dir = str(working)
+            train(config)
+            working.rename(final)
+    return str((final / "model").resolve())
+
+
+def _key(config: DictConfig) -> str:
+    """A hash of the configuration, of the code that makes the model, and of the libraries' versions."""
+    content = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(content, dict)
+    for name in ("overrides", "choices", "run_dir", "log_dir", "name", "resume", "logger", "callbacks"):
+        content.pop(name, None)
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode())
+    here = Path(__file__).parent
+    for source in SOURCES:
+        path = here / source
+        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+            digest.update(file.read_bytes())
+    digest.update(" ".join(f"{name}={version(name)}" for name in LIBRARIES).encode())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,43 @@
+"""Tables of what the policy writes over time: prompt, response, score."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import WandbLogger
+
+from src.modules.ppo import PPOModule
+from src.types import Experience
+
+
+class SampleTable(Callback):
+    """Appends the first `rows` samples of every `every`-th iteration to `folder/iteration-N.jsonl`, and to wandb."""
+
+    columns = ("iteration", "prompt", "response", "score", "finished")
+
+    def __init__(self, folder: str, every: int, rows: int) -> None:
+        self.folder, self.every, self.rows = Path(folder), every, rows
+        self.table: list[list[Any]] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: PPOModule, outputs: Any, batch: dict[str, Any], batch_idx: int
+    ) -> None:
+        """Keep a few samples of the first, of every `every`-th, and of the last iteration."""
+        done = batch_idx + 1
+        if done != 1 and done % self.every and done != trainer.num_training_batches:
+            return
+        experience: Experience = batch["experience"]
+        rollout, scores = experience.rollout, experience.scores.tolist()
+        finished = rollout.finished.tolist()
+        columns = zip(rollout.prompts, rollout.responses, scores, finished, strict=True)
+        rows = [[done, *row] for row in list(columns)[: self.rows]]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(dict(zip(self.columns, row, strict=True)), ensure_ascii=False) for row in rows]
+        (self.folder / f"iteration-{done:06d}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        self.table += rows
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_table("samples", columns=list(self.columns), data=self.table)

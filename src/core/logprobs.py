@@ -1,0 +1,25 @@
+"""Log-probabilities and entropies of a softmax policy, in nats and in float32 or better."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    return (logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits) / temperature
+
+
+def logprobs_from_logits(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
+    """log pi(a) = z_a - logsumexp(z), z = logits / temperature.
+
+    Shapes: logits (..., V), ids (...) int64 -> (...) nats. Half-precision logits are raised to float32 first.
+    """
+    scaled = _scaled(logits, temperature)
+    return scaled.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - scaled.logsumexp(dim=-1)
+
+
+def entropy_from_logits(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """H = logsumexp(z) - sum_v softmax(z)_v z_v, z = logits / temperature. Shapes: (..., V) -> (...) nats."""
+    scaled = _scaled(logits, temperature)
+    return scaled.logsumexp(dim=-1) - (scaled.softmax(dim=-1) * scaled).sum(dim=-1)

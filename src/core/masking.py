@@ -1,0 +1,62 @@
+"""Sums, means and variances over the elements that count. Masks are True where an element counts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def masked(x: Tensor, mask: Tensor) -> Tensor:
+    """x where the mask is True, 0 elsewhere; whatever lies outside (NaN too) does not come through.
+
+    Shapes: x and mask (B, T), result (B, T).
+    """
+    return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Sum of the counted elements over their number; 0 (not NaN) when none counts. Result: scalar."""
+    return masked(x, mask).sum() / mask.sum().clamp(min=1)
+
+
+def masked_variance(x: Tensor, mask: Tensor) -> Tensor:
+    """Unbiased variance (divided by n - 1) of the counted elements; 0 when fewer than two count. Result: scalar."""
+    centred = masked(x - masked_mean(x, mask), mask)
+    return centred.square().sum() / (mask.sum() - 1).clamp(min=1)
+
+
+def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
+    """(x - mean) / sqrt(variance + 1e-8) over the counted elements; with `shift_mean=False` the mean is kept.
+
+    Unbiased variance with the constant inside the root, as TRL and verl do it. Source: detail 12 of "The N
+    implementation details of RLHF with PPO" (https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo).
+    Shapes: (B, T) -> (B, T), 0 outside the mask. One counted element gives 0 (or itself, unshifted, over 1e-4).
+    """
+    mean = masked_mean(x, mask)
+    whitened = (x - mean) * torch.rsqrt(masked_variance(x, mask) + 1e-8)
+    return masked(whitened if shift_mean else whitened + mean, mask)
+
+
+def position_ids(mask: Tensor) -> Tensor:
+    """Position of each counted token among the counted tokens of its row: cumsum(mask) - 1, at least 0.
+
+    With left padding the first real token has position 0, as it has without padding. Shapes: (B, S) -> (B, S) int64.
+    """
+    return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+
+
+def until_first_stop(response_ids: Tensor, stop_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The mask of a response: True up to and including its first stop token; and whether there is one.
+
+    Built by position, so a padding id that equals a stop id does no harm.
+    Shapes: response_ids (B, T), stop_ids (K,) -> mask (B, T) bool, finished (B,) bool.
+    """
+    stops = torch.isin(response_ids, stop_ids)
+    stops_before = stops.long().cumsum(dim=-1) - stops.long()
+    return stops_before == 0, stops.any(dim=-1)
+
+
+def last_counted(mask: Tensor) -> Tensor:
+    """Index of the last counted element in each row; 0 for a row in which none counts. Shapes: (B, T) -> (B,) int64."""
+    positions = torch.arange(mask.shape[-1], device=mask.device)
+    return (positions * mask.long()).argmax(dim=-1)

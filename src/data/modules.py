@@ -1,0 +1,170 @@
+"""One LightningDataModule per stage: corpus and tokenizer in, batches of tensors out."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import CombinedLoader
+from transformers import PreTrainedTokenizerBase
+
+from src.core.padding import pad_left
+from src.data.loaders import OrderedLoader, StreamLoader
+from src.models.text import encode_with_end
+from src.types import Corpus, PreferencePair, PromptRow
+
+Batch = dict[str, Any]
+
+
+class TextData(LightningDataModule):
+    """Texts to imitate (SFT)."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int,
+        steps: int,
+        eval_rows: int,
+        max_tokens: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.corpus, self.tokenizer = corpus, tokenizer
+        self.batch_size, self.steps, self.eval_rows, self.max_tokens = batch_size, steps, eval_rows, max_tokens
+        self.seed = seed
+
+    def train_dataloader(self) -> StreamLoader[list[int]]:
+        """Batches {ids, mask}, both (B, S)."""
+        return text_stream(
+            self.corpus, self.tokenizer, batch_size=self.batch_size, batches=self.steps, max_tokens=self.max_tokens,
+            seed=self.seed,
+        )  # fmt: skip
+
+    def val_dataloader(self) -> OrderedLoader[list[int]]:
+        """The first `eval_rows` texts of the validation split."""
+        return self._ordered("validation")
+
+    def test_dataloader(self) -> OrderedLoader[list[int]]:
+        """The first `eval_rows` texts of the test split."""
+        return self._ordered("test")
+
+    def _ordered(self, split: str) -> OrderedLoader[list[int]]:
+        texts = self.corpus.texts(split)[: self.eval_rows]
+        rows = [row[: self.max_tokens] for row in encode_with_end(self.tokenizer, texts)]
+        return OrderedLoader(rows, partial(collate_texts, self.tokenizer.pad_token_id), self.batch_size)
+
+
+class PairData(LightningDataModule):
+    """Preference pairs (reward model). The tokenizer is the reward model's own."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int,
+        steps: int,
+        max_tokens: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.corpus, self.tokenizer = corpus, tokenizer
+        self.batch_size, self.steps, self.max_tokens, self.seed = batch_size, steps, max_tokens, seed
+
+    def train_dataloader(self) -> StreamLoader[PreferencePair]:
+        """Batches of collated pairs."""
+        return StreamLoader(
+            self.corpus.pairs("train"), self.collate, batch_size=self.batch_size, batches=self.steps, seed=self.seed,
+            stream="pairs",
+        )  # fmt: skip
+
+    def val_dataloader(self) -> OrderedLoader[PreferencePair]:
+        """All pairs of the validation split."""
+        return OrderedLoader(self.corpus.pairs("validation"), self.collate, self.batch_size)
+
+    def test_dataloader(self) -> OrderedLoader[PreferencePair]:
+        """All pairs of the test split."""
+        return OrderedLoader(self.corpus.pairs("test"), self.collate, self.batch_size)
+
+    def collate(self, pairs: list[PreferencePair], indices: list[int]) -> Batch:
+        """{ids, mask (2B, S): first all chosen, then all rejected; gap (B,), NaN where unknown}."""
+        texts = [p.prompt + p.chosen for p in pairs] + [p.prompt + p.rejected for p in pairs]
+        rows = [row[-self.max_tokens :] for row in encode_with_end(self.tokenizer, texts)]
+        ids, mask = pad_left(rows, self.tokenizer.pad_token_id)
+        gap = torch.tensor([float("nan") if p.gap is None else p.gap for p in pairs])
+        return {"ids": ids, "mask": mask, "gap": gap}
+
+
+class PromptData(LightningDataModule):
+    """Prompts to answer (PPO), and beside them, when the third loss is on, texts to stay close to."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int,
+        iterations: int,
+        eval_prompts: int,
+        max_prompt_tokens: int,
+        max_text_tokens: int,
+        lm_coef: float,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.corpus, self.tokenizer = corpus, tokenizer
+        self.batch_size, self.iterations, self.eval_prompts = batch_size, iterations, eval_prompts
+        self.max_prompt_tokens, self.max_text_tokens = max_prompt_tokens, max_text_tokens
+        self.with_texts, self.seed = lm_coef > 0, seed
+
+    def train_dataloader(self) -> CombinedLoader:
+        """Batches {prompts: fields of `src.types.Prompts`} and, with the third loss, {text: {ids, mask}}."""
+        loaders: dict[str, Any] = {
+            "prompts": StreamLoader(
+                self.corpus.prompts("train"), self.collate, batch_size=self.batch_size, batches=self.iterations,
+                seed=self.seed, stream="prompts",
+            )
+        }  # fmt: skip
+        if self.with_texts:
+            loaders["text"] = text_stream(
+                self.corpus, self.tokenizer, batch_size=self.batch_size, batches=self.iterations,
+                max_tokens=self.max_text_tokens, seed=self.seed,
+            )  # fmt: skip
+        return CombinedLoader(loaders, "min_size")
+
+    def test_dataloader(self) -> OrderedLoader[PromptRow]:
+        """The first `eval_prompts` prompts of the test split."""
+        rows = self.corpus.prompts("test")[: self.eval_prompts]
+        return OrderedLoader(rows, lambda rows, indices: {"prompts": self.collate(rows, indices)}, 256)
+
+    def collate(self, rows: list[PromptRow], indices: list[int]) -> Batch:
+        """The fields of `src.types.Prompts`; over-long prompts keep their end."""
+        encoded = self.tokenizer([row.prompt for row in rows], return_attention_mask=False)["input_ids"]
+        ids, mask = pad_left([tokens[-self.max_prompt_tokens :] for tokens in encoded], self.tokenizer.pad_token_id)
+        return {
+            "ids": ids,
+            "mask": mask,
+            "index": torch.tensor(indices),
+            "group_ids": torch.arange(len(rows)),
+            "texts": [row.prompt for row in rows],
+            "metadata": [row.metadata for row in rows],
+        }
+
+
+def text_stream(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, batch_size: int, batches: int, max_tokens: int, seed: int
+) -> StreamLoader[list[int]]:
+    """Training texts, tokenised once, each ended by the end token and cut to `max_tokens`."""
+    rows = [row[:max_tokens] for row in encode_with_end(tokenizer, corpus.texts("train"))]
+    collate = partial(collate_texts, tokenizer.pad_token_id)
+    return StreamLoader(rows, collate, batch_size=batch_size, batches=batches, seed=seed, stream="texts")
+
+
+def collate_texts(pad_id: int, rows: list[list[int]], indices: list[int]) -> Batch:
+    """{ids, mask}, both (B, S)."""
+    ids, mask = pad_left(rows, pad_id)
+    return {"ids": ids, "mask": mask}

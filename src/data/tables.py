@@ -1,0 +1,64 @@
+"""Tables of text: reading them with clear errors, and the splits and prompts every corpus cuts from its texts."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from pathlib import Path
+from typing import Any
+
+SPLITS = ("train", "validation", "test")
+
+
+class DataError(ValueError):
+    """What a user's data file holds cannot be used; the message is one sentence that says where and why."""
+
+
+def read_jsonl(path: str | Path, columns: list[str]) -> list[dict[str, Any]]:
+    """Read a file with one JSON object per line; element i of the result is line i + 1 of the file.
+
+    Args:
+        path: The file, UTF-8, with or without a byte order mark.
+        columns: Columns that every row must have; others are kept too.
+
+    Raises:
+        DataError: The file is missing or empty, or a line is not an object with these columns.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"there is no file {file}, looked for at {file.absolute()} with the columns {columns}")
+    # Split the bytes, not the text: an invalid byte is then reported with its line.
+    lines = file.read_bytes().removeprefix(codecs.BOM_UTF8).rstrip().split(b"\n")
+    if lines == [b""]:
+        raise DataError(f"{file} is empty, but must have one JSON object per line with the columns {columns}")
+    return [_parse(line, f"{file}:{number}", columns) for number, line in enumerate(lines, start=1)]
+
+
+def check_split(split: str) -> None:
+    """Raise a ValueError unless `split` is one of SPLITS."""
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, but is {split!r}")
+
+
+def cut_prompt(text: str, words: int) -> tuple[str, str]:
+    """Cut a text with single spaces after its first `words` words; the second part keeps its leading space."""
+    prompt = " ".join(text.split(" ", words)[:words])
+    return prompt, text[len(prompt) :]
+
+
+def _parse(line: bytes, where: str, columns: list[str]) -> dict[str, Any]:
+    """Return the row of one line, or raise a DataError that says `where`."""
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where} is not valid UTF-8: byte {error.start + 1} of the line is {line[error.start]:#04x}"
+        ) from None
+    except ValueError as error:  # JSONDecodeError, and a number with too many digits
+        raise DataError(f"{where} is not valid JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{where} must be a JSON object with the columns {columns}, but is a {type(row).__name__}")
+    missing = [column for column in columns if column not in row]
+    if missing:
+        raise DataError(f"{where} has no column {missing[0]!r}, only {sorted(row)}")
+    return row

@@ -1,0 +1,69 @@
+"""Running a model over prompt + response: hidden states where actions are taken, and one score per sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from src.core.logprobs import logprobs_from_logits
+from src.core.masking import last_counted, position_ids
+from src.types import Rollout
+
+
+def hidden_states(lm: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+    """Last hidden states of the backbone. Shapes: ids, mask (B, S) -> (B, S, H)."""
+    output = lm.base_model(input_ids=ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False)
+    return output.last_hidden_state
+
+
+def hidden_at_actions(lm: PreTrainedModel, rollout: Rollout) -> Tensor:
+    """Hidden state of s_t, the text before response token t: positions P-1 .. P+T-2. Result: (B, T, H)."""
+    ids = torch.cat([rollout.prompt_ids, rollout.response_ids], dim=1)
+    mask = torch.cat([rollout.prompt_mask, rollout.response_mask], dim=1)
+    return hidden_states(lm, ids, mask)[:, rollout.prompt_ids.shape[1] - 1 : -1]
+
+
+def sequence_scores(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+    """The score head's output at the last counted token of each row, found by position, never by padding id.
+
+    Shapes: ids, mask (B, S), padded on either side -> (B,).
+    """
+    if not hasattr(model, "score"):
+        return model(input_ids=ids, attention_mask=mask.long()).logits.squeeze(-1)
+    hidden = hidden_states(model, ids, mask)
+    rows = torch.arange(ids.shape[0], device=ids.device)
+    return model.score(hidden[rows, last_counted(mask)]).squeeze(-1)
+
+
+@contextmanager
+def gradient_checkpointing(lm: PreTrainedModel, enabled: bool) -> Iterator[None]:
+    """Recompute the layers' activations in the backward pass instead of keeping them.
+
+    transformers does so only in training mode. The switch is set on the layers alone, so their dropouts stay in
+    eval mode and the recomputed numbers are the same.
+    """
+    if not enabled:
+        yield
+        return
+    layers = [module for module in lm.modules() if isinstance(module, GradientCheckpointingLayer)]
+    lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+        lm.gradient_checkpointing_disable()
+
+
+def next_token_logprobs(lm: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+    """log p(x_t | x_<t) of every counted token that has a counted one before it. Shapes: (B, S) -> (N,) nats."""
+    predicts = mask[:, :-1] & mask[:, 1:]
+    hidden = hidden_states(lm, ids, mask)[:, :-1][predicts]
+    return logprobs_from_logits(lm.get_output_embeddings()(hidden), ids[:, 1:][predicts])

@@ -1,0 +1,132 @@
+"""Models and tokenizers from a folder or the hub, with one clear sentence when that fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from src.models.settings import ModelSettings, ScratchSettings
+from src.types import Corpus
+
+
+class ModelError(RuntimeError):
+    """A model or tokenizer cannot be loaded or used as asked."""
+
+
+def _absent(path: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"no usable model at {path!r} (neither a folder with config.json and weights nor reachable on the hub or in its "
+        f"cache): give a local folder with model.path=FOLDER, or download it once where there is a network with "
+        f"`hf download {path}`; {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    )
+
+
+def adapter_base(path: str) -> str | None:
+    """The path of the base model if `path` is a folder that holds a LoRA adapter, else None."""
+    config = Path(path) / "adapter_config.json"
+    if not config.is_file():
+        return None
+    from peft import PeftConfig
+
+    return str(PeftConfig.from_pretrained(path).base_model_name_or_path)
+
+
+def load_config(path: str) -> PretrainedConfig:
+    """The architecture at `path`, without weights; of the base if an adapter lies there. Raises `ModelError`."""
+    try:
+        return AutoConfig.from_pretrained(adapter_base(path) or path)
+    except (OSError, ValueError) as error:
+        raise _absent(path, error) from error
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer at `path`, padding on the left; without a padding token it pads with its end token.
+
+    Masks are made by position everywhere, so padding with the end token does no harm. Raises `ModelError` when there is
+    no tokenizer, or one without an end token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+    except (OSError, ValueError) as error:
+        raise _absent(path, error) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer at {path!r} has no end-of-text token: set eos_token in its folder")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def build_tokenizer(model: ModelSettings, corpus: Corpus) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the model's weights, or one made from the corpus for a model made from scratch."""
+    if model.path is not None:
+        return load_tokenizer(model.path)
+    assert model.scratch is not None  # ModelSettings refuses a model from nowhere
+    return model.scratch.tokenizer(corpus.texts("train"))
+
+
+def build_reward_tokenizer(scratch: ScratchSettings, corpus: Corpus) -> PreTrainedTokenizerBase:
+    """A tokenizer made from the corpus, the reward model's own."""
+    return scratch.tokenizer(corpus.texts("train"))
+
+
+def load_causal_lm(model: ModelSettings, path: str | None = None) -> PreTrainedModel:
+    """The language model at `path` (default: `model.path`) in eval mode.
+
+    A folder that holds a LoRA adapter gives its base with the adapter merged in: the model that was fine-tuned, never
+    the bare base. Raises `ModelError`.
+    """
+    path = path or model.path
+    if path is None:
+        raise ModelError(f"model {model.name!r} has no weights yet: run stage=sft first, or set model.path")
+    try:
+        base = adapter_base(path)
+        lm = AutoModelForCausalLM.from_pretrained(base or path, **model.load_options())
+        if base is not None:
+            lm = PeftModel.from_pretrained(lm, path).merge_and_unload()
+    except (OSError, ValueError) as error:
+        raise _absent(path, error) from error
+    lm.name_or_path = path
+    return lm.eval()
+
+
+def load_reward_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A sequence classifier with one output and its own tokenizer.
+
+    Raises `ModelError` when it has another number of outputs, or when its score head is not in the folder (then
+    transformers would quietly make a random one).
+    """
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise _absent(path, error) from error
+    if info["missing_keys"]:
+        raise ModelError(f"{path!r} is no trained reward model: it lacks the weights {sorted(info['missing_keys'])}")
+    if model.config.num_labels != 1:
+        raise ModelError(f"the reward model at {path!r} has {model.config.num_labels} outputs where 1 is needed")
+    tokenizer = load_tokenizer(path)
+    return model.float().eval().requires_grad_(False), tokenizer
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """How many tokens the model can read, None if its configuration does not say."""
+    return getattr(config, "max_position_embeddings", None)
+
+
+def unmatched_targets(config: PretrainedConfig, targets: str | list[str]) -> list[str]:
+    """The LoRA targets that no module of the architecture ends with; looked up on a model without memory."""
+    if isinstance(targets, str):
+        return []
+    with torch.device("meta"):
+        names = [name for name, _ in AutoModelForCausalLM.from_config(config).named_modules()]
+    return [target for target in targets if not any(n == target or n.endswith("." + target) for n in names)]

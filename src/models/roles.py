@@ -1,0 +1,203 @@
+"""Policy, critic and reference: three roles, one frozen base where adapters are used.
+
+A role's forward *and* backward must finish before the next role acts: gradient checkpointing recomputes under the
+adapter that is active at that time.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from src.core.logprobs import entropy_from_logits, logprobs_from_logits
+from src.core.masking import masked
+from src.models.forward import gradient_checkpointing, hidden_at_actions
+from src.models.loading import ModelError, load_causal_lm
+from src.models.settings import LoraSettings, ModelSettings
+from src.types import Rollout
+from src.utils.streams import stream_seed
+
+Role = Literal["policy", "critic", "reference"]
+
+
+class Roles(nn.Module, ABC):
+    """What the stages of PPO ask of the models. Always in eval mode: dropout would change the ratios."""
+
+    def __init__(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpointing: bool) -> None:
+        super().__init__()
+        self.tokenizer, self.checkpointing = tokenizer, checkpointing
+        hidden_size = base.config.hidden_size
+        self.value_head = nn.Linear(hidden_size, 1)
+        # a zero head would give the critic's adapter a zero gradient (detail 6 of the N+ details: std 1/sqrt(H + 1))
+        nn.init.normal_(self.value_head.weight, std=1 / (hidden_size + 1) ** 0.5)
+        nn.init.zeros_(self.value_head.bias)
+
+    @abstractmethod
+    def acting(self, role: Role) -> AbstractContextManager[PreTrainedModel]:
+        """The language model with `role` switched on, for the length of the `with` block."""
+
+    @abstractmethod
+    def policy_parameters(self) -> list[nn.Parameter]:
+        """What the policy's optimizer trains."""
+
+    @abstractmethod
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """What the critic's optimizer trains, the value head included."""
+
+    @abstractmethod
+    def save_adapter(self, folder: Path) -> bool:
+        """Write the policy as a LoRA adapter folder; False when it is not an adapter."""
+
+    @abstractmethod
+    def merged_policy(self) -> PreTrainedModel:
+        """A plain copy of the policy, without adapters and value head."""
+
+    def train(self, mode: bool = True) -> Roles:
+        """Stay in eval mode, whatever the Trainer asks for."""
+        return super().train(False)
+
+    def logprobs(self, rollout: Rollout, temperature: float, role: Role = "policy") -> tuple[Tensor, Tensor]:
+        """log pi(a_t | s_t) and the entropy of pi(. | s_t), both (B, T) nats and 0 outside the mask.
+
+        The vocabulary head runs on the counted response tokens only.
+        """
+        mask = rollout.response_mask
+        with self.acting(role) as lm:
+            hidden = self._hidden(lm, rollout)[mask]
+            logits = lm.get_output_embeddings()(hidden)
+        logprobs = logprobs_from_logits(logits, rollout.response_ids[mask], temperature)
+        entropy = entropy_from_logits(logits, temperature)
+        blank = torch.zeros(mask.shape, dtype=logprobs.dtype, device=mask.device)
+        return blank.masked_scatter(mask, logprobs), blank.masked_scatter(mask, entropy)
+
+    def values(self, rollout: Rollout) -> Tensor:
+        """V(s_t), (B, T) in float32, 0 outside the mask."""
+        with self.acting("critic") as lm:
+            hidden = self._hidden(lm, rollout)
+        values = self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
+        return masked(values.float() if values.dtype in (torch.bfloat16, torch.float16) else values, rollout.response_mask)
+
+    def _hidden(self, lm: PreTrainedModel, rollout: Rollout) -> Tensor:
+        with gradient_checkpointing(lm, self.checkpointing and torch.is_grad_enabled()):
+            return hidden_at_actions(lm, rollout)
+
+
+class LoraRoles(Roles):
+    """One frozen base; policy and critic are LoRA adapters on it, the reference is the base with adapters off."""
+
+    def __init__(
+        self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lora: LoraSettings, checkpointing: bool
+    ) -> None:
+        super().__init__(base, tokenizer, checkpointing)
+        self.peft = add_adapter(base, lora, "policy")
+        self.peft.add_adapter("critic", lora_config(lora))
+        self._keep_trainable()
+        self.eval()
+
+    @contextmanager
+    def acting(self, role: Role) -> Iterator[PreTrainedModel]:
+        """Switch adapters. peft freezes what it switches off, which would silently drop gradients: undo that."""
+        lm = self.peft.get_base_model()
+        if role == "reference":
+            with self.peft.disable_adapter():
+                yield lm
+        else:
+            self.peft.set_adapter(role)
+            self._keep_trainable()
+            yield lm
+        self._keep_trainable()
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        """The tensors of the adapter "policy"."""
+        return self._adapter_parameters("policy")
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """The tensors of the adapter "critic" and the value head."""
+        return [*self._adapter_parameters("critic"), *self.value_head.parameters()]
+
+    def save_adapter(self, folder: Path) -> bool:
+        """Write the adapter "policy" alone; peft puts it into a subfolder of that name, from where it is moved up."""
+        self.peft.save_pretrained(str(folder), selected_adapters=["policy"])
+        for file in (folder / "policy").iterdir():
+            file.replace(folder / file.name)
+        (folder / "policy").rmdir()
+        return True
+
+    def merged_policy(self) -> PreTrainedModel:
+        """A copy of the base with W + (alpha / rank) B A in place of each adapted W."""
+        return copy.deepcopy(self.peft).merge_and_unload(adapter_names=["policy"])
+
+    def _adapter_parameters(self, adapter: str) -> list[nn.Parameter]:
+        return [p for name, p in self.peft.named_parameters() if f".{adapter}." in name]
+
+    def _keep_trainable(self) -> None:
+        for parameter in [*self._adapter_parameters("policy"), *self._adapter_parameters("critic")]:
+            parameter.requires_grad_(True)
+
+
+class FullRoles(Roles):
+    """Every weight is trained: policy and critic are whole models of their own, the reference a frozen copy."""
+
+    def __init__(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpointing: bool) -> None:
+        super().__init__(base, tokenizer, checkpointing)
+        self.models = nn.ModuleDict({role: copy.deepcopy(base) for role in ("policy", "critic")})
+        self.models.requires_grad_(True)
+        self.models["reference"] = base.requires_grad_(False)
+        self.eval()
+
+    @contextmanager
+    def acting(self, role: Role) -> Iterator[PreTrainedModel]:
+        """The model of that role."""
+        yield self.models[role]
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        """All weights of the policy."""
+        return list(self.models["policy"].parameters())
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """The critic's backbone (its vocabulary head is never used) and the value head."""
+        return [*self.models["critic"].base_model.parameters(), *self.value_head.parameters()]
+
+    def save_adapter(self, folder: Path) -> bool:
+        """There is no adapter."""
+        return False
+
+    def merged_policy(self) -> PreTrainedModel:
+        """A copy of the policy."""
+        return copy.deepcopy(self.models["policy"])
+
+
+def lora_config(lora: LoraSettings) -> LoraConfig:
+    """The settings in peft's terms."""
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    return LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+    )
+
+
+def add_adapter(base: PreTrainedModel, lora: LoraSettings, name: str) -> PeftModel:
+    """Freeze `base` and put a fresh adapter on it. Raises `ModelError` when a target matches no layer."""
+    base.requires_grad_(False)
+    try:
+        return get_peft_model(base, lora_config(lora), adapter_name=name)
+    except ValueError as error:
+        raise ModelError(f"model.lora.targets={lora.targets!r} does not fit {base.name_or_path!r}: {error}") from error
+
+
+def build_roles(tokenizer: PreTrainedTokenizerBase, model: ModelSettings, seed: int) -> Roles:
+    """Load the base and give it its roles; the same seed gives the same fresh adapters and value head."""
+    base = load_causal_lm(model)
+    with torch.random.fork_rng():
+        torch.manual_seed(stream_seed(seed, "roles"))
+        if model.lora is None:
+            return FullRoles(base, tokenizer, model.gradient_checkpointing)
+        return LoraRoles(base, tokenizer, model.lora, model.gradient_checkpointing)

@@ -1,0 +1,80 @@
+"""The SFT stage: a language model learns to write like the corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from src.models.forward import next_token_logprobs
+from src.models.loading import load_causal_lm
+from src.models.roles import add_adapter
+from src.models.settings import DTYPES, LoraSettings, ModelSettings
+from src.modules.supervised import SupervisedModule
+from src.utils.figures import Figure, bootstrap_mean
+from src.utils.streams import stream_seed
+
+
+class SFTModule(SupervisedModule):
+    """Next-token cross-entropy in nats per token, over all tokens of a text and its end token."""
+
+    prefix = "sft"
+
+    def __init__(
+        self, model: ModelSettings, lora: LoraSettings | None, tokenizer: PreTrainedTokenizerBase, **optimization: Any
+    ) -> None:
+        net = build_lm(model, lora, tokenizer, optimization["seed"])
+        super().__init__(net, tokenizer, **optimization)
+        self.test_rows: list[float] = []
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The mean over the tokens of the batch."""
+        loss = -self._logprobs(batch).mean()
+        self.log("sft/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Nats per token on held-out text."""
+        logprobs = self._logprobs(batch)
+        self.log("sft/val_loss", -logprobs.mean(), batch_size=len(logprobs))
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Collect the nats of each held-out token."""
+        self.test_rows += (-self._logprobs(batch)).tolist()
+
+    def result(self) -> dict[str, dict[str, Figure]]:
+        """What the test measured."""
+        return {"sft": {"nats_per_token": bootstrap_mean(self.test_rows, resamples=200)}}
+
+    def save(self, folder: Path) -> Path:
+        """Write the fine-tuned model as a plain Hugging Face folder, an adapter merged in."""
+        lm = self.net.merge_and_unload() if isinstance(self.net, PeftModel) else self.net
+        lm.save_pretrained(folder / "model")
+        self.tokenizer.save_pretrained(folder / "model")
+        return folder / "model"
+
+    def _logprobs(self, batch: dict[str, Tensor]) -> Tensor:
+        lm = self.net.get_base_model() if isinstance(self.net, PeftModel) else self.net
+        return next_token_logprobs(lm, batch["ids"], batch["mask"])
+
+
+def build_lm(
+    model: ModelSettings, lora: LoraSettings | None, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> PreTrainedModel | PeftModel:
+    """The model to fine-tune: random weights when `model.path` is null, with an adapter when `lora` is given."""
+    with torch.random.fork_rng():
+        torch.manual_seed(stream_seed(seed, "weights"))
+        lm = load_causal_lm(model) if model.path is not None else _from_scratch(model, tokenizer)
+        return lm if lora is None else add_adapter(lm, lora, "sft")
+
+
+def _from_scratch(model: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    assert model.scratch is not None  # ModelSettings refuses a model from nowhere
+    config = model.scratch.config_for(tokenizer)
+    return AutoModelForCausalLM.from_config(
+        config, dtype=DTYPES[model.dtype], attn_implementation=model.attn_implementation
+    )

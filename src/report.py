@@ -1,0 +1,127 @@
+"""What a run says at its end: one table, a few examples, where everything lies; and one sentence when it fails."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from src.core.checks import SettingError
+from src.data.tables import DataError
+from src.models.loading import ModelError
+from src.modules.ppo import PPOModule
+from src.rollout.evaluation import Evaluation, merge
+from src.utils.config import ConfigError
+from src.utils.figures import Figure, as_result
+from src.utils.run_folder import FINISHED
+
+ROWS = {
+    "score": "reward-model score",
+    "gold": "gold score",
+    "kl": "KL to the reference (nats per sequence)",
+    "response_length": "response length (tokens)",
+    "eos_fraction": "share ended by EOS",
+    "grammatical": "share of grammatical sentences",
+    "distinct": "share of distinct responses",
+}
+
+
+@contextmanager
+def friendly_errors() -> Iterator[None]:
+    """Turn errors that a person can mend into one sentence on stderr and exit code 2."""
+    try:
+        yield
+    except (ConfigError, SettingError, DataError, ModelError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def write_result(
+    folder: Path, config: DictConfig, figures: dict[str, dict[str, Figure]], seconds: float
+) -> dict[str, Any]:
+    """Write `result.json` (docs/results_format.md says what is in it) and return its content."""
+    result = {
+        "format": 1,
+        "stage": config.stage,
+        "seconds": round(seconds, 1),
+        "git_revision": git_revision(),
+        "config_hash": hashlib.sha256(OmegaConf.to_yaml(config).encode()).hexdigest()[:12],
+        "seed": config.seed,
+        **{name: as_result(group) for name, group in figures.items()},
+    }
+    temporary = folder / "result.tmp"
+    temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(folder / FINISHED)
+    return result
+
+
+def git_revision() -> str | None:
+    """The commit of this checkout, with `-dirty` when files differ from it; None outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def report(folder: Path, module: LightningModule) -> None:
+    """Print the table of the stage, examples where there are any, and the run's files."""
+    console = Console()
+    if isinstance(module, PPOModule):
+        evaluation = merge(module.evaluations)
+        console.print(comparison_table(evaluation))
+        console.print(examples_table(evaluation, 5))
+    else:
+        console.print(figures_table(module.result()))
+    console.print(f"[bold]{folder}[/bold]: " + ", ".join(sorted(path.name for path in folder.iterdir())))
+
+
+def comparison_table(evaluation: Evaluation) -> Table:
+    """SFT policy beside PPO policy, on the same held-out prompts, with the same random numbers."""
+    sft, ppo = evaluation.reference.figures(), evaluation.policy.figures()
+    table = Table(title=f"{len(evaluation.policy.prompts)} held-out prompts, same sampling seed (95% intervals)")
+    for column in ("", "SFT policy", "PPO policy"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, title in ROWS.items():
+        if name in ppo:
+            table.add_row(title, show(sft[name]), show(ppo[name]))
+    return table
+
+
+def examples_table(evaluation: Evaluation, rows: int) -> Table:
+    """The first responses of both to the same prompts."""
+    table = Table(title="before and after", show_lines=True)
+    for column in ("prompt", "SFT policy", "PPO policy"):
+        table.add_column(column)
+    answers = zip(evaluation.policy.prompts, evaluation.reference.responses, evaluation.policy.responses, strict=True)
+    for row in list(answers)[:rows]:
+        table.add_row(*(escape(text.strip()) for text in row))
+    return table
+
+
+def figures_table(groups: dict[str, dict[str, Figure]]) -> Table:
+    """Every figure of a stage."""
+    table = Table()
+    for column in ("", "held out (95% interval)", "n"):
+        table.add_column(column, justify="left" if not column else "right")
+    for group, figures in groups.items():
+        for name, figure in figures.items():
+            table.add_row(f"{group}.{name}", show(figure), str(figure.n))
+    return table
+
+
+def show(figure: Figure) -> str:
+    """A figure and its interval."""
+    value = f"{figure.value:.3f}"
+    return value if figure.interval is None else f"{value} ({figure.interval[0]:.3f} to {figure.interval[1]:.3f})"

@@ -1,0 +1,97 @@
+"""Policy and reference on the same held-out prompts, with the same random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from src.core.kl import k1
+from src.core.masking import masked
+from src.models.roles import Role, Roles
+from src.rollout.experience import ExperienceMaker
+from src.types import Corpus, Prompts, Reward, Rollout
+from src.utils.figures import Figure, bootstrap_mean
+from src.utils.streams import generator
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The responses of one role and what was measured of each: name -> one number per response."""
+
+    prompts: tuple[str, ...]
+    responses: tuple[str, ...]
+    measures: dict[str, list[float]]
+
+    def figures(self) -> dict[str, Figure]:
+        """The mean of each measure, and the share of distinct responses."""
+        distinct = Figure(len(set(self.responses)) / len(self.responses), len(self.responses), None)
+        return {name: bootstrap_mean(rows) for name, rows in self.measures.items()} | {"distinct": distinct}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Answers of the reference (the SFT policy) and of the policy to the same prompts."""
+
+    reference: Answers
+    policy: Answers
+
+    def rise(self) -> dict[str, Figure]:
+        """Policy minus reference, prompt by prompt, for the scores."""
+        before, after = self.reference.measures, self.policy.measures
+        return {
+            name: bootstrap_mean([a - b for a, b in zip(after[name], before[name], strict=True)])
+            for name in ("score", "gold")
+            if name in after
+        }
+
+
+class Evaluator:
+    """Measures both roles on prompts; draws from streams of its own, so that training is never shifted."""
+
+    def __init__(self, maker: ExperienceMaker, corpus: Corpus, seed: int) -> None:
+        self.maker, self.corpus, self.seed = maker, corpus, seed
+
+    def evaluate(
+        self, roles: Roles, reward: Reward, gold_reward: Reward | None, prompts: Prompts, batch_idx: int
+    ) -> Evaluation:
+        """Both roles on one batch of prompts."""
+        rewards = {"score": reward} | ({"gold": gold_reward} if gold_reward is not None else {})
+        answers = [self._answers(roles, role, rewards, prompts, batch_idx) for role in ("reference", "policy")]
+        return Evaluation(*answers)
+
+    def _answers(
+        self, roles: Roles, role: Role, rewards: dict[str, Reward], prompts: Prompts, batch_idx: int
+    ) -> Answers:
+        draws = generator(self.seed, "evaluation", batch_idx, device=prompts.ids.device)
+        rollout = self.maker.sample(roles, role, prompts, 0, draws)
+        texts = [prompt + response for prompt, response in zip(rollout.prompts, rollout.responses, strict=True)]
+        measures = {name: self.maker.score(reward, rollout).tolist() for name, reward in rewards.items()}
+        measures |= {
+            "kl": self._kl(roles, role, rollout).tolist(),
+            "response_length": rollout.response_mask.sum(1).float().tolist(),
+            "eos_fraction": rollout.finished.float().tolist(),
+        }
+        return Answers(rollout.prompts, rollout.responses, measures | self.corpus.quality(texts))
+
+    def _kl(self, roles: Roles, role: Role, rollout: Rollout) -> Tensor:
+        """Sampled log-ratio to the reference, summed over each response, (B,) nats."""
+        temperature, maker = self.maker.sampler.temperature, self.maker
+        mine = maker.in_micro_batches(lambda micro: roles.logprobs(micro, temperature, role)[0], rollout)
+        reference = maker.in_micro_batches(lambda micro: roles.logprobs(micro, temperature, "reference")[0], rollout)
+        return masked(k1(mine, reference), rollout.response_mask).sum(1)
+
+
+def merge(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """Several batches as one."""
+
+    def joined(parts: list[Answers]) -> Answers:
+        names = parts[0].measures
+        return Answers(
+            tuple(prompt for part in parts for prompt in part.prompts),
+            tuple(response for part in parts for response in part.responses),
+            {name: [row for part in parts for row in part.measures[name]] for name in names},
+        )
+
+    return Evaluation(joined([e.reference for e in evaluations]), joined([e.policy for e in evaluations]))

@@ -1,0 +1,52 @@
+"""The coefficient of the KL to the reference, fixed or steered towards a target."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from src.core.checks import require
+
+
+class FixedKL:
+    """The same coefficient throughout."""
+
+    def __init__(self, kl_coef: float) -> None:
+        require(kl_coef >= 0, "kl_coef", kl_coef, "at least 0")
+        self.kl_coef = kl_coef
+
+    def update(self, kl: float, episodes: int) -> None:
+        """Nothing changes."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing to keep."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing was kept."""
+
+
+class AdaptiveKL:
+    """beta <- beta (1 + clip(KL / target - 1, +-0.2) episodes / horizon).
+
+    Source: Ziegler et al., section 2.2 (https://arxiv.org/abs/1909.08593). `kl_target` in nats per sequence,
+    `kl_horizon` in episodes.
+    """
+
+    def __init__(self, kl_coef: float, kl_target: float, kl_horizon: int) -> None:
+        require(kl_coef > 0, "kl_coef", kl_coef, "greater than 0")
+        require(kl_target > 0, "kl_target", kl_target, "greater than 0")
+        require(kl_horizon > 0, "kl_horizon", kl_horizon, "greater than 0")
+        self.kl_coef, self.kl_target, self.kl_horizon = kl_coef, kl_target, kl_horizon
+
+    def update(self, kl: float, episodes: int) -> None:
+        """Move the coefficient after `episodes` sequences with a mean KL of `kl` nats."""
+        error = min(max(kl / self.kl_target - 1, -0.2), 0.2)
+        self.kl_coef *= 1 + error * episodes / self.kl_horizon
+
+    def state_dict(self) -> dict[str, Any]:
+        """The coefficient as it stands."""
+        return {"kl_coef": self.kl_coef}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the coefficient of a checkpoint."""
+        self.kl_coef = state["kl_coef"]

@@ -1,0 +1,57 @@
+"""Cutting a batch into minibatches (one optimizer step each) and micro-batches (one forward pass each)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from src.types import Experience, Record, select
+
+
+def minibatches(rows: int, minibatch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """A fresh permutation of all rows, cut into pieces of `minibatch_size`; every row comes exactly once."""
+    yield from torch.randperm(rows, generator=generator).split(minibatch_size)
+
+
+def micro_batches(record: Record, size: int) -> Iterator[tuple[Tensor, Record]]:
+    """Rows of similar length together, `size` at a time, each trimmed to its own longest prompt and response.
+
+    Yields (index (N,) int64 of the rows, the trimmed record).
+    """
+    rollout = record.rollout if isinstance(record, Experience) else record
+    lengths = rollout.prompt_mask.sum(1) + rollout.response_mask.sum(1)
+    for index in lengths.argsort(stable=True).split(size):
+        yield index, trim(select(record, index))
+
+
+def trim(record: Record) -> Record:
+    """Drop the columns in which no row counts: prompt columns on the left, response columns on the right."""
+    if isinstance(record, Experience):
+        rollout = trim(record.rollout)
+        width = rollout.response_mask.shape[1]
+        columns = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
+        cut = {k: v[:, :width] for k, v in columns.items() if isinstance(v, Tensor) and v.dim() == 2}
+        return dataclasses.replace(record, rollout=rollout, **cut)
+    prompt_width = max(1, int(record.prompt_mask.sum(1).max()))
+    response_width = max(1, int(record.response_mask.sum(1).max()))
+    return dataclasses.replace(
+        record,
+        prompt_ids=record.prompt_ids[:, -prompt_width:],
+        prompt_mask=record.prompt_mask[:, -prompt_width:],
+        response_ids=record.response_ids[:, :response_width],
+        response_mask=record.response_mask[:, :response_width],
+        behaviour_logprobs=record.behaviour_logprobs[:, :response_width],
+    )
+
+
+def join(pieces: list[tuple[Tensor, Tensor]], shape: torch.Size) -> Tensor:
+    """Put (index (N,), values (N, T' <= T)) back into one (B, T) tensor, 0 where nothing was computed."""
+    whole = torch.zeros(shape, dtype=pieces[0][1].dtype, device=pieces[0][1].device)
+    for index, values in pieces:
+        whole[index, : values.shape[1]] = values
+    return whole
+
+

@@ -1,0 +1,73 @@
+"""The rollout engine: tokens from a language model with a key-value cache, one draw at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from src.core.checks import require
+from src.core.masking import masked, position_ids, until_first_stop
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws a_t ~ softmax(logits / temperature) from the whole vocabulary until a stop token or the length limit.
+
+    There is no top-k and no top-p on purpose: the distribution that is sampled must be the one whose logprobs are
+    trained. Whatever a model's generation_config says is not read.
+    """
+
+    max_new_tokens: int
+    temperature: float
+
+    def __post_init__(self) -> None:
+        """Refuse empty responses and a temperature without a distribution."""
+        require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
+        require(self.temperature > 0, "temperature", self.temperature, "greater than 0")
+
+    @torch.no_grad()
+    def sample(
+        self,
+        lm: PreTrainedModel,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        stop_ids: Tensor,
+        pad_id: int,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Answer each prompt; without a generator the most probable token is taken (greedy).
+
+        Shapes: prompt_ids and prompt_mask (B, P), padded on the left; stop_ids (K,). Returns response_ids (B, T),
+        response_mask (B, T), logprobs (B, T) in nats and 0 outside the mask, finished (B,); T <= max_new_tokens.
+        """
+        cache, mask = DynamicCache(config=lm.config), prompt_mask
+        ids, positions = prompt_ids, position_ids(prompt_mask)
+        finished = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
+        tokens, logprobs = [], []
+        for _ in range(self.max_new_tokens):
+            output = lm(
+                input_ids=ids, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=True,
+                logits_to_keep=1,
+            )  # fmt: skip
+            token, logprob = self._draw(output.logits[:, -1], generator)
+            tokens.append(torch.where(finished, pad_id, token))
+            logprobs.append(logprob)
+            finished = finished | torch.isin(token, stop_ids)
+            if finished.all():
+                break
+            ids, positions = tokens[-1].unsqueeze(1), positions[:, -1:] + 1
+            mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)
+        response_ids = torch.stack(tokens, dim=1)
+        response_mask, finished = until_first_stop(response_ids, stop_ids)
+        return response_ids, response_mask, masked(torch.stack(logprobs, dim=1), response_mask), finished
+
+    def _draw(self, logits: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        logprobs = torch.log_softmax(logits.float() / self.temperature, dim=-1)
+        if generator is None:
+            token = logprobs.argmax(dim=-1)
+        else:
+            token = torch.multinomial(logprobs.exp(), 1, generator=generator).squeeze(1)
+        return token, logprobs.gather(1, token.unsqueeze(1)).squeeze(1)
