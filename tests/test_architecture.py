@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[1]
 
 ENTRY = "entry"  # src/*.py other than types.py
 UTILS = "utils"
-ORDER = [["types"], ["core"], ["models", "rewards", "data"], ["rollout"], ["modules"], ["callbacks"], [ENTRY]]
+ORDER = [["types"], ["core"], ["models"], ["rewards", "data"], ["rollout"], ["modules"], ["callbacks"], [ENTRY]]
 LAYERS = {room: layer for layer, rooms in enumerate(ORDER) for room in rooms}
-UTILS_MAY_IMPORT = {UTILS, "types"}
+UTILS_MAY_IMPORT = {UTILS, "types", "core"}
 UTILS_CLOSED_TO = {"types", "core"}
 CORE_MAY_IMPORT = (
     *("torch", "src.types", "src.core"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class RewardModule(SupervisedModule):
             "accuracy": [right for gap, right in rows if not gap < self.min_gap],
             "accuracy_all_pairs": [right for _, right in rows],
         }
-        for low, high in zip(self.gap_edges, [*self.gap_edges[1:], float("inf")], strict=True):
+        for low, high in pairwise([*self.gap_edges, float("inf")]):
             figures[f"accuracy_gap_{low:g}_to_{high:g}"] = [right for gap, right in rows if low <= gap < high]
         return {"reward_model": {name: bootstrap_mean(values) for name, values in figures.items() if values}}
 
