@@ -1,11 +1,11 @@
 """The grammar of the embedded film reviews: one dictionary that both writes sentences and recognises them.
 
 A rule maps a slot to its alternatives, which name other slots in braces. No slot reaches itself, so the language is
-finite and one regular expression accepts exactly its sentences. Repeating an alternative raises its probability.
+finite and one regular expression accepts exactly its sentences.
 
-Every sentence has exactly one slot of tone, with words a sentiment lexicon calls good or bad, or does not know:
-
-    tone of a sentence ~ good : bad : plain = 2 : 2 : 1, independently of everything before it.
+A sentence has one tone, good, bad or plain, and its words of tone agree in it: slot `adj` of a good sentence is rule
+`adj_good`, words that a sentiment lexicon calls good. So a model of the language has to learn which words go together.
+A review has a mood, and its sentences draw their tones by that mood.
 """
 
 from __future__ import annotations
@@ -15,66 +15,64 @@ from random import Random
 
 SLOT = re.compile(r"\{(\w+)\}")
 
+TONES = ("good", "bad", "plain")
+
+# The chances of each tone in a sentence, by the mood of the review; moods are equally likely.
+MOODS = {"warm": (0.85, 0.05, 0.1), "cold": (0.05, 0.85, 0.1), "mixed": (0.4, 0.4, 0.2)}
+
 
 def _toned(slot: str, good: list[str], bad: list[str], plain: list[str]) -> dict[str, tuple[str, ...]]:
-    """Return the four rules of a slot of tone."""
-    names = [f"{slot}_good", f"{slot}_bad", f"{slot}_plain"]
-    good_slot, bad_slot, plain_slot = (f"{{{name}}}" for name in names)
-    weighted = (good_slot, good_slot, bad_slot, bad_slot, plain_slot)
-    return {slot: weighted, **{name: tuple(words) for name, words in zip(names, (good, bad, plain), strict=True)}}
+    """The three rules of a slot of tone."""
+    return {f"{slot}_{tone}": tuple(words) for tone, words in zip(TONES, (good, bad, plain), strict=True)}
 
 
-_TONES: dict[str, tuple[str, ...]] = {
+_TONED: dict[str, tuple[str, ...]] = {
     **_toned(
         "adj",
-        """amazing awesome beautiful brilliant charming delightful elegant excellent fantastic fascinating flawless
-        glorious gorgeous great heartfelt impressive inspired lovely magnificent marvelous outstanding perfect
-        remarkable splendid stunning superb terrific thrilling wonderful""".split(),
-        """awful bad crude depressing disastrous disgusting dismal dreadful horrendous horrible horrid idiotic
-        insulting joyless lousy miserable moronic painful pathetic pitiful poor rotten shameful stupid terrible
-        ugly weak worthless""".split(),
-        """average conventional familiar modern ordinary plain recent standard traditional typical unusual
-        usual""".split(),
+        "amazing beautiful brilliant charming excellent fantastic great impressive lovely perfect superb wonderful".split(),
+        "awful bad disastrous dismal dreadful horrible lousy miserable pathetic poor stupid terrible".split(),
+        "average conventional modern ordinary traditional usual".split(),
+    ),
+    **_toned(
+        "very",
+        "always really simply truly".split(),
+        "completely so totally utterly".split(),
+        "fairly mostly quite rather".split(),
     ),
     **_toned(
         "adverb",
-        """beautifully brilliantly cleverly delightfully gloriously gorgeously gracefully impressively magnificently
-        perfectly splendidly supremely wonderfully""".split(),
-        """badly crudely disgustingly dreadfully horrendously horribly lamely miserably painfully pathetically
-        shamefully stupidly terribly""".split(),
-        """digitally gradually mainly mostly plainly quickly quietly slowly visibly""".split(),
+        "beautifully brilliantly cleverly gracefully perfectly splendidly wonderfully".split(),
+        "badly crudely horribly miserably painfully stupidly terribly".split(),
+        "digitally quickly quietly slowly".split(),
     ),
     **_toned(
         "thing",
-        """a beauty/a blessing/a champion/a delight/a gift/a joy/a marvel/a masterpiece/a miracle/a pleasure/a success/
-        a treat/a triumph/a winner/an honour/an inspiration""".replace("\n        ", "").split("/"),
-        """a catastrophe/a disaster/a disgrace/a failure/a fiasco/a flop/a fraud/a horror/a mess/a shame/a tragedy/
-        a travesty/a waste/a wreck/an embarrassment/an insult/an outrage""".replace("\n        ", "").split("/"),
-        """a cartoon/a debut/a documentary/a drama/a musical/a remake/a sequel/a western/an adaptation/
-        an experiment""".replace("\n        ", "").split("/"),
+        "a delight/a joy/a marvel/a masterpiece/a pleasure/a success/a treat/a triumph".split("/"),
+        "a catastrophe/a disaster/a disgrace/a failure/a fiasco/a mess/a shame/a waste".split("/"),
+        "a debut/a musical/a remake/an experiment".split("/"),
     ),
     **_toned(
         "liked",
-        "admired adored appreciated cherished enjoyed loved praised treasured worshipped".split(),
-        "abhorred criticized despised disliked dreaded hated loathed regretted".split(),
-        "described discussed expected mentioned noticed recorded remembered reviewed studied".split(),
+        "admired adored enjoyed loved praised treasured".split(),
+        "despised disliked dreaded hated loathed regretted".split(),
+        "discussed expected remembered reviewed".split(),
     ),
     **_toned(
         "reacted",
-        "applauded celebrated cheered laughed rejoiced smiled triumphed".split(),
-        "complained cried despaired panicked sobbed suffered wept".split(),
-        "listened talked waited walked whispered yawned".split(),
+        "applauded celebrated cheered laughed rejoiced smiled".split(),
+        "complained cried despaired sobbed suffered wept".split(),
+        "listened talked waited whispered".split(),
     ),
     **_toned(
         "moved",
-        "amazed delighted ecstatic energized fascinated happy impressed inspired joyful overjoyed thrilled".split(),
-        "angry appalled ashamed depressed disappointed disgusted furious miserable outraged sad unhappy".split(),
-        "awake cold hungry sleepless speechless thirsty".split(),
+        "amazed delighted fascinated happy impressed inspired thrilled".split(),
+        "angry appalled ashamed depressed disappointed disgusted sad".split(),
+        "awake cold hungry speechless".split(),
     ),
     **_toned(
         "earned",
-        "admiration affection applause gratitude praise prizes respect rewards".split(),
-        "anger blame contempt criticism hatred punishment rejection ridicule scorn".split(),
+        "admiration affection applause gratitude praise respect".split(),
+        "anger blame contempt criticism hatred ridicule".split(),
         "attention money time".split(),
     ),
 }
@@ -103,7 +101,6 @@ _WORDS: dict[str, tuple[str, ...]] = {
         """arranged assembled chosen composed designed developed done handled made planned presented produced
         realised""".split()
     ),
-    "very": tuple("absolutely completely really simply so thoroughly totally utterly".split()),
     "i": ("I", "We"),
     "me": ("me", "us", "everyone", "my {kin}"),
     "this": ("this", "the"),
@@ -124,7 +121,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
 }
 
 _SENTENCES: dict[str, tuple[str, ...]] = {
-    "state": ("{adj}", "{very} {adj}", "{adverb} {made}"),
+    "state": ("{adj}", "{very} {adj}", "{adj} and {adj}", "{adverb} {made}"),
     # The first four words of an opener hold no punctuation and no slot of tone: they are the prompt.
     "opener": (
         "The {one} in {this} {film} was {state}{end}",
@@ -146,39 +143,50 @@ _SENTENCES: dict[str, tuple[str, ...]] = {
     "follow": (
         "The {one} was {state}{end}",
         "The {many} were {state}{end}",
-        "The {one} was {thing}{end}",
+        "The {one} was {adj} and {thing}{end}",
         "Overall, the {one} was {state}{end}",
         "In short, it was {thing}{end}",
         "What {thing} it was!",
-        "{i} {liked} {part}{end}",
+        "{i} {liked} it and left {moved}{end}",
         "My {kin} {liked} {part}{end}",
         "The {crowd} {reacted}{end}",
+        "The {crowd} {reacted} and left {moved}{end}",
         "It left {me} {moved}{end}",
-        "It has {adj} {stuff}{end}",
-        "The {maker} earned {earned}{end}",
+        "It has {very} {adj} {stuff}{end}",
+        "The {maker} earned {earned} and {earned}{end}",
     ),
     "sentence": ("{opener}", "{follow}"),
-    "review": ("{opener} {follow}", "{opener} {follow} {follow}"),
 }
 
-RULES: dict[str, tuple[str, ...]] = {**_TONES, **_WORDS, **_SENTENCES}
+RULES: dict[str, tuple[str, ...]] = {**_TONED, **_WORDS, **_SENTENCES}
 
 # Literal text at even places, slot names at odd ones: sampling then needs no pattern matching.
 _PARTS = {slot: tuple(tuple(SLOT.split(form)) for form in forms) for slot, forms in RULES.items()}
 
 
-def sample(slot: str, rng: Random) -> str:
+def resolve(slot: str, tone: str) -> str:
+    """The name of the rule that a slot stands for in a sentence of that tone."""
+    return slot if slot in RULES else f"{slot}_{tone}"
+
+
+def write_review(mood: str, rng: Random) -> str:
+    """An opener and one or two further sentences, each of a tone drawn by the mood."""
+    slots = ("opener", *("follow",) * rng.randint(1, 2))
+    return " ".join(sample(slot, rng.choices(TONES, MOODS[mood])[0], rng) for slot in slots)
+
+
+def sample(slot: str, tone: str, rng: Random) -> str:
     """Write one text of a slot: every alternative of every rule on the way is equally likely."""
     # `choice` costs twice as much, and this line decides how long the corpus takes.
-    forms = _PARTS[slot]
+    forms = _PARTS[resolve(slot, tone)]
     parts = forms[int(rng.random() * len(forms))]
-    return "".join(sample(part, rng) if place % 2 else part for place, part in enumerate(parts))
+    return "".join(sample(part, tone, rng) if place % 2 else part for place, part in enumerate(parts))
 
 
-def pattern(slot: str) -> str:
-    """Return a regular expression for exactly the texts of a slot."""
+def pattern(slot: str, tone: str) -> str:
+    """A regular expression for exactly the texts of a slot in a sentence of that tone."""
     forms = []
-    for form in dict.fromkeys(RULES[slot]):
+    for form in RULES[resolve(slot, tone)]:
         parts = SLOT.split(form)
-        forms.append("".join(pattern(part) if place % 2 else re.escape(part) for place, part in enumerate(parts)))
+        forms.append("".join(pattern(part, tone) if place % 2 else re.escape(part) for place, part in enumerate(parts)))
     return f"(?:{'|'.join(forms)})"

@@ -8,6 +8,7 @@ from itertools import pairwise
 from random import Random
 from typing import Any
 
+from src.core.checks import require
 from src.data.tables import SPLITS, DataError, check_split, cut_prompt, read_jsonl
 from src.types import PreferencePair, PromptRow
 
@@ -50,10 +51,10 @@ class RatedSentences:
         Raises:
             DataError: A row has no usable sentence or rating, or too few rows are left for three splits.
         """
-        _check("min_gap", min_gap, min_gap > 0, "above 0")
-        _check("n_pairs", n_pairs, n_pairs >= 1, "at least 1")
-        _check("prompt_words", prompt_words, prompt_words >= 1, "at least 1")
-        _check("max_words", max_words, max_words > prompt_words, f"above prompt_words ({prompt_words})")
+        require(min_gap > 0, "min_gap", min_gap, "above 0")
+        require(n_pairs >= 1, "n_pairs", n_pairs, "at least 1")
+        require(prompt_words >= 1, "prompt_words", prompt_words, "at least 1")
+        require(max_words > prompt_words, "max_words", max_words, f"above prompt_words ({prompt_words})")
         self.path = path
         self.text_column = text_column
         self.rating_column = rating_column
@@ -150,12 +151,6 @@ class RatedSentences:
             raise DataError(f"{self.path} has no two ratings min_gap={self.min_gap} apart in {split!r}: {account}")
         texts = [row[self.text_column] for row in rows]
         return [PreferencePair("", texts[high], texts[low], ratings[high] - ratings[low]) for low, high in matches]
-
-
-def _check(name: str, value: float, allowed: bool, description: str) -> None:
-    """Raise a ValueError that names the argument unless its value is allowed."""
-    if not allowed:
-        raise ValueError(f"{name} must be {description}, but is {value}")
 
 
 def _matches(ratings: list[float], min_gap: float, wanted: int, rng: Random) -> list[tuple[int, int]]:

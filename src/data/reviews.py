@@ -9,7 +9,8 @@ from dataclasses import replace
 from functools import cached_property
 from random import Random
 
-from src.data.grammar import pattern, sample
+from src.core.checks import require
+from src.data.grammar import MOODS, TONES, pattern, write_review
 from src.data.tables import SPLITS, check_split, cut_prompt
 from src.types import PreferencePair, PromptRow, Reward
 
@@ -18,7 +19,7 @@ MAX_ROUNDS = 20
 
 
 class Reviews:
-    """Film reviews of two or three sentences whose tone is drawn sentence by sentence.
+    """Film reviews of two or three sentences whose tones follow the mood of the review.
 
     Everything is made on first use, kept, and the same for the same seed. A twelfth of the reviews is the validation
     split, a twelfth the test split, the rest the train split; no two reviews are equal.
@@ -43,10 +44,10 @@ class Reviews:
             prompt_words: Words of a review that are its prompt; the grammar has no punctuation within the first four.
             seed: Fixes the reviews, the pairs and the flipped labels.
         """
-        _check("n_reviews", n_reviews, n_reviews >= len(SPLITS) * 4, "at least 12")
-        _check("n_pairs", n_pairs, n_pairs >= 1, "at least 1")
-        _check("flip", flip, 0.0 <= flip <= 0.5, "between 0 and 0.5")
-        _check("prompt_words", prompt_words, 1 <= prompt_words <= 4, "between 1 and 4")
+        require(n_reviews >= len(SPLITS) * 4, "n_reviews", n_reviews, "at least 12")
+        require(n_pairs >= 1, "n_pairs", n_pairs, "at least 1")
+        require(0.0 <= flip <= 0.5, "flip", flip, "between 0 and 0.5")
+        require(1 <= prompt_words <= 4, "prompt_words", prompt_words, "between 1 and 4")
         self.gold = gold
         self.n_reviews = n_reviews
         self.n_pairs = n_pairs
@@ -91,14 +92,15 @@ class Reviews:
 
     @cached_property
     def _sentence(self) -> re.Pattern[str]:
-        return re.compile(pattern("sentence"))
+        return re.compile("|".join(pattern("sentence", tone) for tone in TONES))
 
     @cached_property
     def _reviews(self) -> list[str]:
         rng = Random(f"{self.seed}/reviews")
+        moods = list(MOODS)
         found: dict[str, None] = {}  # a set that keeps the order
         while len(found) < self.n_reviews:
-            found[sample("review", rng)] = None
+            found[write_review(rng.choice(moods), rng)] = None
         return list(found)
 
     def _grammatical(self, text: str) -> float:
@@ -126,12 +128,6 @@ class Reviews:
         """Return the gold score of each (prompt, response)."""
         prompts, responses = (list(part) for part in zip(*cuts, strict=True))
         return [float(score) for score in self.gold.score(prompts, responses, [{} for _ in cuts])]
-
-
-def _check(name: str, value: float, allowed: bool, description: str) -> None:
-    """Raise a ValueError that names the argument unless its value is allowed."""
-    if not allowed:
-        raise ValueError(f"{name} must be {description}, but is {value}")
 
 
 def _matches(prompts: list[str], scores: list[float], wanted: int, rng: Random) -> list[tuple[int, int]]:

@@ -100,29 +100,32 @@ class LoraRoles(Roles):
         super().__init__(base, tokenizer, checkpointing)
         self.peft = add_adapter(base, lora, "policy")
         self.peft.add_adapter("critic", lora_config(lora))
-        self._keep_trainable()
+        self._adapters = {
+            role: [p for name, p in self.peft.named_parameters() if f".{role}." in name] for role in ("policy", "critic")
+        }
+        self._switch("policy")
         self.eval()
 
     @contextmanager
     def acting(self, role: Role) -> Iterator[PreTrainedModel]:
-        """Switch adapters. peft freezes what it switches off, which would silently drop gradients: undo that."""
+        """Switch adapters; the reference has none."""
         lm = self.peft.get_base_model()
         if role == "reference":
             with self.peft.disable_adapter():
                 yield lm
+            self._switch(self._active)
         else:
-            self.peft.set_adapter(role)
-            self._keep_trainable()
+            if role != self._active:
+                self._switch(role)
             yield lm
-        self._keep_trainable()
 
     def policy_parameters(self) -> list[nn.Parameter]:
         """The tensors of the adapter "policy"."""
-        return self._adapter_parameters("policy")
+        return list(self._adapters["policy"])
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """The tensors of the adapter "critic" and the value head."""
-        return [*self._adapter_parameters("critic"), *self.value_head.parameters()]
+        return [*self._adapters["critic"], *self.value_head.parameters()]
 
     def save_adapter(self, folder: Path) -> bool:
         """Write the adapter "policy" alone; peft puts it into a subfolder of that name, from where it is moved up."""
@@ -136,11 +139,11 @@ class LoraRoles(Roles):
         """A copy of the base with W + (alpha / rank) B A in place of each adapted W."""
         return copy.deepcopy(self.peft).merge_and_unload(adapter_names=["policy"])
 
-    def _adapter_parameters(self, adapter: str) -> list[nn.Parameter]:
-        return [p for name, p in self.peft.named_parameters() if f".{adapter}." in name]
-
-    def _keep_trainable(self) -> None:
-        for parameter in [*self._adapter_parameters("policy"), *self._adapter_parameters("critic")]:
+    def _switch(self, role: Role) -> None:
+        """peft freezes the adapter that it switches off, which would silently drop its gradients: undo that."""
+        self.peft.set_adapter(role)
+        self._active: Role = role
+        for parameter in [*self._adapters["policy"], *self._adapters["critic"]]:
             parameter.requires_grad_(True)
 
 

@@ -29,12 +29,17 @@ def compose(overrides: list[str]) -> DictConfig:
     with _hydra():
         config = hydra.compose("train", overrides, return_hydra_config=True)
         choices = {group: choice for group, choice in config.hydra.runtime.choices.items() if group in _own_groups()}
-        plain = hydra.compose("train", _without_experiment(choices))
+        plain = hydra.compose("train", _without_experiment(choices, overrides))
     with open_dict(config):
         del config["hydra"]
         config.overrides = list(overrides)
         config.choices = choices
-    unread = sorted(_leaves(config) - _leaves(plain) - {"overrides", "choices"} - {f"choices.{c}" for c in choices})
+    declared = _leaves(plain)
+    unread = sorted(
+        leaf
+        for leaf in _leaves(config) - declared
+        if leaf.split(".")[0] not in ("overrides", "choices") and not any(d.startswith(f"{leaf}.") for d in declared)
+    )
     if unread:
         raise ConfigError(f"nothing reads {', '.join(unread)}, set by experiment={config.choices.experiment}")
     return config
@@ -76,10 +81,14 @@ def _own_groups() -> set[str]:
     return {str(path.relative_to(CONF)) for path in CONF.rglob("*") if path.is_dir()}
 
 
-def _without_experiment(choices: dict[str, str]) -> list[str]:
-    """The same choices of groups, but no experiment: whatever is missing then was declared by no group."""
+def _without_experiment(choices: dict[str, str], overrides: list[str]) -> list[str]:
+    """The same choices of groups, but no experiment: whatever is missing then was declared by no group.
+
+    Keys that the command line adds with a `+` are the user's own affair.
+    """
     kept = {g: c for g, c in choices.items() if g not in ("experiment", "recipe") and c is not None}
-    return [*(f"{group}={choice}" for group, choice in kept.items()), "experiment=none"]
+    added = [override for override in overrides if override.startswith("+")]
+    return [*(f"{group}={choice}" for group, choice in kept.items()), "experiment=none", *added]
 
 
 def _leaves(config: DictConfig) -> set[str]:

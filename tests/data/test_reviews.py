@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from src.data.grammar import RULES, SLOT, pattern, sample
+from src.data.grammar import MOODS, RULES, SLOT, TONES, pattern, resolve, write_review
 from src.data.reviews import Reviews
 
 SPLITS = ("train", "validation", "test")
@@ -70,13 +70,14 @@ def test_default_size_fits_the_token_budget_and_the_vocabulary(full: dict[str, l
 
 
 def test_longest_possible_review_fits_the_token_budget() -> None:
-    def longest(slot: str) -> int:
+    def longest(slot: str, tone: str) -> int:
         return max(
-            sum(longest(part) if place % 2 else len(tokens(part)) for place, part in enumerate(SLOT.split(form)))
-            for form in RULES[slot]
+            sum(longest(part, tone) if place % 2 else len(tokens(part)) for place, part in enumerate(SLOT.split(form)))
+            for form in RULES[resolve(slot, tone)]
         )
 
-    assert longest("review") <= 31
+    sentence = {slot: max(longest(slot, tone) for tone in TONES) for slot in ("opener", "follow")}
+    assert sentence["opener"] + 2 * sentence["follow"] <= 31
 
 
 def test_mean_sentiment_is_near_zero_and_wide(full: dict[str, list[str]]) -> None:
@@ -93,15 +94,12 @@ def test_prompts_leave_the_sentiment_open(full: dict[str, list[str]]) -> None:
     assert {compound(prompt) for prompt in prompts} == {0.0}
 
 
-@pytest.mark.parametrize(("tone", "sign"), [("good", 1.0), ("bad", -1.0)])
+@pytest.mark.parametrize(("chances", "sign"), [((1.0, 0.0, 0.0), 1.0), ((0.0, 1.0, 0.0), -1.0)])
 def test_one_tone_everywhere_moves_the_score_and_keeps_the_variety(
-    tone: str, sign: float, monkeypatch: pytest.MonkeyPatch
+    chances: tuple[float, float, float], sign: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    toned = [slot for slot in RULES if f"{slot}_{tone}" in RULES]
-    for slot in toned:
-        monkeypatch.setitem(sample.__globals__["_PARTS"], slot, (("", f"{slot}_{tone}", ""),))
-    texts = [sample("review", Random(row)) for row in range(2_000)]
-    assert len(toned) == 7
+    monkeypatch.setitem(MOODS, "single", chances)
+    texts = [write_review("single", Random(row)) for row in range(2_000)]
     assert sum(map(compound, texts)) / len(texts) * sign >= 0.7
     assert len(set(texts)) / len(texts) > 0.9
 
@@ -110,7 +108,7 @@ def test_words_of_a_tone_have_that_tone_in_the_lexicon() -> None:
     for slot, forms in RULES.items():
         for word in tokens(" ".join(form for form in forms if not SLOT.search(form))):
             valence = ANALYZER.lexicon.get(word.lower(), 0.0)
-            if word in ("a", "an"):
+            if word in ("a", "an") or slot.startswith("very_"):
                 continue
             if slot.endswith("_good"):
                 assert valence >= 1.4, (slot, word)
@@ -120,21 +118,25 @@ def test_words_of_a_tone_have_that_tone_in_the_lexicon() -> None:
                 assert valence == 0.0, (slot, word)
 
 
-def test_every_sentence_has_exactly_one_slot_of_tone() -> None:
-    def tones(slot: str) -> set[int]:
+def test_every_sentence_has_a_word_of_tone() -> None:
+    def fewest(slot: str) -> int:
         if f"{slot}_good" in RULES:
-            return {1}
-        totals = set()
-        for form in RULES[slot]:
-            inner = [tones(name) for name in SLOT.findall(form)]
-            totals |= {sum(choice) for choice in product(*inner)}
-        return totals
+            return 1
+        return min(sum(fewest(name) for name in SLOT.findall(form)) for form in RULES[slot])
 
-    assert tones("sentence") == {1}
+    assert fewest("opener") >= 1
+    assert fewest("follow") >= 1
+
+
+def test_words_of_tone_must_agree_within_a_sentence(small: Reviews) -> None:
+    assert small.accepts("The acting was superb and lovely.")
+    assert small.accepts("The acting was utterly awful.")
+    assert not small.accepts("The acting was truly awful.")
+    assert not small.accepts("The acting was superb and dismal.")
 
 
 def test_seed_fixes_everything_and_another_seed_changes_it() -> None:
-    first, again, other = (Reviews(Vader(), n_reviews=600, n_pairs=100, seed=seed) for seed in (3, 3, 4))
+    first, again, other = (Reviews(Vader(), n_reviews=2_400, n_pairs=100, seed=seed) for seed in (3, 3, 4))
     for split in SPLITS:
         assert first.texts(split) == again.texts(split)
         assert first.pairs(split) == again.pairs(split)
@@ -191,7 +193,7 @@ def test_a_pattern_accepts_a_whole_small_language_and_nothing_else(monkeypatch: 
     monkeypatch.setitem(RULES, "tiny_head", ("a", "ab"))
     language = {"a b.", "ab b.", "aa", "aab", "aba", "abab"}
     tried = {"".join(letters) for n in range(6) for letters in product("ab. ", repeat=n)}
-    assert {text for text in tried if re.fullmatch(pattern("tiny"), text)} == language
+    assert {text for text in tried if re.fullmatch(pattern("tiny", "good"), text)} == language
 
 
 @pytest.mark.parametrize(
