@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import transformers
+from hydra.errors import ConfigCompositionException
 from lightning.pytorch import LightningModule
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -37,14 +41,25 @@ ROWS = {
 }
 
 
+def quiet_libraries() -> None:
+    """Keep the console for this project's own words: no tips, no banners, no bars of the libraries."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module=r"(lightning|peft|transformers)\.")
+
+
 @contextmanager
 def friendly_errors() -> Iterator[None]:
     """Turn errors that a person can mend into one sentence on stderr and exit code 2."""
     try:
         yield
-    except (ConfigError, SettingError, DataError, ModelError) as error:
+    except (ConfigError, ConfigCompositionException, SettingError, DataError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 def write_result(
@@ -60,10 +75,15 @@ def write_result(
         "seed": config.seed,
         **{name: as_result(group) for name, group in figures.items()},
     }
-    temporary = folder / "result.tmp"
-    temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / FINISHED)
+    write_json(folder / FINISHED, result)
     return result
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def git_revision() -> str | None:

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.artefacts import ensure
 from src.callbacks.checkpoint import checkpoints
-from src.report import friendly_errors, report, write_result
+from src.report import friendly_errors, quiet_libraries, report, write_result
 from src.utils.config import compose, instantiate
 from src.preflight import preflight
 from src.utils.run_folder import run_folder
@@ -59,13 +58,12 @@ def run(overrides: list[str]) -> dict[str, Any]:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(config: DictConfig) -> float:
     """Entry of the command line; returns the figure that sweepers maximise (`sweep_metric`)."""
+    quiet_libraries()
     with friendly_errors():
         result = run(list(HydraConfig.get().overrides.task))
-    value: Any = result
-    for part in config.sweep_metric.split("."):
-        value = value[part]
-    return float(value)
+    group, name = config.sweep_metric.split(".")
+    return float(result[group][name])
 
 
 if __name__ == "__main__":
-    sys.exit(0 if main() is None else 0)
+    main()

@@ -233,7 +233,6 @@ OFFENDERS = [
     (imports_point_one_way, "src/rollout/engine.py", "def f():\n    from src.modules import ppo"),
     (imports_point_one_way, "src/modules/ppo.py", "from src.callbacks.rollout import RolloutCallback"),
     (imports_point_one_way, "src/callbacks/samples.py", "from src.train import main"),
-    (imports_point_one_way, "src/utils/run.py", "from src.core import masking"),
     (imports_point_one_way, "src/utils/run.py", "from src.train import main"),
     (imports_point_one_way, "src/misc/helpers.py", "import math"),
     (only_entries_and_utils_import_hydra, "src/models/lora.py", "import hydra.utils"),

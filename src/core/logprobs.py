@@ -22,4 +22,5 @@ def logprobs_from_logits(logits: Tensor, ids: Tensor, temperature: float = 1.0) 
 def entropy_from_logits(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """H = logsumexp(z) - sum_v softmax(z)_v z_v, z = logits / temperature. Shapes: (..., V) -> (...) nats."""
     scaled = _scaled(logits, temperature)
-    return scaled.logsumexp(dim=-1) - (scaled.softmax(dim=-1) * scaled).sum(dim=-1)
+    finite = scaled.masked_fill(scaled.isneginf(), 0)  # a forbidden token has probability 0 and adds nothing
+    return scaled.logsumexp(dim=-1) - (scaled.softmax(dim=-1) * finite).sum(dim=-1)

@@ -30,8 +30,9 @@ def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
 
     Unbiased variance with the constant inside the root, as TRL and verl do it. Source: detail 12 of "The N
     implementation details of RLHF with PPO" (https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo).
-    Shapes: (B, T) -> (B, T), 0 outside the mask. One counted element gives 0 (or itself, unshifted, over 1e-4).
+    Shapes: (B, T) -> (B, T), 0 outside the mask. One counted element gives 0 (itself, when the mean is kept).
     """
+    x = masked(x, mask)
     mean = masked_mean(x, mask)
     whitened = (x - mean) * torch.rsqrt(masked_variance(x, mask) + 1e-8)
     return masked(whitened if shift_mean else whitened + mean, mask)

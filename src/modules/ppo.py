@@ -204,8 +204,9 @@ class PPOModule(LightningModule):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
         averages.add(f"{name}/grad_norm", norm)
-        if not skip:
-            optimizer.step()
+        if skip:
+            optimizer.zero_grad()  # a step without gradients moves nothing, and keeps the schedules in step
+        optimizer.step()
         optimizer.zero_grad()
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:

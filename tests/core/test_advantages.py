@@ -62,7 +62,8 @@ def gae_by_definition(rewards: Tensor, values: Tensor, mask: Tensor, gamma: floa
 
 def gae_by_backward_loop(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:
     """The classical recursion on one row without padding."""
-    advantages, following, value_after = [], 0.0, 0.0
+    advantages: list[float] = []
+    following = value_after = 0.0
     for reward, value in zip(reversed(rewards), reversed(values), strict=True):
         following = reward + gamma * value_after - value + gamma * lam * following
         value_after = value
@@ -150,9 +151,9 @@ def test_gaps_are_skipped(gamma: float, lam: float) -> None:
     """Checklist 37. Tool output in the middle: neither discounted through nor read."""
     rewards, values = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[0.3, -0.7, 0.2]])
     with_gap = torch.tensor([[True, False, False, True, False, True]])
-    spread = [torch.full((1, 6), 44.0).masked_scatter(with_gap, x) for x in (rewards, values)]
+    spread_rewards, spread_values = (torch.full((1, 6), 44.0).masked_scatter(with_gap, x) for x in (rewards, values))
     collapsed = gae(rewards, values, torch.ones(1, 3, dtype=torch.bool), gamma, lam)
-    assert_close(gae(*spread, with_gap, gamma, lam)[with_gap], collapsed[0])
+    assert_close(gae(spread_rewards, spread_values, with_gap, gamma, lam)[with_gap], collapsed[0])
 
 
 def test_a_perfect_critic_leaves_no_advantage(rewards: Tensor, ragged: Tensor) -> None:

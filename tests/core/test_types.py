@@ -62,7 +62,7 @@ def assert_rows(chosen: Rollout | Experience, record: Rollout | Experience, rows
 @settings(deadline=None, derandomize=True, max_examples=40)
 @given(st.lists(st.integers(0, ROWS - 1), max_size=6), st.booleans())
 def test_select_takes_the_same_rows_of_every_field(rows: list[int], scored: bool) -> None:
-    """Checklist 52. In any order, repeated or none; what belongs to the whole batch stays."""
+    """In any order, repeated or none; what belongs to the whole batch stays."""
     record = make_experience() if scored else make_rollout()
     assert_rows(select(record, torch.tensor(rows, dtype=torch.int64)), record, rows)
 
@@ -73,7 +73,7 @@ def test_selecting_all_rows_gives_the_record_back() -> None:
 
 
 def test_a_permutation_and_its_inverse_cancel() -> None:
-    """Checklist 52. A minibatch pass reaches every sample once."""
+    """So the passes over shuffled rows lose nothing."""
     record, order = make_experience(), torch.tensor([2, 0, 3, 1])
     assert_rows(select(select(record, order), order.argsort()), record, list(range(ROWS)))
 
@@ -95,7 +95,7 @@ def test_an_experience_counts_its_rows_and_knows_its_mask() -> None:
 
 def test_records_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        make_rollout().policy_version = 18
+        make_rollout().policy_version = 18  # type: ignore[misc]
 
 
 def test_metadata_is_not_shared_between_prompt_rows() -> None:

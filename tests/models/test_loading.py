@@ -1,0 +1,103 @@
+"""Folders in, models out: adapters are merged, and what cannot work is refused in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2ForSequenceClassification
+
+from src.models.loading import ModelError, load_causal_lm, load_reward_model, load_tokenizer
+from tests.tiny import (
+    FOREIGN_WARNINGS,
+    gpt2_config,
+    make_roles,
+    model_settings,
+    seeded,
+    tokenizer,
+    write_lm,
+    write_reward_model,
+)
+
+pytestmark = FOREIGN_WARNINGS
+
+IDS = torch.tensor([[4, 7, 9, 5, 6]])
+
+
+def logits(model: object) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS).logits  # type: ignore[operator]
+
+
+def test_an_adapter_on_an_adapter_is_the_sum_of_both(tmp_path: Path) -> None:
+    """Checklist 33, 65. PPO from an adapter folder writes an adapter whose base is that folder; loading it gives all three.
+
+    Plain transformers would load base and first adapter unmerged, and put the second beside the first.
+    """
+    base = write_lm(tmp_path / "base")
+    make_roles(base, spread=0.2).save_adapter(tmp_path / "first")
+    tokenizer().save_pretrained(tmp_path / "first")
+    roles = make_roles(str(tmp_path / "first"), spread=0.2)
+    roles.save_adapter(tmp_path / "second")
+    expected = logits(roles.merged_policy())
+    assert_close(logits(load_causal_lm(model_settings(str(tmp_path / "second")))), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_folder_with_an_adapter_is_loaded_merged(tmp_path: Path) -> None:
+    """Checklist 33."""
+    base = write_lm(tmp_path / "base")
+    make_roles(base, spread=0.2).save_adapter(tmp_path / "adapter")
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter").eval()
+    lm = load_causal_lm(model_settings(str(tmp_path / "adapter")))
+    assert not isinstance(lm, PeftModel)
+    assert not any("lora" in name for name, _ in lm.named_parameters())
+    assert_close(logits(lm), logits(plain), atol=1e-5, rtol=0)
+    assert (logits(lm) - logits(AutoModelForCausalLM.from_pretrained(base))).abs().max() > 0.01
+
+
+def test_a_model_that_is_nowhere_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no usable model at"):
+        load_causal_lm(model_settings(str(tmp_path / "absent")))
+    with pytest.raises(ModelError, match="no usable model at"):
+        load_tokenizer(str(tmp_path / "absent"))
+    with pytest.raises(ModelError, match="no usable model at"):
+        load_reward_model(str(tmp_path / "absent"))
+
+
+def test_a_reward_model_without_a_score_head_is_refused(tmp_path: Path) -> None:
+    """Checklist 25. transformers would make a random head and go on."""
+    with pytest.raises(ModelError, match=r"score\.weight"):
+        load_reward_model(write_lm(tmp_path))
+
+
+def test_a_reward_model_with_two_outputs_is_refused(tmp_path: Path) -> None:
+    """Checklist 25."""
+    seeded(lambda: GPT2ForSequenceClassification(gpt2_config(num_labels=2)), 0).save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="2 outputs"):
+        load_reward_model(str(tmp_path))
+
+
+def test_a_reward_model_is_frozen_and_in_eval_mode(tmp_path: Path) -> None:
+    """Checklist 25, 59."""
+    model, _ = load_reward_model(write_reward_model(tmp_path, attn_pdrop=0.5))
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert not any(module.training for module in model.modules())
+
+
+def test_tokenizers_pad_on_the_left_and_need_an_end_token(tmp_path: Path) -> None:
+    """Checklist 9."""
+    bare = tokenizer()
+    bare.padding_side = "right"
+    bare.pad_token = None
+    bare.save_pretrained(tmp_path / "no_pad")
+    loaded = load_tokenizer(str(tmp_path / "no_pad"))
+    assert (loaded.padding_side, loaded.pad_token_id) == ("left", loaded.eos_token_id)
+    bare.eos_token = None
+    bare.save_pretrained(tmp_path / "no_end")
+    assert AutoTokenizer.from_pretrained(tmp_path / "no_end").eos_token_id is None
+    with pytest.raises(ModelError, match="no end-of-text token"):
+        load_tokenizer(str(tmp_path / "no_end"))
