@@ -172,7 +172,7 @@ def test_checkpointing_recomputes_the_layers(base: str) -> None:
     """Checklist 60. Otherwise the comparison above compares nothing."""
     roles = make_roles(base, gradient_checkpointing=True)
     calls = []
-    roles.peft.get_base_model().transformer.h[0].mlp.register_forward_hook(lambda *args: calls.append(1))
+    roles.peft.get_base_model().transformer.h[0].ln_1.register_forward_hook(lambda *args: calls.append(1))
     roles.logprobs(ragged_rollout(), 1.0)[0].sum().backward()
     assert len(calls) == 2
     assert not any(module.training for module in roles.modules())

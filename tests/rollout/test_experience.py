@@ -17,6 +17,7 @@ from src.rollout.shaping import IgnoreMissingEos, ScoreShaping, SetMissingEos, S
 from src.types import Experience
 from tests.tiny import (
     EOS,
+    FIRST_WORD,
     FOREIGN_WARNINGS,
     LORA,
     PROMPTS,
@@ -133,7 +134,7 @@ def test_the_reward_reads_prompt_response_and_whether_it_ended(roles: Roles) -> 
     assert prompts == PROMPTS
     for row in range(len(PROMPTS)):
         tokens = rollout.response_ids[row][rollout.response_mask[row]].tolist()
-        assert responses[row] == "".join(words.convert_ids_to_tokens([t for t in tokens if t > EOS]))
+        assert responses[row] == "".join(words.convert_ids_to_tokens([t for t in tokens if t >= FIRST_WORD]))
         assert metadata[row] == {"row": row, "finished": tokens[-1] == EOS}
     assert all("finished" not in row for row in rollout.metadata)
     assert rollout.policy_version == 4
