@@ -12,7 +12,9 @@ PYTHON_CHECK := import sys; sys.exit("Python 3.11 or newer is needed: make PYTHO
 test test-slow: export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format lock clean
+REVIEWS ?=
+
+.PHONY: help setup demo test test-slow results lint format lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed 's/:.*## /:/' | awk -F: '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -26,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: setup ## Run SFT, reward model and PPO on a toy task
+demo: setup ## Run SFT, reward model and PPO on the embedded reviews
 	$(BIN)/python -m src.pipeline
 
 test: setup ## Run the fast tests
@@ -35,6 +37,10 @@ test: setup ## Run the fast tests
 # pytest exits with 5 when it collects nothing; that is fine only as long as no test is marked slow.
 test-slow: setup ## Run the slow tests
 	$(BIN)/python -m pytest -m slow || { test $$? -eq 5 && ! grep -rqs --include='*.py' 'mark\.slow' tests; }
+
+results: setup ## Repeat the studies of docs/results.md (an hour); REVIEWS=FILE adds the one on real text
+	$(BIN)/python -m benchmarks.seeds sentiment
+	@if [ -n "$(REVIEWS)" ]; then $(BIN)/python -m benchmarks.seeds movie_reviews -- data.path=$(REVIEWS); fi
 
 lint: setup ## Check style, types and spelling
 	$(BIN)/ruff check .

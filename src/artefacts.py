@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -12,13 +11,23 @@ from typing import Any
 
 from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
-from rich import print as rich_print
 
-from src.utils.config import compose
+from src.utils.config import ConfigError, compose, with_value
+from src.utils.run_folder import make_folder
 
 Train = Callable[[DictConfig], dict[str, Any]]
 
-SOURCES = ("core", "data", "models", "rewards", "rollout", "modules/sft.py", "modules/reward.py", "modules/supervised.py")
+SOURCES = (
+    "core",
+    "data",
+    "models",
+    "rewards",
+    "rollout",
+    "modules/sft.py",
+    "modules/reward.py",
+    "modules/supervised.py",
+    "callbacks/normalise.py",
+)
 LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "lightning", "vaderSentiment")
 
 
@@ -35,7 +44,7 @@ def ensure(config: DictConfig, train: Train) -> None:
         config.model.path = _artefact(["stage=sft", *asked, *model], train)
     if config.stage == "ppo" and "path" in config.reward and config.reward.path is None:
         sft = _artefact(["stage=sft", *asked], train)
-        config.reward.path = _artefact(["stage=reward", *asked, f"model.path={sft}"], train)
+        config.reward.path = _artefact(["stage=reward", *asked, with_value("model.path", sft)], train)
 
 
 def _artefact(overrides: list[str], train: Train) -> str:
@@ -43,12 +52,14 @@ def _artefact(overrides: list[str], train: Train) -> str:
     config = compose(overrides)
     root = Path(config.log_dir) / "artefacts"
     final = root / f"{config.stage}-{_key(config)}"
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        make_folder(root)
+    except OSError as error:
+        raise ConfigError(f"log_dir={config.log_dir}: cannot write to {root} ({error.strerror})") from error
     with FileLock(f"{final}.lock"):  # a parallel job that needs the same one waits, then finds it
         if not (final / "result.json").exists():
-            rich_print(f"[bold]no {config.stage} model yet for this configuration: training it into {final}[/bold]")
-            working = root / f"{final.name}.tmp"
-            shutil.rmtree(working, ignore_errors=True)
+            print(f"no {config.stage} model yet for this configuration: training it into {final}")
+            working = root / f"{final.name}.tmp"  # one that was interrupted is gone on with
             config.run_dir = str(working)
             train(config)
             working.rename(final)

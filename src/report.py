@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from hydra.errors import ConfigCompositionException
+from hydra.errors import HydraException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -27,6 +28,7 @@ from src.models.loading import ModelError
 from src.modules.ppo import PPOModule
 from src.rollout.evaluation import Evaluation, merge
 from src.utils.config import ConfigError
+from src.utils.explain import explain
 from src.utils.figures import Figure, as_result
 from src.utils.run_folder import FINISHED
 
@@ -50,16 +52,38 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", module=r"(lightning|peft|transformers)\.")
 
 
+class JobFailedError(RuntimeError):
+    """One job of a sweep failed, and has said why."""
+
+
 @contextmanager
-def friendly_errors() -> Iterator[None]:
-    """Turn errors that a person can mend into one sentence on stderr and exit code 2."""
+def friendly_errors(overrides: list[str] | None = None, job_of_sweep: bool = False) -> Iterator[None]:
+    """Turn errors that a person can mend into one sentence on stderr and exit code 2, and Ctrl-C into exit code 130.
+
+    A job of a sweep says its sentence at once and raises `JobFailedError`, so that the other jobs run all the same.
+    """
     try:
         yield
-    except (ConfigError, ConfigCompositionException, SettingError, DataError, ModelError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except JobFailedError:
+        print("error: not every job of the sweep worked; the others have their results", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
+    except (ConfigError, HydraException, SettingError, DataError, ModelError, MisconfigurationException) as error:
+        given = sys.argv[1:] if overrides is None else overrides
+        sentence = explain(error, given) if isinstance(error, HydraException) else one_sentence(error)
+        if job_of_sweep:
+            print(f"error: job {' '.join(given)}: {sentence}", file=sys.stderr)
+            raise JobFailedError(sentence) from None
+        print(f"error: {sentence}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt as interrupt:
+        if not interrupt.args:
+            print("interrupted: the same command goes on with what was finished", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def one_sentence(error: Exception) -> str:
+    """The message on one line."""
+    return " ".join(str(error).split())
 
 
 def write_result(
@@ -104,7 +128,7 @@ def report(folder: Path, module: LightningModule) -> None:
         console.print(examples_table(evaluation, 5))
     else:
         console.print(figures_table(module.result()))
-    console.print(f"[bold]{folder}[/bold]: " + ", ".join(sorted(path.name for path in folder.iterdir())))
+    print(f"{folder}: " + ", ".join(sorted(path.name for path in folder.iterdir())))
 
 
 def comparison_table(evaluation: Evaluation) -> Table:

@@ -1,26 +1,29 @@
 """Train one stage: `python -m src.train stage=sft|reward|ppo` (default ppo).
 
-    python -m src.train                                     the embedded default
-    python -m src.train model=gpt2 ppo.clip=0.2             another model, another knob
-    python -m src.train -m ppo.clip=0.1,0.2 seed=1,2        a sweep
+python -m src.train                                     the embedded default
+python -m src.train model=gpt2 ppo.clip=0.2             another model, another knob
+python -m src.train -m ppo.clip=0.1,0.2 seed=1,2        a sweep
 """
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from src.artefacts import ensure
 from src.callbacks.checkpoint import checkpoints
-from src.report import friendly_errors, quiet_libraries, report, write_result
-from src.utils.config import compose, instantiate
 from src.preflight import preflight
-from src.utils.run_folder import run_folder
+from src.report import friendly_errors, one_sentence, quiet_libraries, report, write_result
+from src.utils.config import ConfigError, compose, instantiate
+from src.utils.run_folder import make_folder, name_of, run_folder
 
 
 def train(config: DictConfig) -> dict[str, Any]:
@@ -28,19 +31,25 @@ def train(config: DictConfig) -> dict[str, Any]:
     started = time.perf_counter()
     folder = Path(config.run_dir)
     preflight(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, folder / "config.yaml")
+    try:
+        make_folder(folder)
+    except OSError as error:
+        raise ConfigError(f"log_dir={config.log_dir}: cannot write to {folder} ({error.strerror})") from error
     corpus = instantiate(config.data)
+    OmegaConf.save(config, folder / "config.yaml")
+    trainer = _trainer(config)
     tokenizer = instantiate(config.tokenizer)(corpus=corpus)
     datamodule = instantiate(config.datamodule)(corpus=corpus, tokenizer=tokenizer)
     module = instantiate(config.module)(tokenizer=tokenizer)
-    trainer = instantiate(config.trainer)(
-        callbacks=list(instantiate(config.callbacks).values()), logger=list(instantiate(config.logger).values())
-    )
     saved = checkpoints(folder / "checkpoints") if config.resume == "auto" else []
-    trainer.fit(module, datamodule=datamodule, ckpt_path=saved[-1] if saved else None, weights_only=True)
-    module.save(folder)
-    trainer.test(module, datamodule=datamodule, verbose=False)
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=saved[-1] if saved else None, weights_only=True)
+        module.save(folder)
+        trainer.test(module, datamodule=datamodule, verbose=False)
+    except SystemExit:  # Lightning's answer to Ctrl-C, with exit code 1
+        if trainer.interrupted:
+            raise KeyboardInterrupt("the checkpoint callback has said what is kept") from None
+        raise
     result = write_result(folder, config, module.result(), time.perf_counter() - started)
     report(folder, module)
     return result
@@ -49,20 +58,54 @@ def train(config: DictConfig) -> dict[str, Any]:
 def run(overrides: list[str]) -> dict[str, Any]:
     """Compose, make what is missing, and train."""
     config = compose(overrides)
-    config.run_dir = str(run_folder(Path(config.log_dir) / config.stage, config.name, overrides, config.resume))
+    folder = run_folder(Path(config.log_dir) / config.stage, config.name, overrides, config.resume)
+    config.run_dir = str(folder)
     preflight(config)
+    _refuse_another_run(folder, config)
     ensure(config, train)
     return train(config)
 
 
+def _trainer(config: DictConfig) -> Trainer:
+    """Lightning's Trainer with the callbacks and loggers of the run. Raises `ConfigError` for what it refuses."""
+    callbacks = [callback for callback in instantiate(config.callbacks).values() if callback is not None]
+    loggers = [logger for logger in instantiate(config.logger).values() if logger is not None]
+    make = instantiate(config.trainer)
+    try:
+        return make(callbacks=callbacks, logger=loggers)
+    except (TypeError, ValueError, RuntimeError) as error:  # MisconfigurationException is none of these
+        raise ConfigError(f"trainer: {one_sentence(error)}") from error
+
+
+def _refuse_another_run(folder: Path, config: DictConfig) -> None:
+    """An unfinished run is gone on with by the same overrides only."""
+    saved = folder / "config.yaml"
+    if not saved.is_file():
+        return
+    before, now = (name_of(list(c.overrides)) for c in (OmegaConf.load(saved), config))
+    if before != now:
+        raise ConfigError(
+            f"name={config.name}: the unfinished run in {folder} has other settings ({before}, not {now}); "
+            f"give another name, or resume=never"
+        )
+
+
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
-def main(config: DictConfig) -> float:
-    """Entry of the command line; returns the figure that sweepers maximise (`sweep_metric`)."""
+def job(config: DictConfig) -> float:
+    """One run; returns the figure that sweepers maximise (`sweep_metric`)."""
     quiet_libraries()
-    with friendly_errors():
-        result = run(list(HydraConfig.get().overrides.task))
+    overrides = list(HydraConfig.get().overrides.task)
+    with friendly_errors(overrides, job_of_sweep=HydraConfig.get().mode == RunMode.MULTIRUN):
+        result = run(overrides)
     group, name = config.sweep_metric.split(".")
     return float(result[group][name])
+
+
+def main() -> None:
+    """Entry of the command line: a single run or, with -m, a sweep."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on to us and prints nothing of its own
+    with friendly_errors():
+        job()
 
 
 if __name__ == "__main__":

@@ -52,7 +52,9 @@ LORA = LoraSettings(rank=3, alpha=6, dropout=0.0, targets="all-linear")
 CONV1D = "ignore:fan_in_fan_out is set to False but the target module is `Conv1D`:UserWarning"
 # transformers 5.23 has a new name for gradient_checkpointing_enable
 CHECKPOINTING = "ignore:`gradient_checkpointing_(en|dis)able` is deprecated:FutureWarning"
-FOREIGN_WARNINGS = [pytest.mark.filterwarnings(CONV1D), pytest.mark.filterwarnings(CHECKPOINTING)]
+# Lightning wonders at modules in eval mode; here they are so on purpose
+EVAL_MODE = r"ignore:Found \d+ module\(s\) in eval mode at the start of training:UserWarning"
+FOREIGN_WARNINGS = [pytest.mark.filterwarnings(w) for w in (CONV1D, CHECKPOINTING, EVAL_MODE)]
 
 
 def tokenizer() -> PreTrainedTokenizerBase:
@@ -257,9 +259,7 @@ def make_module(roles: Roles, **changes: Any) -> PPOModule:
         aggregation=token_mean,
         policy_optimizer=partial(mine["optimizer"], lr=mine["lr"]),
         critic_optimizer=partial(mine["optimizer"], lr=mine["critic_lr"]),
-        lr_schedule=partial(
-            get_linear_schedule_with_warmup, num_warmup_steps=0, num_training_steps=mine["iterations"]
-        ),
+        lr_schedule=partial(get_linear_schedule_with_warmup, num_warmup_steps=0, num_training_steps=mine["iterations"]),
         reward=mine["reward"],
         gold_reward=None,
         roles=lambda tokenizer: roles,
@@ -321,6 +321,7 @@ def fit(
         batch_size=settings.batch_size,
         iterations=iterations,
         eval_prompts=4,
+        eval_batch_size=3,
         max_prompt_tokens=8,
         max_text_tokens=12,
         lm_coef=settings.lm_coef,
@@ -364,7 +365,9 @@ def plain_logprobs(model: Any, rollout: Rollout, temperature: float = 1.0) -> li
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([prompt + response])).logits[0].double() / temperature
         places = range(len(prompt), len(prompt) + len(response))
-        result.append([torch.log_softmax(logits[i - 1], 0)[token].item() for i, token in zip(places, response)])
+        result.append(
+            [torch.log_softmax(logits[i - 1], 0)[token].item() for i, token in zip(places, response, strict=True)]
+        )
     return result
 
 
@@ -376,7 +379,7 @@ def rows_of(x: Tensor, mask: Tensor) -> list[list[float]]:
 def assert_rows_close(actual: list[list[float]], expected: list[list[float]], tolerance: float) -> None:
     """Ragged comparison, with the largest difference in the message."""
     assert [len(row) for row in actual] == [len(row) for row in expected]
-    largest = max(abs(a - e) for x, y in zip(actual, expected) for a, e in zip(x, y))
+    largest = max(abs(a - e) for x, y in zip(actual, expected, strict=True) for a, e in zip(x, y, strict=True))
     assert largest <= tolerance, f"largest difference {largest}"
 
 

@@ -45,9 +45,10 @@ class RolloutCallback(Callback):
     ) -> None:
         """Let the reference and the policy answer the same held-out prompts."""
         evaluator = Evaluator(self.maker, trainer.datamodule.corpus, self.seed)
-        batch["evaluation"] = evaluator.evaluate(
-            pl_module.roles, pl_module.reward, pl_module.gold_reward, as_prompts(batch["prompts"]), batch_idx
-        )
+        with trainer.precision_plugin.forward_context():
+            batch["evaluation"] = evaluator.evaluate(
+                pl_module.roles, pl_module.reward, pl_module.gold_reward, as_prompts(batch["prompts"]), batch_idx
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """What the next iteration needs beside weights: the KL coefficient."""

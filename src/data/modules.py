@@ -110,6 +110,7 @@ class PromptData(LightningDataModule):
         batch_size: int,
         iterations: int,
         eval_prompts: int,
+        eval_batch_size: int,
         max_prompt_tokens: int,
         max_text_tokens: int,
         lm_coef: float,
@@ -117,7 +118,8 @@ class PromptData(LightningDataModule):
     ) -> None:
         super().__init__()
         self.corpus, self.tokenizer = corpus, tokenizer
-        self.batch_size, self.iterations, self.eval_prompts = batch_size, iterations, eval_prompts
+        self.batch_size, self.iterations = batch_size, iterations
+        self.eval_prompts, self.eval_batch_size = eval_prompts, eval_batch_size
         self.max_prompt_tokens, self.max_text_tokens = max_prompt_tokens, max_text_tokens
         self.with_texts, self.seed = lm_coef > 0, seed
 
@@ -139,7 +141,7 @@ class PromptData(LightningDataModule):
     def test_dataloader(self) -> OrderedLoader[PromptRow]:
         """The first `eval_prompts` prompts of the test split."""
         rows = self.corpus.prompts("test")[: self.eval_prompts]
-        return OrderedLoader(rows, lambda rows, indices: {"prompts": self.collate(rows, indices)}, 256)
+        return OrderedLoader(rows, lambda part, at: {"prompts": self.collate(part, at)}, self.eval_batch_size)
 
     def collate(self, rows: list[PromptRow], indices: list[int]) -> Batch:
         """The fields of `src.types.Prompts`; over-long prompts keep their end."""

@@ -24,12 +24,25 @@ class ModelError(RuntimeError):
     """A model or tokenizer cannot be loaded or used as asked."""
 
 
-def _absent(path: str, error: Exception) -> ModelError:
+def _absent(path: str, error: Exception, key: str = "model.path") -> ModelError:
+    """One sentence: what was looked for, why it did not work, and the two ways to provide it."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return ModelError(f"no usable model at {path!r} ({key}), a folder: {_first_line(error)}")
+    if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1:
+        return ModelError(
+            f"no usable model at {path!r}: there is no such folder; give one with {key}=FOLDER, or a name on the hub"
+        )
     return ModelError(
-        f"no usable model at {path!r} (neither a folder with config.json and weights nor reachable on the hub or in its "
-        f"cache): give a local folder with model.path=FOLDER, or download it once where there is a network with "
-        f"`hf download {path}`; {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        f"no usable model at {path!r}: it is no local folder, not in the hub's cache, and the hub cannot be reached or "
+        f"does not have it; give a local folder with {key}=FOLDER, or download it once where there is a network: "
+        f"`hf download {path}`"
     )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def adapter_base(path: str) -> str | None:
@@ -42,15 +55,15 @@ def adapter_base(path: str) -> str | None:
     return str(PeftConfig.from_pretrained(path).base_model_name_or_path)
 
 
-def load_config(path: str) -> PretrainedConfig:
+def load_config(path: str, key: str = "model.path") -> PretrainedConfig:
     """The architecture at `path`, without weights; of the base if an adapter lies there. Raises `ModelError`."""
     try:
         return AutoConfig.from_pretrained(adapter_base(path) or path)
     except (OSError, ValueError) as error:
-        raise _absent(path, error) from error
+        raise _absent(path, error, key) from error
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str, key: str = "model.path") -> PreTrainedTokenizerBase:
     """The tokenizer at `path`, padding on the left; without a padding token it pads with its end token.
 
     Masks are made by position everywhere, so padding with the end token does no harm. Raises `ModelError` when there is
@@ -59,7 +72,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     except (OSError, ValueError) as error:
-        raise _absent(path, error) from error
+        raise _absent(path, error, key) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer at {path!r} has no end-of-text token: set eos_token in its folder")
     if tokenizer.pad_token_id is None:
@@ -109,12 +122,13 @@ def load_reward_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True)
     except (OSError, ValueError) as error:
-        raise _absent(path, error) from error
+        raise _absent(path, error, "reward.path") from error
     if info["missing_keys"]:
-        raise ModelError(f"{path!r} is no trained reward model: it lacks the weights {sorted(info['missing_keys'])}")
+        lacking = ", ".join(sorted(info["missing_keys"]))
+        raise ModelError(f"reward.path={path} is no trained reward model: it lacks the weights {lacking}")
     if model.config.num_labels != 1:
         raise ModelError(f"the reward model at {path!r} has {model.config.num_labels} outputs where 1 is needed")
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path, "reward.path")
     return model.float().eval().requires_grad_(False), tokenizer
 
 

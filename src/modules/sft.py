@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class SFTModule(SupervisedModule):
 
     def save(self, folder: Path) -> Path:
         """Write the fine-tuned model as a plain Hugging Face folder, an adapter merged in."""
-        lm = self.net.merge_and_unload() if isinstance(self.net, PeftModel) else self.net
+        lm = copy.deepcopy(self.net).merge_and_unload() if isinstance(self.net, PeftModel) else self.net
         lm.save_pretrained(folder / "model")
         self.tokenizer.save_pretrained(folder / "model")
         return folder / "model"

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException, InstantiationException
+from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from src.core.checks import SettingError
+from src.utils.explain import CONF, SETS_OTHERS_KEYS, closest, explain, groups
 
-CONF = Path(__file__).parents[2] / "conf"
+FREE_TYPES = ("trainer", "logger", "overrides", "choices")  # Lightning's own arguments take values of several types
+NULLABLE = ("model.lora", "model.scratch", "callbacks")  # nodes that may be null: there is none of it then
+RESUME = ("auto", "never")
 
 
 class ConfigError(ValueError):
@@ -23,25 +26,24 @@ class ConfigError(ValueError):
 def compose(overrides: list[str]) -> DictConfig:
     """The configuration that `python -m src.train OVERRIDES` runs with, its overrides kept in `overrides`.
 
-    Raises Hydra's `ConfigCompositionException` for a key or option that does not exist and `ConfigError` for a key that
-    an experiment or preset sets and nothing reads.
+    Raises `ConfigError` for a key or option that does not exist, for a key that an experiment sets and nothing reads,
+    and for a value of another type than the key's own.
     """
-    with _hydra():
-        config = hydra.compose("train", overrides, return_hydra_config=True)
-        choices = {group: choice for group, choice in config.hydra.runtime.choices.items() if group in _own_groups()}
-        plain = hydra.compose("train", _without_experiment(choices, overrides))
+    try:
+        with _hydra():
+            config = hydra.compose("train", overrides, return_hydra_config=True)
+            choices = {group: choice for group, choice in config.hydra.runtime.choices.items() if group in groups()}
+            plain = hydra.compose("train", _without_experiment(choices, overrides))
+    except HydraException as error:
+        raise ConfigError(explain(error, overrides)) from error
     with open_dict(config):
         del config["hydra"]
-        config.overrides = list(overrides)
+        config.overrides = [override.replace("${", r"\${") for override in overrides]  # as they were typed
         config.choices = choices
-    declared = _leaves(plain)
-    unread = sorted(
-        leaf
-        for leaf in _leaves(config) - declared
-        if leaf.split(".")[0] not in ("overrides", "choices") and not any(d.startswith(f"{leaf}.") for d in declared)
-    )
-    if unread:
-        raise ConfigError(f"nothing reads {', '.join(unread)}, set by experiment={config.choices.experiment}")
+    _refuse_unread(config, plain)
+    _refuse_other_types(config, plain)
+    if config.resume not in RESUME:
+        raise ConfigError(f"resume={config.resume!r}: must be {' or '.join(RESUME)}")
     return config
 
 
@@ -52,46 +54,67 @@ def takes(stage: str, overrides: list[str], override: str) -> bool:
             hydra.compose("train", [f"stage={stage}", *overrides, override])
     except ConfigCompositionException:
         return False
+    except HydraException as error:
+        raise ConfigError(explain(error, [override])) from error
     return True
+
+
+def with_value(key: str, value: str) -> str:
+    """The override `key=value` in quotes, so that a value may hold `=`, `,` and spaces."""
+    escaped = value.replace("'", r"\'")
+    return f"{key}='{escaped}'"
+
+
+def resolve(config: DictConfig) -> None:
+    """Raise `ConfigError` when a required value is missing or an interpolation leads nowhere."""
+    try:
+        missing = sorted(OmegaConf.missing_keys(config))
+        OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    if missing:
+        wanted = " ".join(f"{key}=..." for key in missing)
+        raise ConfigError(f"{' and '.join(missing)} must be given with these choices: add {wanted}")
 
 
 def instantiate(node: Any) -> Any:
     """Make the object a configuration node describes; only here, so that one guard covers all of them.
 
-    Raises `ConfigError` that names the configuration key when a setting is out of its range.
+    Raises `ConfigError` that names the configuration key when a setting is out of its range or of the wrong type.
     """
     try:
         return hydra.utils.instantiate(node, _convert_="all")
+    except InterpolationResolutionError as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, SettingError):
-            raise ConfigError(f"{_source_key(node, error, cause)}={cause.value!r}: must be {cause.allowed}") from error
-        if cause is not None and not isinstance(cause, TypeError):
+            key = source_key(node, _inner_key(error, cause.name))
+            raise ConfigError(f"{key}={cause.value!r}: must be {cause.allowed}") from error
+        if isinstance(cause, TypeError):
+            where = source_key(node, _inner_key(error, ""))
+            raise ConfigError(f"{where}: {' '.join(str(cause).split())}") from error
+        if cause is not None:
             raise cause from error
-        raise
+        raise ConfigError(" ".join(str(error).split())) from error
 
 
-def _hydra() -> AbstractContextManager[Any]:
-    if GlobalHydra.instance().is_initialized():
-        return nullcontext()
-    return hydra.initialize_config_dir(str(CONF), version_base="1.3")
+def source_key(config: Any, key: str) -> str:
+    """The key where a value was written: follows `${...}` from `key`, in the configuration that `config` is part of."""
+    raw = OmegaConf.to_container(config._get_root(), resolve=False)
+    for _ in range(10):
+        parts = key.split(".")
+        for end in range(1, len(parts) + 1):  # the first part that is an interpolation is replaced by its target
+            value = _at(raw, parts[:end])
+            if isinstance(value, str) and value.startswith("${") and value.endswith("}") and value.count("${") == 1:
+                key = ".".join([value[2:-1], *parts[end:]])
+                break
+        else:
+            return key
+    return key
 
 
-def _own_groups() -> set[str]:
-    return {str(path.relative_to(CONF)) for path in CONF.rglob("*") if path.is_dir()}
-
-
-def _without_experiment(choices: dict[str, str], overrides: list[str]) -> list[str]:
-    """The same choices of groups, but no experiment: whatever is missing then was declared by no group.
-
-    Keys that the command line adds with a `+` are the user's own affair.
-    """
-    kept = {g: c for g, c in choices.items() if g not in ("experiment", "recipe") and c is not None}
-    added = [override for override in overrides if override.startswith("+")]
-    return [*(f"{group}={choice}" for group, choice in kept.items()), "experiment=none", *added]
-
-
-def _leaves(config: DictConfig) -> set[str]:
+def leaves(config: DictConfig) -> set[str]:
     """Dotted names of all keys that hold a plain value."""
 
     def walk(node: Any, prefix: str) -> set[str]:
@@ -102,17 +125,77 @@ def _leaves(config: DictConfig) -> set[str]:
     return walk(OmegaConf.to_container(config, resolve=False), "")
 
 
-def _source_key(node: Any, error: InstantiationException, cause: SettingError) -> str:
-    """The configuration key that the refused value came from, following interpolations to where it was written."""
-    text = str(error)
-    inner = text.rsplit("full_key: ", 1)[-1].strip() if "full_key: " in text else ""
-    key, root = f"{inner}.{cause.name}" if inner else cause.name, OmegaConf.create(node)._get_root()
-    raw = OmegaConf.to_container(node._get_root() if isinstance(node, DictConfig) else root, resolve=False)
-    for _ in range(10):
-        value: Any = raw
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if not (isinstance(value, str) and value.startswith("${") and value.endswith("}")):
-            return key
-        key = value[2:-1]
-    return key
+def _hydra() -> AbstractContextManager[Any]:
+    if GlobalHydra.instance().is_initialized():
+        return nullcontext()
+    return hydra.initialize_config_dir(str(CONF), version_base="1.3")
+
+
+def _without_experiment(choices: dict[str, str], overrides: list[str]) -> list[str]:
+    """The same choices of groups, but no experiment: whatever is missing then was declared by no group.
+
+    Keys that the command line adds with a `+` are the user's own affair.
+    """
+    kept = {g: c for g, c in choices.items() if g not in SETS_OTHERS_KEYS and c is not None}
+    added = [override for override in overrides if override.startswith("+")]
+    return [*(f"{group}={choice}" for group, choice in kept.items()), "experiment=none", *added]
+
+
+def _refuse_unread(config: DictConfig, plain: DictConfig) -> None:
+    """Hydra refuses an unknown key on the command line, but not one that an experiment or recipe sets."""
+    declared = leaves(plain)
+    unread = sorted(
+        leaf
+        for leaf in leaves(config) - declared
+        if leaf.split(".")[0] not in ("overrides", "choices")
+        and not any(d.startswith(f"{leaf}.") or leaf.startswith(f"{d}.") for d in declared)
+    )
+    if unread:
+        recipe = config.choices.get("recipe")
+        place = f"experiment={config.choices.experiment}" + (f" (conf/recipe/{recipe}.yaml)" if recipe else "")
+        raise ConfigError(f"nothing reads {unread[0]}, set by {place}; {closest(unread[0])}")
+
+
+def _refuse_other_types(config: DictConfig, plain: DictConfig) -> None:
+    """A key whose own value is a number, a truth value or a group of keys takes no other kind of value."""
+    raw, own = (OmegaConf.to_container(c, resolve=False) for c in (config, plain))
+    keys = {".".join(leaf.split(".")[:n]) for leaf in leaves(plain) for n in range(1, leaf.count(".") + 2)}
+    for key in sorted(keys):
+        *parents, name = key.split(".")
+        parent = _at(raw, parents)
+        if key.split(".")[0] in FREE_TYPES or not isinstance(parent, dict):
+            continue  # Lightning's business, or below a node that is null
+        value, default = parent.get(name), _at(own, key.split("."))
+        if isinstance(default, dict):
+            nullable = any(key == node or key.startswith(f"{node}.") for node in NULLABLE)
+            kind = "" if isinstance(value, dict) or (value is None and nullable) else "a group of keys"
+        else:
+            kind = _kind(OmegaConf.select(plain, key) if _is_reference(default) else default)
+            same = _kind(value) == kind or (_kind(value), kind) == ("a whole number", "a number")
+            kind = "" if same else kind
+        if kind and not _is_reference(value):
+            like = "" if isinstance(default, dict) else f", like {str(OmegaConf.select(plain, key)).lower()}"
+            raise ConfigError(f"{key}={'null' if value is None else repr(value)}: must be {kind}{like}")
+
+
+def _is_reference(value: Any) -> bool:
+    return isinstance(value, str) and "${" in value
+
+
+def _kind(value: Any) -> str:
+    """The kinds of value that are told apart, in words; "" for all others."""
+    if isinstance(value, bool):
+        return "true or false"
+    return {int: "a whole number", float: "a number"}.get(type(value), "")
+
+
+def _at(node: Any, path: list[str]) -> Any:
+    for part in path:
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
+
+
+def _inner_key(error: InstantiationException, name: str) -> str:
+    """The key of the node that could not be made, as Hydra's message gives it, and below it `name`."""
+    _, found, key = str(error).rpartition("full_key: ")
+    return ".".join(part for part in (key.strip() if found else "", name) if part)

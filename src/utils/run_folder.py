@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 FINISHED = "result.json"  # written last: a folder with this file is a finished run
+NOT_IN_NAMES = ("resume=", "stage=", "log_dir=", "name=")
 
 
 def run_folder(parent: Path, name: str | None, overrides: list[str], resume: str) -> Path:
@@ -14,7 +15,7 @@ def run_folder(parent: Path, name: str | None, overrides: list[str], resume: str
 
     Without a name the overrides make one. With `resume="never"` an unfinished folder is left alone.
     """
-    base = name or name_of(overrides)
+    base = name_of(overrides) if name is None else str(name)
     number = 1
     while True:
         folder = parent / (base if number == 1 else f"{base}-{number}")
@@ -24,7 +25,24 @@ def run_folder(parent: Path, name: str | None, overrides: list[str], resume: str
 
 
 def name_of(overrides: list[str]) -> str:
-    """A readable file name made of command-line overrides; long ones end in a hash of the whole."""
-    text = ",".join(sorted(o for o in overrides if not o.startswith(("resume=", "stage=", "log_dir=")))) or "default"
-    name = re.sub(r"[^\w.,=+-]+", "-", text)
-    return name if len(name) <= 80 else f"{name[:71]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    """A readable file name made of command-line overrides, as `ppo.clip-0.1_seed-2`.
+
+    It has no `=` and no comma, so that a folder can be given as the value of an override. A long name, or one in which
+    other characters had to go, ends in a hash of the whole: different overrides never share a folder.
+    """
+    chosen = sorted(override for override in overrides if not override.startswith(NOT_IN_NAMES))
+    if not chosen:
+        return "default"
+    name = "_".join(re.sub(r"[^\w.+-]+", "-", override.replace("=", "-", 1)) for override in chosen)
+    exact = all(re.fullmatch(r"[\w.+-]+=[\w.+-]+", override) for override in chosen)
+    if exact and len(name) <= 80:
+        return name
+    return f"{name[:71]}-{hashlib.sha256(chr(0).join(chosen).encode()).hexdigest()[:8]}"
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder. Raises `OSError` when nothing can be written there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / ".writable"
+    probe.touch()
+    probe.unlink()

@@ -47,9 +47,7 @@ def make(roles: Roles, maker: ExperienceMaker, reward: Any = None) -> tuple[Expe
 
 def plain_gae(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:
     """sum_l (gamma lam)^l delta_{t+l}, term by term."""
-    delta = [
-        r + gamma * (values[t + 1] if t + 1 < len(values) else 0.0) - values[t] for t, r in enumerate(rewards)
-    ]
+    delta = [r + gamma * (values[t + 1] if t + 1 < len(values) else 0.0) - values[t] for t, r in enumerate(rewards)]
     return [sum((gamma * lam) ** (u - t) * delta[u] for u in range(t, len(delta))) for t in range(len(delta))]
 
 
@@ -80,13 +78,13 @@ def test_every_number_is_that_of_plain_python(roles: Roles, rule: str, whitened:
     )
     rewards, advantages, returns, kls = [], [], [], []
     for row, score in enumerate(experience.scores.tolist()):
-        kl = [a - b for a, b in zip(old[row], ref[row])]
+        kl = [a - b for a, b in zip(old[row], ref[row], strict=True)]
         reward = [-0.7 * k for k in kl]
         reward[-1] += shaped(score, finished[row])
         kls.append(sum(kl))
         rewards.append(reward)
         advantages.append(plain_gae(reward, values[row], 0.9, 0.8))
-        returns.append([a + v for a, v in zip(plain_gae(reward, values[row], 0.9, 0.6), values[row])])
+        returns.append([a + v for a, v in zip(plain_gae(reward, values[row], 0.9, 0.6), values[row], strict=True)])
     assert max(map(abs, kls)) > 0.05
     if whitened:
         flat = [a for row in advantages for a in row]

@@ -61,7 +61,11 @@ def test_trimming_leaves_no_tensor_behind() -> None:
 
     def widths(record: object) -> set[tuple[str, int]]:
         tensors = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}  # type: ignore[arg-type]
-        return {("P" if "prompt" in n else "T", v.shape[1]) for n, v in tensors.items() if isinstance(v, Tensor) and v.dim() == 2}
+        return {
+            ("P" if "prompt" in n else "T", v.shape[1])
+            for n, v in tensors.items()
+            if isinstance(v, Tensor) and v.dim() == 2
+        }
 
     assert len(widths(short.rollout)) == 2
     assert widths(short) == {("T", short.mask.shape[1])}

@@ -41,7 +41,7 @@ def sample(
 def test_greedy_tokens_are_those_of_generate(lm: PreTrainedModel) -> None:
     """Checklist 2, 7. On ragged prompts padded on the left."""
     prompts = make_prompts(PROMPTS)
-    ids, mask, _, finished = sample(lm, 10, None)
+    ids, _mask, _, finished = sample(lm, 10, None)
     with torch.no_grad():
         expected = lm.generate(
             prompts.ids, attention_mask=prompts.mask.long(), do_sample=False, max_new_tokens=10, pad_token_id=PAD,
@@ -93,11 +93,11 @@ def test_several_stop_tokens_stop_alike(lm: PreTrainedModel) -> None:
     prompts = make_prompts(PROMPTS)
     stops = torch.tensor([EOS, 5, 9, 11])
     ids, mask, _, finished = Sampler(12, 1.0).sample(lm, prompts.ids, prompts.mask, stops, PAD, draws(1))
-    last = [row[m].tolist()[-1] for row, m in zip(ids, mask)]
-    inner = [t for row, m in zip(ids, mask) for t in row[m].tolist()[:-1]]
+    last = [row[m].tolist()[-1] for row, m in zip(ids, mask, strict=True)]
+    inner = [t for row, m in zip(ids, mask, strict=True) for t in row[m].tolist()[:-1]]
     assert not set(inner) & set(stops.tolist())
     assert finished.tolist() == [token in stops.tolist() for token in last]
-    assert len({token for token, f in zip(last, finished.tolist()) if f}) > 1
+    assert len({token for token, f in zip(last, finished.tolist(), strict=True) if f}) > 1
 
 
 def test_sampling_ends_when_all_rows_have_ended(lm: PreTrainedModel) -> None:
@@ -135,7 +135,7 @@ def test_the_same_seed_draws_the_same_tokens(lm: PreTrainedModel) -> None:
     first, state = sample(lm, 12, draws(5)), torch.get_rng_state()
     torch.manual_seed(1)
     again = sample(lm, 12, draws(5))
-    assert all(torch.equal(a, b) for a, b in zip(first, again))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0][:, :4], sample(lm, 12, draws(6))[0][:, :4])
     torch.manual_seed(0)
     assert torch.equal(torch.get_rng_state(), state)

@@ -23,7 +23,9 @@ FINISHED = torch.tensor([True, False, False, False])
         (1.0, SubtractMissingEos(3.0), [1.0, -4.0, -2.5, -2.0]),
     ],
 )
-def test_the_clip_comes_before_the_missing_eos_rule(clip: float | None, rule: MissingEos, expected: list[float]) -> None:
+def test_the_clip_comes_before_the_missing_eos_rule(
+    clip: float | None, rule: MissingEos, expected: list[float]
+) -> None:
     """Checklist 19, 20."""
     scores = SCORES.clone()
     assert ScoreShaping(clip, rule)(scores, FINISHED).tolist() == expected

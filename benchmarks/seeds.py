@@ -1,0 +1,82 @@
+"""Run the whole pipeline with several seeds and put the figures into one table.
+
+    python -m benchmarks.seeds sentiment --seeds 1 2 3
+    python -m benchmarks.seeds movie_reviews --seeds 1 2 3 -- data.path=reviews.jsonl
+
+Writes benchmarks/results/EXPERIMENT.json (every figure of every seed) and EXPERIMENT.md (the table).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+ROWS = (
+    ("wall clock (s)", None, "seconds"),
+    ("reward-model accuracy, clear pairs", "reward_model", "accuracy"),
+    ("reward-model accuracy, all pairs", "reward_model", "accuracy_all_pairs"),
+    ("gold, SFT policy", "sft", "gold"),
+    ("gold, PPO policy", "ppo", "gold"),
+    ("rise of gold", "rise", "gold"),
+    ("reward-model score, SFT policy", "sft", "score"),
+    ("reward-model score, PPO policy", "ppo", "score"),
+    ("KL to the reference (nats per sequence)", "ppo", "kl"),
+    ("grammatical sentences, SFT policy", "sft", "grammatical"),
+    ("grammatical sentences, PPO policy", "ppo", "grammatical"),
+    ("distinct responses, PPO policy", "ppo", "distinct"),
+    ("response length, SFT policy (tokens)", "sft", "response_length"),
+    ("response length, PPO policy (tokens)", "ppo", "response_length"),
+    ("ended by EOS, PPO policy", "ppo", "eos_fraction"),
+)
+
+
+def run(experiment: str, seed: int, overrides: list[str]) -> dict[str, Any]:
+    """One pipeline in a process of its own; returns its result.json."""
+    name = f"seeds-{experiment}-{seed}"
+    command = [sys.executable, "-m", "src.pipeline", f"experiment={experiment}", f"seed={seed}", f"name={name}"]
+    subprocess.run([*command, "resume=never", *overrides], check=True)
+    newest = max(Path("logs/pipeline").glob(f"{name}*/result.json"), key=lambda path: path.stat().st_mtime)
+    return json.loads(newest.read_text(encoding="utf-8"))
+
+
+def cell(result: dict[str, Any], group: str | None, name: str) -> str:
+    """A figure with its interval, or a dash when the experiment has no such figure."""
+    figures = result if group is None else result.get(group, {})
+    if name not in figures:
+        return "-"
+    interval = figures.get("interval", {}).get(name) if group else None
+    value = f"{figures[name]:.0f}" if group is None else f"{figures[name]:.3f}"
+    return f"{value} ({interval[0]:.3f} to {interval[1]:.3f})" if interval else value
+
+
+def table(results: dict[int, dict[str, Any]]) -> str:
+    """Markdown: one row per figure, one column per seed."""
+    lines = ["| | " + " | ".join(f"seed {seed}" for seed in results) + " |", "|---" * (len(results) + 1) + "|"]
+    for title, group, name in ROWS:
+        cells = [cell(result, group, name) for result in results.values()]
+        if any(text != "-" for text in cells):
+            lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Entry of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("overrides", nargs="*", help="further overrides of the pipeline, after --")
+    arguments = parser.parse_args()
+    results = {seed: run(arguments.experiment, seed, arguments.overrides) for seed in arguments.seeds}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{arguments.experiment}.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (RESULTS / f"{arguments.experiment}.md").write_text(table(results), encoding="utf-8")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,14 @@
+"""Weights & Biases, offline when nobody has logged in."""
+
+from __future__ import annotations
+
+import wandb
+from lightning.pytorch.loggers import WandbLogger
+
+
+def wandb_logger(project: str, name: str | None, save_dir: str, offline: bool | None) -> WandbLogger:
+    """Lightning's logger; with `offline=None` the run is kept on disk unless there is a login (`wandb sync` uploads it)."""
+    without_login = wandb.api.api_key is None
+    return WandbLogger(
+        project=project, name=name, save_dir=save_dir, offline=without_login if offline is None else offline
+    )

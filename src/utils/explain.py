@@ -1,0 +1,106 @@
+"""One sentence for what Hydra says at length: which key or option was not found, and what there is instead."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+
+CONF = Path(__file__).parents[2] / "conf"
+SETS_OTHERS_KEYS = ("experiment", "recipe")  # groups that declare nothing of their own
+WIRING = ("module", "datamodule", "tokenizer", "checks")  # nodes that pass on what other keys say
+
+
+def explain(error: Exception, overrides: list[str]) -> str:
+    """What is wrong with `overrides`, in one sentence."""
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override!r} cannot be read as key=value; "
+            f"a value with = , : or spaces needs quotes inside quotes: \"key='a=b'\""
+        )
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return f"{group}={option}: there is no such option; the options are {', '.join(error.options)}"
+    found = re.match(r"Could not override '([^']+)'", str(error))
+    if found:
+        return _unknown_key(found[1], overrides)
+    return " ".join(str(error).split())
+
+
+def closest(key: str) -> str:
+    """The keys and groups of a similar name, in words."""
+    names = {*(name for name in declarations() if name.split(".")[0] not in WIRING), *groups()}
+    same_end = [name for name in sorted(names) if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    near = [*same_end, *get_close_matches(key, sorted(names - set(same_end)), n=3, cutoff=0.75)][:4]
+    if not near:
+        return "`--cfg job` lists the keys there are"
+    return f"close to it: {', '.join(near)}"
+
+
+def groups() -> set[str]:
+    """The names of the configuration groups."""
+    return {str(path.relative_to(CONF)) for path in CONF.rglob("*") if path.is_dir()}
+
+
+def declarations() -> dict[str, list[str]]:
+    """Each key of the files under `conf` -> the options (group=name) that declare it; "" stands for train.yaml."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(CONF.rglob("*.yaml")):
+        group = str(path.relative_to(CONF).parent)
+        if group in SETS_OTHERS_KEYS:
+            continue
+        package = re.search(r"^# @package (\S+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        prefix = package[1] if package else ("_global_" if group == "." else group)
+        content = OmegaConf.load(path)
+        assert isinstance(content, DictConfig)
+        content.pop("defaults", None)
+        content.pop("hydra", None)
+        for key in _keys(OmegaConf.to_container(content), "" if prefix == "_global_" else prefix):
+            found.setdefault(key, []).append("" if group == "." else f"{group}={path.stem}")
+    return found
+
+
+def _unknown_key(key: str, overrides: list[str]) -> str:
+    """Say where the key belongs, or which keys are close to it."""
+    given = next((text for text in overrides if text.lstrip("+~").split("=")[0].split("@")[0] == key), key)
+    stage = next((text.removeprefix("stage=") for text in overrides if text.startswith("stage=")), "ppo")
+    stages = {path.stem: _groups_of(path) for path in sorted((CONF / "stage").glob("*.yaml"))}
+    owners = [f"{key}=..."] if key in groups() else declarations().get(key, [])
+    of_stages = sorted({name for owner in owners for name in stages if _belongs(owner, name, stages)})
+    if owners and of_stages and stage not in of_stages:
+        return (
+            f"{given}: stage={stage} does not read {key}, only {_either([f'stage={name}' for name in of_stages])} does"
+        )
+    if owners and key not in groups():
+        return f"{given}: nothing reads {key} here, it belongs to {_either(owners)}"
+    return f"{given}: there is no key {key}; {closest(key)}"
+
+
+def _belongs(owner: str, stage: str, stages: dict[str, set[str]]) -> bool:
+    """Whether a stage takes the option `owner`, through its own defaults list or as itself."""
+    group, _, option = owner.partition("=")
+    if group == "stage":
+        return option == stage
+    return group in stages[stage]
+
+
+def _groups_of(stage: Path) -> set[str]:
+    """The groups that a stage's file pulls in."""
+    return {str(name).lstrip("/") for entry in OmegaConf.load(stage).defaults for name in entry}
+
+
+def _keys(node: Any, prefix: str) -> set[str]:
+    """Dotted names of all keys of a nested dictionary, inner nodes too."""
+    if not isinstance(node, dict):
+        return set()
+    names = {f"{prefix}.{key}" if prefix else str(key): value for key, value in node.items()}
+    own = {name: value for name, value in names.items() if not name.split(".")[-1].startswith("_")}
+    return {key for name, value in own.items() for key in {name, *_keys(value, name)}}
+
+
+def _either(names: list[str]) -> str:
+    return " or ".join(names)
