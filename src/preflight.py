@@ -48,6 +48,9 @@ def preflight(config: DictConfig) -> None:
     _check_reward_tokenizer(config)
     resolve(config)
     model: ModelSettings = instantiate(config.model)
+    if not re.fullmatch(r"sdpa|eager|flash_attention.*", model.attn_implementation):
+        value = model.attn_implementation
+        raise ConfigError(f"model.attn_implementation={value!r}: must be sdpa, eager or flash_attention_2")
     for name in config.checks:
         instantiate(config.checks[name])
     _check_ranges(config)

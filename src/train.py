@@ -23,6 +23,7 @@ from src.callbacks.checkpoint import checkpoints
 from src.preflight import preflight
 from src.report import friendly_errors, one_sentence, quiet_libraries, report, write_result
 from src.utils.config import ConfigError, compose, instantiate
+from src.utils.explain import CONF
 from src.utils.run_folder import make_folder, name_of, run_folder
 
 
@@ -90,7 +91,7 @@ def _refuse_another_run(folder: Path, config: DictConfig) -> None:
         )
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="train")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def job(config: DictConfig) -> float:
     """One run; returns the figure that sweepers maximise (`sweep_metric`)."""
     quiet_libraries()

@@ -8,7 +8,5 @@ from lightning.pytorch.loggers import WandbLogger
 
 def wandb_logger(project: str, name: str | None, save_dir: str, offline: bool | None) -> WandbLogger:
     """Lightning's logger; with `offline=None` the run is kept on disk unless there is a login (`wandb sync` uploads it)."""
-    without_login = wandb.api.api_key is None
-    return WandbLogger(
-        project=project, name=name, save_dir=save_dir, offline=without_login if offline is None else offline
-    )
+    offline = not wandb.login(prompt=False) if offline is None else offline
+    return WandbLogger(project=project, name=name, save_dir=save_dir, mode="offline" if offline else "online")

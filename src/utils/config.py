@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -80,10 +81,15 @@ def resolve(config: DictConfig) -> None:
 def instantiate(node: Any) -> Any:
     """Make the object a configuration node describes; only here, so that one guard covers all of them.
 
-    Raises `ConfigError` that names the configuration key when a setting is out of its range or of the wrong type.
+    The node itself stays as it is: Hydra resolves what it is given, and the keys it refers to, in place. Raises
+    `ConfigError` that names the configuration key when a setting is out of its range or of the wrong type.
     """
+    if not isinstance(node, DictConfig):
+        return node
+    key = node._get_full_key(None)
+    own = OmegaConf.select(copy.deepcopy(node._get_root()), key) if key else copy.deepcopy(node)
     try:
-        return hydra.utils.instantiate(node, _convert_="all")
+        return hydra.utils.instantiate(own, _convert_="all")
     except InterpolationResolutionError as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     except InstantiationException as error:
@@ -171,10 +177,13 @@ def _refuse_other_types(config: DictConfig, plain: DictConfig) -> None:
             kind = "" if isinstance(value, dict) or (value is None and nullable) else "a group of keys"
         else:
             kind = _kind(OmegaConf.select(plain, key) if _is_reference(default) else default)
+            if default is None and parents == ["ppo"]:
+                kind = "a number" if value is not None else ""
             same = _kind(value) == kind or (_kind(value), kind) == ("a whole number", "a number")
             kind = "" if same else kind
         if kind and not _is_reference(value):
-            like = "" if isinstance(default, dict) else f", like {str(OmegaConf.select(plain, key)).lower()}"
+            example = None if isinstance(default, dict) else OmegaConf.select(plain, key)
+            like = "" if isinstance(default, dict) else f", like {example}".lower() if example is not None else " or null"
             raise ConfigError(f"{key}={'null' if value is None else repr(value)}: must be {kind}{like}")
 
 
