@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -67,9 +68,19 @@ def friendly_errors(overrides: list[str] | None = None, job_of_sweep: bool = Fal
     except JobFailedError:
         print("error: not every job of the sweep worked; the others have their results", file=sys.stderr)
         raise SystemExit(2) from None
-    except (ConfigError, HydraException, SettingError, DataError, ModelError, MisconfigurationException) as error:
+    except (
+        ConfigError,
+        HydraException,
+        OmegaConfBaseException,
+        SettingError,
+        DataError,
+        ModelError,
+        MisconfigurationException,
+    ) as error:
         given = sys.argv[1:] if overrides is None else overrides
-        sentence = explain(error, given) if isinstance(error, HydraException) else one_sentence(error)
+        sentence = (
+            explain(error, given) if isinstance(error, HydraException | OmegaConfBaseException) else one_sentence(error)
+        )
         if job_of_sweep:
             print(f"error: job {' '.join(given)}: {sentence}", file=sys.stderr)
             raise JobFailedError(sentence) from None

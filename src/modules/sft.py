@@ -66,10 +66,12 @@ class SFTModule(SupervisedModule):
 def build_lm(
     model: ModelSettings, lora: LoraSettings | None, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> PreTrainedModel | PeftModel:
-    """The model to fine-tune: random weights when `model.path` is null, with an adapter when `lora` is given."""
+    """The model to fine-tune, with an adapter when `lora` is given; random weights, all trained, without `model.path`."""
     with torch.random.fork_rng():
         torch.manual_seed(stream_seed(seed, "weights"))
-        lm = load_causal_lm(model) if model.path is not None else _from_scratch(model, tokenizer)
+        if model.path is None:
+            return _from_scratch(model, tokenizer)
+        lm = load_causal_lm(model)
         return lm if lora is None else add_adapter(lm, lora, "sft")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import hydra
@@ -13,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from src.core.checks import SettingError
-from src.utils.explain import CONF, SETS_OTHERS_KEYS, closest, explain, groups
+from src.utils.explain import CONF, SETS_OTHERS_KEYS, closest, declarations, explain, groups
 
 FREE_TYPES = ("trainer", "logger", "overrides", "choices")  # Lightning's own arguments take values of several types
 NULLABLE = ("model.lora", "model.scratch", "callbacks")  # nodes that may be null: there is none of it then
@@ -34,8 +35,8 @@ def compose(overrides: list[str]) -> DictConfig:
         with _hydra():
             config = hydra.compose("train", overrides, return_hydra_config=True)
             choices = {group: choice for group, choice in config.hydra.runtime.choices.items() if group in groups()}
-            plain = hydra.compose("train", _without_experiment(choices, overrides))
-    except HydraException as error:
+            plain = _compose_once(tuple(_without_experiment(choices, overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error, overrides)) from error
     with open_dict(config):
         del config["hydra"]
@@ -137,6 +138,13 @@ def _hydra() -> AbstractContextManager[Any]:
     return hydra.initialize_config_dir(str(CONF), version_base="1.3")
 
 
+@lru_cache(maxsize=64)
+def _compose_once(overrides: tuple[str, ...]) -> DictConfig:
+    """A configuration to compare with, never to change: the same for all runs of a sweep over values."""
+    with _hydra():
+        return hydra.compose("train", list(overrides))
+
+
 def _without_experiment(choices: dict[str, str], overrides: list[str]) -> list[str]:
     """The same choices of groups, but no experiment: whatever is missing then was declared by no group.
 
@@ -148,14 +156,23 @@ def _without_experiment(choices: dict[str, str], overrides: list[str]) -> list[s
 
 
 def _refuse_unread(config: DictConfig, plain: DictConfig) -> None:
-    """Hydra refuses an unknown key on the command line, but not one that an experiment or recipe sets."""
-    declared = leaves(plain)
+    """Hydra refuses an unknown key on the command line, but not one that an experiment or recipe sets.
+
+    A recipe's value for a group that the command line has chosen anew falls away with the recipe's choice.
+    """
+    declared, owners = leaves(plain), declarations()
+    chosen = {override.split("=")[0] for override in config.overrides}
     unread = sorted(
         leaf
         for leaf in leaves(config) - declared
         if leaf.split(".")[0] not in ("overrides", "choices")
         and not any(d.startswith(f"{leaf}.") or leaf.startswith(f"{d}.") for d in declared)
     )
+    for leaf in [leaf for leaf in unread if {owner.split("=")[0] for owner in owners.get(leaf, [])} & chosen]:
+        unread.remove(leaf)
+        parent, _, name = leaf.rpartition(".")
+        with open_dict(config):
+            del OmegaConf.select(config, parent)[name]
     if unread:
         recipe = config.choices.get("recipe")
         place = f"experiment={config.choices.experiment}" + (f" (conf/recipe/{recipe}.yaml)" if recipe else "")
@@ -183,7 +200,9 @@ def _refuse_other_types(config: DictConfig, plain: DictConfig) -> None:
             kind = "" if same else kind
         if kind and not _is_reference(value):
             example = None if isinstance(default, dict) else OmegaConf.select(plain, key)
-            like = "" if isinstance(default, dict) else f", like {example}".lower() if example is not None else " or null"
+            like = (
+                "" if isinstance(default, dict) else f", like {example}".lower() if example is not None else " or null"
+            )
             raise ConfigError(f"{key}={'null' if value is None else repr(value)}: must be {kind}{like}")
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 CONF = Path(__file__).parents[2] / "conf"
 SETS_OTHERS_KEYS = ("experiment", "recipe")  # groups that declare nothing of their own
@@ -22,6 +24,8 @@ def explain(error: Exception, overrides: list[str]) -> str:
             f"{error.override!r} cannot be read as key=value; "
             f"a value with = , : or spaces needs quotes inside quotes: \"key='a=b'\""
         )
+    if isinstance(error, OmegaConfBaseException):
+        return f"{error.full_key}: {str(error).splitlines()[0]}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return f"{group}={option}: there is no such option; the options are {', '.join(error.options)}"
@@ -46,6 +50,7 @@ def groups() -> set[str]:
     return {str(path.relative_to(CONF)) for path in CONF.rglob("*") if path.is_dir()}
 
 
+@lru_cache(maxsize=1)
 def declarations() -> dict[str, list[str]]:
     """Each key of the files under `conf` -> the options (group=name) that declare it; "" stands for train.yaml."""
     found: dict[str, list[str]] = {}
