@@ -45,7 +45,6 @@ RANGES = (
 
 def preflight(config: DictConfig) -> None:
     """Raise `ConfigError` or `ModelError` with one sentence, if this configuration cannot work."""
-    _check_reward_tokenizer(config)
     resolve(config)
     model: ModelSettings = instantiate(config.model)
     if not re.fullmatch(r"sdpa|eager|flash_attention.*", model.attn_implementation):
@@ -61,17 +60,6 @@ def preflight(config: DictConfig) -> None:
         _check_targets(config, model, architecture)
     if config.stage == "ppo" and config.reward.get("path") is not None:
         _check_reward(config.reward.path)
-
-
-def _check_reward_tokenizer(config: DictConfig) -> None:
-    """The reward stage makes the tokenizer of the reward model as a model from scratch makes its own."""
-    borrowed = config.stage == "reward" and OmegaConf.is_interpolation(config.reward_model.scratch, "tokenizer")
-    if borrowed and config.model.get("scratch") is None:
-        choice = f"model={config.choices.model}"
-        raise ConfigError(
-            f"stage=reward {choice}: the reward model takes its tokenizer from model.scratch, which this model lacks; "
-            f"leave {choice} out and give the SFT policy's folder with model.path=FOLDER"
-        )
 
 
 def _check_ranges(config: DictConfig) -> None:

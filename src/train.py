@@ -51,6 +51,8 @@ def train(config: DictConfig) -> dict[str, Any]:
         if trainer.interrupted:
             raise KeyboardInterrupt("the checkpoint callback has said what is kept") from None
         raise
+    finally:
+        _close(trainer)
     result = write_result(folder, config, module.result(), time.perf_counter() - started)
     report(folder, module)
     return result
@@ -76,6 +78,14 @@ def _trainer(config: DictConfig) -> Trainer:
         return make(callbacks=callbacks, logger=loggers)
     except (TypeError, ValueError, RuntimeError) as error:  # MisconfigurationException is none of these
         raise ConfigError(f"trainer: {one_sentence(error)}") from error
+
+
+def _close(trainer: Trainer) -> None:
+    """End the runs of loggers that keep one open (wandb), or the next job of a sweep would write into it."""
+    for logger in trainer.loggers:
+        finish = getattr(logger.experiment, "finish", None)
+        if finish is not None:
+            finish()
 
 
 def _refuse_another_run(folder: Path, config: DictConfig) -> None:

@@ -26,7 +26,9 @@ OPTIONS = [
     for path in FILES
     if path.parent != CONF and path.parent.name not in INTERNAL
 ]
-EXPERIMENTS = [f"experiment={path.stem}" for path in sorted((CONF / "experiment").glob("*.yaml"))]
+EXPERIMENTS = [
+    f"experiment={path.stem}" for path in sorted((CONF / "experiment").glob("*.yaml")) if path.stem != "none"
+]
 
 
 @cache
@@ -51,8 +53,6 @@ def test_every_option_composes_and_makes_its_cheap_objects(option):
     stages = stages_of(option)
     assert stages
     for stage in stages:
-        if stage == "reward" and option in ("model=gpt2", "model=base"):
-            continue  # refused with a sentence: tested below
         config = composed(f"stage={stage}", option, *NEEDS.get(option, []))
         resolve(config)
         instantiate(config.model)
@@ -73,8 +73,8 @@ def test_every_experiment_passes_preflight_in_every_stage(option, stage):
 def test_a_recipe_belongs_to_an_experiment_and_a_stage():
     experiments = {path.stem for path in (CONF / "experiment").glob("*.yaml")}
     for path in (CONF / "recipe").glob("*.yaml"):
-        experiment, _, stage = path.stem.rpartition("_")
-        assert experiment in experiments
+        chosen, _, stage = path.stem.rpartition("_")
+        assert any(chosen == e or chosen.startswith(f"{e}_") for e in experiments), path
         assert stage in STAGES
 
 
@@ -117,6 +117,7 @@ def test_every_key_has_a_comment(path):
     assert re.search(r"^# (?!@package)", text, re.MULTILINE) or path.parent.name in ("trainer", "callbacks"), (
         "no headline"
     )
+    text = text.split("\nhydra:")[0]  # Hydra's own keys are documented by Hydra
     names = [key for key in uncommented(text) if key not in ("stage", "unit", "name", "path", "attn_implementation")]
     assert names == []
 
@@ -134,7 +135,9 @@ def references():
     """Everything that conf/ refers to as ${key} and everything that src/ reads as config.key."""
     text = "\n".join(path.read_text(encoding="utf-8") for path in FILES)
     source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
-    named = set(re.findall(r"\$\{([\w.]+)\}", text)) | set(re.findall(r"config\.([\w.]+)", source))
+    named = set(re.findall(r"\$\{([\w.]+)\}", text))
+    for path in re.findall(r"config\.([\w.]+)", source):  # config.log_dir, and config.a.b.split(...) too
+        named |= {".".join(path.split(".")[:end]) for end in range(1, path.count(".") + 2)}
     by_name = {name for name in re.findall(r'"([\w.]+)"', source) if name in ("reward_model",)}
     return named | by_name
 
@@ -161,7 +164,7 @@ def node_at(config, parts):
 def test_every_key_is_read(stage):
     for option in [
         "data=reviews",
-        *(o for o in OPTIONS if stage in stages_of(o) and o not in ("model=gpt2", "model=base")),
+        *(o for o in OPTIONS if stage in stages_of(o)),
     ]:
         config = composed(f"stage={stage}", option, *NEEDS.get(option, []))
         filled_in = ("overrides", "choices")
@@ -170,7 +173,7 @@ def test_every_key_is_read(stage):
 
 
 def test_the_reader_rule_can_fail():
-    config = OmegaConf.merge(composed("stage=ppo"), {"ppo": {"nobody": 1}, "rollout": {"speed": 1}})
+    config = compose(["+ppo.nobody=1", "+rollout.speed=1"])
     assert not is_read("ppo.nobody", config)
     assert not is_read("rollout.speed", config)
     assert is_read("ppo.clip", config)
@@ -204,7 +207,7 @@ def test_declarations_know_who_declares_a_key():
         (["kl_controller=adaptive", "ppo.kl_target=3"], "ppo.kl_controller.kl_target", 3),
         (["missing_eos=subtract", "ppo.missing_eos_penalty=2"], "ppo.missing_eos.missing_eos_penalty", 2),
         (["ppo.lam=0.9"], "ppo.advantage.critic_lam", 0.9),
-        (["ppo.lr=1e-5"], "module.critic_optimizer.lr", 1e-5),
+        (["ppo.lr=1e-5", "experiment=none"], "module.critic_optimizer.lr", 1e-5),
         (["experiment=quick"], "ppo.iterations", 4),
         (["experiment=quick", "ppo.iterations=7"], "ppo.iterations", 7),  # the command line has the last word
         (["model.lora=null"], "model.lora", None),
@@ -262,7 +265,7 @@ def test_what_is_missing_is_said(overrides, words):
 
 
 @pytest.mark.parametrize(
-    ("folder", "key"), [("experiment/bad.yaml", "experiment=bad"), ("recipe/bad_ppo.yaml", "bad_ppo")]
+    ("folder", "key"), [("experiment/bad.yaml", "experiment=bad"), ("recipe/bad_tiny_ppo.yaml", "bad_tiny_ppo")]
 )
 def test_a_key_of_an_experiment_that_nothing_reads_is_refused(tmp_path, monkeypatch, folder, key):
     conf = tmp_path / "conf"

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from src.core.padding import pad_left
 from src.data.loaders import OrderedLoader, StreamLoader
+from src.data.tables import DataError
 from src.models.text import encode_with_end
 from src.types import Corpus, PreferencePair, PromptRow
 
@@ -146,6 +147,9 @@ class PromptData(LightningDataModule):
     def collate(self, rows: list[PromptRow], indices: list[int]) -> Batch:
         """The fields of `src.types.Prompts`; over-long prompts keep their end."""
         encoded = self.tokenizer([row.prompt for row in rows], return_attention_mask=False)["input_ids"]
+        for row, tokens in zip(rows, encoded, strict=True):
+            if not tokens:
+                raise DataError(f"prompt {row.prompt!r} has no tokens: every prompt needs at least one")
         ids, mask = pad_left([tokens[-self.max_prompt_tokens :] for tokens in encoded], self.tokenizer.pad_token_id)
         return {
             "ids": ids,

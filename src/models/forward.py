@@ -34,7 +34,9 @@ def sequence_scores(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor
     Shapes: ids, mask (B, S), padded on either side -> (B,).
     """
     if not hasattr(model, "score"):
-        return model(input_ids=ids, attention_mask=mask.long()).logits.squeeze(-1)
+        # an encoder reads its own summary token, the first: there the padding belongs on the right
+        order = mask.long().argsort(dim=1, descending=True, stable=True)
+        return model(input_ids=ids.gather(1, order), attention_mask=mask.gather(1, order).long()).logits.squeeze(-1)
     hidden = hidden_states(model, ids, mask)
     rows = torch.arange(ids.shape[0], device=ids.device)
     return model.score(hidden[rows, last_counted(mask)]).squeeze(-1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from src.models.forward import hidden_states
 from src.models.settings import ModelSettings, ScratchSettings
 from src.types import Corpus
 
@@ -47,18 +48,16 @@ def _first_line(error: Exception) -> str:
 
 def adapter_base(path: str) -> str | None:
     """The path of the base model if `path` is a folder that holds a LoRA adapter, else None."""
-    config = Path(path) / "adapter_config.json"
-    if not config.is_file():
+    if not (Path(path) / "adapter_config.json").is_file():
         return None
-    from peft import PeftConfig
-
     return str(PeftConfig.from_pretrained(path).base_model_name_or_path)
 
 
 def load_config(path: str, key: str = "model.path") -> PretrainedConfig:
     """The architecture at `path`, without weights; of the base if an adapter lies there. Raises `ModelError`."""
     try:
-        return AutoConfig.from_pretrained(adapter_base(path) or path)
+        base = adapter_base(path)
+        return AutoConfig.from_pretrained(path) if base is None else load_config(base)
     except (OSError, ValueError) as error:
         raise _absent(path, error, key) from error
 
@@ -104,13 +103,28 @@ def load_causal_lm(model: ModelSettings, path: str | None = None) -> PreTrainedM
         raise ModelError(f"model {model.name!r} has no weights yet: run stage=sft first, or set model.path")
     try:
         base = adapter_base(path)
-        lm = AutoModelForCausalLM.from_pretrained(base or path, **model.load_options())
-        if base is not None:
-            lm = PeftModel.from_pretrained(lm, path).merge_and_unload()
+        if base is None:
+            lm = AutoModelForCausalLM.from_pretrained(path, **model.load_options())
+        else:
+            lm = PeftModel.from_pretrained(load_causal_lm(model, base), path).merge_and_unload()
     except (OSError, ValueError) as error:
         raise _absent(path, error) from error
     lm.name_or_path = path
     return lm.eval()
+
+
+@torch.no_grad()
+def require_plain_head(lm: PreTrainedModel) -> None:
+    """Raise `ModelError` unless logits = head(hidden states), as this project computes them.
+
+    Some architectures scale or cap their logits after the head (Gemma 2, Cohere, Granite).
+    """
+    ids = torch.arange(2, device=lm.device).unsqueeze(0)
+    logits = lm(input_ids=ids).logits
+    if not torch.allclose(logits, lm.get_output_embeddings()(hidden_states(lm, ids, torch.ones_like(ids).bool()))):
+        raise ModelError(
+            f"{lm.name_or_path!r}: {type(lm).__name__} changes its logits after the vocabulary head, which is not supported"
+        )
 
 
 def load_reward_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from src.core.logprobs import entropy_from_logits, logprobs_from_logits
 from src.core.masking import masked
 from src.models.forward import gradient_checkpointing, hidden_at_actions
-from src.models.loading import ModelError, load_causal_lm
+from src.models.loading import ModelError, adapter_base, load_causal_lm, require_plain_head
 from src.models.settings import LoraSettings, ModelSettings
 from src.types import Rollout
 from src.utils.streams import stream_seed
@@ -34,6 +34,7 @@ class Roles(nn.Module, ABC):
 
     def __init__(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpointing: bool) -> None:
         super().__init__()
+        require_plain_head(base)
         self.tokenizer, self.checkpointing = tokenizer, checkpointing
         hidden_size = base.config.hidden_size
         self.value_head = nn.Linear(hidden_size, 1)
@@ -111,9 +112,11 @@ class LoraRoles(Roles):
         """Switch adapters; the reference has none."""
         lm = self.peft.get_base_model()
         if role == "reference":
-            with self.peft.disable_adapter():
-                yield lm
-            self._switch(self._active)
+            try:
+                with self.peft.disable_adapter():
+                    yield lm
+            finally:
+                self._switch(self._active)
         else:
             if role != self._active:
                 self._switch(role)
@@ -128,7 +131,12 @@ class LoraRoles(Roles):
         return [*self._adapters["critic"], *self.value_head.parameters()]
 
     def save_adapter(self, folder: Path) -> bool:
-        """Write the adapter "policy" alone; peft puts it into a subfolder of that name, from where it is moved up."""
+        """Write the adapter "policy" alone; peft puts it into a subfolder of that name, from where it is moved up.
+
+        Not when the base was itself an adapter on another base: peft could not load one upon the other.
+        """
+        if adapter_base(self.peft.get_base_model().name_or_path) is not None:
+            return False
         self.peft.save_pretrained(str(folder), selected_adapters=["policy"])
         for file in (folder / "policy").iterdir():
             file.replace(folder / file.name)
@@ -153,8 +161,10 @@ class FullRoles(Roles):
     def __init__(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpointing: bool) -> None:
         super().__init__(base, tokenizer, checkpointing)
         self.models = nn.ModuleDict({role: copy.deepcopy(base) for role in ("policy", "critic")})
-        self.models.requires_grad_(True)
-        self.models["reference"] = base.requires_grad_(False)
+        self.models["reference"] = base
+        self.models.requires_grad_(False)
+        for parameter in [*self.policy_parameters(), *self.critic_parameters()]:
+            parameter.requires_grad_(True)
         self.eval()
 
     @contextmanager

@@ -19,12 +19,12 @@ def normalise_scores(model: PreTrainedModel, mean: float, std: float) -> None:
     if not std > 0:
         raise ModelError("the reward model gives every sample the same score: it has learned nothing")
     head = model.score
+    norms = [module for module in model.base_model.children() if getattr(module, "bias", None) is not None]
+    if head.bias is None and not norms:
+        raise ModelError(f"{type(model).__name__} has neither a head bias nor a biased last layer norm to shift scores")
     head.weight /= std
     if head.bias is not None:
         head.bias.copy_((head.bias - mean) / std)
         return
-    norm = [module for module in model.base_model.children() if getattr(module, "bias", None) is not None]
-    if not norm:
-        raise ModelError(f"{type(model).__name__} has neither a head bias nor a biased last layer norm to shift scores")
     weight = head.weight[0]
-    norm[-1].bias += -(mean / std) * weight / weight.square().sum()
+    norms[-1].bias += -(mean / std) * weight / weight.square().sum()

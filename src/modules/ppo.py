@@ -107,6 +107,7 @@ class PPOModule(LightningModule):
             )
         experience: Experience = batch["experience"]
         averages = Averages()
+        rates = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers()]
         optimizer_steps = self._learn(experience, batch.get("text"), batch_idx, averages)
         for schedule in self.lr_schedulers():
             schedule.step()
@@ -116,8 +117,8 @@ class PPOModule(LightningModule):
             {
                 **averages.compute(),
                 "critic/explained_variance": variance,
-                "policy/lr": self.optimizers()[0].param_groups[0]["lr"],
-                "critic/lr": self.optimizers()[1].param_groups[0]["lr"],
+                "policy/lr": rates[0],
+                "critic/lr": rates[1],
                 "train/optimizer_steps": float(optimizer_steps),
                 "train/iterations": float(batch_idx + 1),
                 "train/episodes": float((batch_idx + 1) * len(experience)),
@@ -198,7 +199,7 @@ class PPOModule(LightningModule):
             with self.roles.acting("policy") as lm:
                 logprobs = next_token_logprobs(lm, text["ids"][rows], text["mask"][rows])
             self.manual_backward(-self.settings.lm_coef * logprobs.sum() / max(tokens, 1))
-            averages.add("policy/lm_loss", -logprobs.detach().mean(), len(logprobs))
+            averages.add("policy/lm_loss", -logprobs.detach().sum() / max(len(logprobs), 1), len(logprobs))
 
     def _step(self, optimizer: Any, name: str, averages: Averages, skip: bool = False) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from src.models.forward import next_token_logprobs
-from src.models.loading import load_causal_lm
+from src.models.loading import load_causal_lm, require_plain_head
 from src.models.roles import add_adapter
 from src.models.settings import DTYPES, LoraSettings, ModelSettings
 from src.modules.supervised import SupervisedModule
@@ -72,6 +72,7 @@ def build_lm(
         if model.path is None:
             return _from_scratch(model, tokenizer)
         lm = load_causal_lm(model)
+        require_plain_head(lm)
         return lm if lora is None else add_adapter(lm, lora, "sft")
 
 

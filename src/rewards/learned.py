@@ -27,6 +27,7 @@ class LearnedReward(nn.Module):
         require(batch_size >= 1, "batch_size", batch_size, "at least 1")
         self.model, self.tokenizer = load_reward_model(path)
         self.batch_size = batch_size
+        self.eval()
 
     def train(self, mode: bool = True) -> LearnedReward:
         """Stay in eval mode, whatever the Trainer asks for."""

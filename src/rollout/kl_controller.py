@@ -41,7 +41,7 @@ class AdaptiveKL:
     def update(self, kl: float, episodes: int) -> None:
         """Move the coefficient after `episodes` sequences with a mean KL of `kl` nats."""
         error = min(max(kl / self.kl_target - 1, -0.2), 0.2)
-        self.kl_coef *= 1 + error * episodes / self.kl_horizon
+        self.kl_coef *= max(0.0, 1 + error * episodes / self.kl_horizon)  # drift is never rewarded
 
     def state_dict(self) -> dict[str, Any]:
         """The coefficient as it stands."""

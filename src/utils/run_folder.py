@@ -33,11 +33,17 @@ def name_of(overrides: list[str]) -> str:
     chosen = sorted(override for override in overrides if not override.startswith(NOT_IN_NAMES))
     if not chosen:
         return "default"
-    name = "_".join(re.sub(r"[^\w.+-]+", "-", override.replace("=", "-", 1)) for override in chosen)
+    name = "_".join(re.sub(r"[^\w.+-]+", "-", _short(override)) for override in chosen)
     exact = all(re.fullmatch(r"[\w.+-]+=[\w.+-]+", override) for override in chosen)
     if exact and len(name) <= 80:
         return name
     return f"{name[:71]}-{hashlib.sha256(chr(0).join(chosen).encode()).hexdigest()[:8]}"
+
+
+def _short(override: str) -> str:
+    """`key-value`, of a path its last part only."""
+    key, _, value = override.partition("=")
+    return "-".join((key, value.strip("'\"/").rsplit("/", 1)[-1]))
 
 
 def make_folder(folder: Path) -> None:

@@ -105,7 +105,6 @@ def test_collated_prompts_are_the_record_and_keep_their_end() -> None:
     assert record.index.tolist() == list(range(8))
 
 
-@pytest.mark.xfail(reason="a row in which no token counts reads its padding: its first logprob depends on the pad id")
 def test_a_prompt_without_a_token_is_refused() -> None:
     """Checklist 11, 12. There is no state to take the first action in."""
     data = PromptData(

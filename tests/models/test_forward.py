@@ -41,13 +41,7 @@ def test_a_score_is_read_at_the_last_token_whatever_pads(side: str, filler: int)
     assert_close(scores, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "side",
-    [
-        pytest.param("left", marks=pytest.mark.xfail(reason="score_texts pads on the left, encoders pool the first")),
-        "right",
-    ],
-)
+@pytest.mark.parametrize("side", ["left", "right"])
 def test_an_encoder_scores_a_row_the_same_alone_and_among_others(side: str) -> None:
     """Checklist 11, 27. RoBERTa reads its score at the first token, which must not be padding."""
     config = RobertaConfig(

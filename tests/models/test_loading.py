@@ -32,24 +32,25 @@ def logits(model: object) -> torch.Tensor:
         return model(input_ids=IDS).logits  # type: ignore[operator]
 
 
-@pytest.mark.xfail(
-    reason="load_causal_lm follows adapter_base one step only, and save_adapter writes the adapter folder as base"
-)
 @pytest.mark.filterwarnings(
     "ignore:Could not find a config file in:UserWarning"
 )  # peft looks for the base's vocabulary
 def test_an_adapter_on_an_adapter_is_the_sum_of_both(tmp_path: Path) -> None:
-    """Checklist 33, 65. PPO from an adapter folder writes an adapter on that folder; loading gives all three.
+    """Checklist 33, 65. An adapter on an adapter folder loads as the sum of all three.
 
-    Plain transformers would load base and first adapter unmerged, and put the second beside the first.
+    Plain transformers would load base and first adapter unmerged, and put the second beside the first: so the project
+    writes no such adapter itself, only the merged model.
     """
     base = write_lm(tmp_path / "base")
     make_roles(base, spread=0.2).save_adapter(tmp_path / "first")
     tokenizer().save_pretrained(tmp_path / "first")
     roles = make_roles(str(tmp_path / "first"), spread=0.2)
-    roles.save_adapter(tmp_path / "second")
+    assert not roles.save_adapter(tmp_path / "second")
+    assert not (tmp_path / "second").exists()
+    roles.peft.save_pretrained(str(tmp_path / "chain"), selected_adapters=["policy"])
     expected = logits(roles.merged_policy())
-    assert_close(logits(load_causal_lm(model_settings(str(tmp_path / "second")))), expected, atol=1e-4, rtol=1e-4)
+    chain = model_settings(str(tmp_path / "chain" / "policy"))
+    assert_close(logits(load_causal_lm(chain)), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_folder_with_an_adapter_is_loaded_merged(tmp_path: Path) -> None:

@@ -291,7 +291,6 @@ def test_parameters_of_the_three_roles_do_not_overlap(base: str) -> None:
         assert roles.value_head.weight in critic
 
 
-@pytest.mark.xfail(reason="FullRoles leaves requires_grad on the critic's own vocabulary head")
 def test_full_roles_train_nothing_but_what_the_optimizers_hold(tmp_path: Path) -> None:
     """Checklist 59. The critic never uses its vocabulary head: an untied one asks for no gradient."""
     roles = make_roles(write_lm(tmp_path, tie_word_embeddings=False), None)
@@ -381,9 +380,6 @@ def test_another_architecture_gives_its_own_logprobs() -> None:
     assert_rows_close(rows_of(roles.logprobs(rollout, 1.0)[0], rollout.response_mask), expected, 1e-5)
 
 
-@pytest.mark.xfail(
-    reason="Roles.logprobs applies the vocabulary head alone and skips what the model does to its logits"
-)
 def test_logits_that_the_model_itself_bends_are_not_read_around() -> None:
     """Checklist 1, 15. Gemma 2 squashes its logits after the vocabulary head; what is trained must be what is sampled.
 

@@ -57,7 +57,6 @@ def test_scores_that_do_not_vary_are_refused() -> None:
     assert torch.equal(model.score.weight, before)
 
 
-@pytest.mark.xfail(reason="normalise_scores divides the head before it finds that there is nothing to shift")
 def test_a_model_without_a_bias_to_shift_is_refused_unchanged() -> None:
     """Checklist 24. A refusal must not leave the gain half applied."""
     config = LlamaConfig(

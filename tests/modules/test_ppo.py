@@ -191,7 +191,6 @@ def test_the_learning_rates_fall_linearly_over_the_iterations(run: Run) -> None:
     assert [optimizer.param_groups[0]["lr"] for optimizer in run.trainer.optimizers] == [0, 0]
 
 
-@pytest.mark.xfail(reason="training_step logs the learning rate after the schedule has moved it")
 def test_the_logged_learning_rate_is_the_one_that_was_used(run: Run) -> None:
     """Checklist 51."""
     table = run.recorder.by_step()
@@ -342,8 +341,9 @@ def assert_same_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor]
             torch.testing.assert_close(actual[name], gradient, atol=1e-6, rtol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@KINDS
-@pytest.mark.parametrize("micro_batch_size", [1, 3, 8])
+@pytest.mark.parametrize(
+    ("lora", "micro_batch_size"), [(LORA, 1), (LORA, 3), (LORA, 8), (None, 3)], ids=["1", "3", "8", "full-3"]
+)
 def test_a_minibatch_moves_the_parameters_by_the_gradient_of_the_plain_loss(
     base: str, experience: Experience, lora: LoraSettings | None, micro_batch_size: int, tmp_path: Path
 ) -> None:
@@ -389,14 +389,11 @@ def wider(experience: Experience) -> Experience:
     return replace(experience, rollout=changed, **junk)
 
 
-@pytest.mark.parametrize("micro_batch_size", [1, 3])
-def test_padding_changes_no_update_whatever_it_holds(
-    base: str, experience: Experience, micro_batch_size: int, tmp_path: Path
-) -> None:
+def test_padding_changes_no_update_whatever_it_holds(base: str, experience: Experience, tmp_path: Path) -> None:
     """Checklist 11, 13, 36, 47."""
     text = {"ids": F.pad(TEXT["ids"].where(TEXT["mask"], 6), (3, 0), value=8), "mask": F.pad(TEXT["mask"], (3, 0))}
-    plain = updates(base, LORA, experience, tmp_path, micro_batch_size=micro_batch_size)
-    padded = updates(base, LORA, wider(experience), tmp_path, text, micro_batch_size=micro_batch_size)
+    plain = updates(base, LORA, experience, tmp_path, micro_batch_size=3)
+    padded = updates(base, LORA, wider(experience), tmp_path, text, micro_batch_size=3)
     assert_same_gradients(padded[0], plain[0])
     assert_same_gradients(padded[1], plain[1])
     for name in ("policy/loss", "policy/approx_kl", "policy/ratio", "policy/entropy", "critic/loss", "policy/lm_loss"):
@@ -418,7 +415,6 @@ def test_the_text_loss_has_a_weight_of_its_own(base: str, experience: Experience
     assert "policy/lm_loss" not in none[2]
 
 
-@pytest.mark.xfail(reason="_text_backward logs the mean of nothing when a micro-batch predicts no token")
 def test_a_text_of_one_token_neither_counts_nor_spoils_the_log(
     base: str, experience: Experience, tmp_path: Path
 ) -> None:

@@ -73,9 +73,6 @@ def test_a_folder_without_a_score_head_is_refused(tmp_path: Path) -> None:
         LearnedReward(write_lm(tmp_path), 3)
 
 
-@pytest.mark.xfail(
-    reason="the constructor never calls eval(): the flag of the wrapper itself is up until someone calls train()"
-)
 def test_the_reward_is_in_eval_mode_from_the_start(folder: str) -> None:
     """Checklist 59. Lightning does not call train() at the start of a fit."""
     assert not any(module.training for module in LearnedReward(folder, 3).modules())

@@ -1,0 +1,97 @@
+"""The whole job in one command."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from src import pipeline
+from src.pipeline import run_pipeline, share_out
+from src.utils.config import ConfigError
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),  # peft, of GPT-2's Conv1D layers
+    pytest.mark.filterwarnings("ignore:The number of training batches:UserWarning"),  # Lightning, of very short runs
+    pytest.mark.filterwarnings("ignore:Found .* in eval mode:UserWarning"),  # Lightning, of what is so by design
+]
+
+SMALL = ["experiment=quick", "trainer.accelerator=cpu", "sft.steps=4", "reward_model.steps=3", "ppo.iterations=1"]
+SMALLER = ["sft.eval_rows=20", "reward_model.normalise_samples=16", "ppo.eval_prompts=8", "ppo.epochs=1"]
+
+
+def test_each_override_goes_to_the_stages_that_read_it():
+    given = ["sft.steps=4", "reward_model.lr=1e-3", "ppo.dual_clip=3", "policy_loss=dual_clip", "data.flip=0"]
+    assert share_out(given) == {
+        "sft": ["sft.steps=4", "data.flip=0"],
+        "reward": ["reward_model.lr=1e-3", "data.flip=0"],
+        "ppo": ["policy_loss=dual_clip", "ppo.dual_clip=3", "data.flip=0"],  # choices of groups first
+    }
+
+
+def test_the_choice_of_a_model_is_not_the_reward_models():
+    shared = share_out(["model=gpt2", "model.path=here"])
+    assert shared == {"sft": ["model=gpt2", "model.path=here"], "reward": [], "ppo": ["model=gpt2", "model.path=here"]}
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("sft.stepss=3", "no key sft.stepss; close to it: sft.steps"),
+        ("policy_loss=nope", "the options are clip, dual_clip"),
+        ("ppo.dual_clip=3", "it belongs to policy_loss=dual_clip"),
+        ("stage=sft", "the pipeline runs every stage"),
+        ("nonsense", "cannot be read as key=value"),
+    ],
+)
+def test_an_override_that_no_stage_takes_is_refused(override, words):
+    with pytest.raises(ConfigError, match=words):
+        share_out([override])
+
+
+def test_whatever_is_wrong_is_said_before_the_first_stage(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "train", lambda config: pytest.fail("a stage was run"))
+    with pytest.raises(ConfigError, match=r"ppo\.clip=-1"):
+        run_pipeline(["experiment=quick", "ppo.clip=-1", f"log_dir={tmp_path}"])
+
+
+def test_with_another_reward_there_is_no_reward_stage(tmp_path, monkeypatch):
+    stages = []
+
+    def pretend(config):
+        stages.append((config.stage, config.model.path))
+        Path(config.run_dir).mkdir(parents=True)
+        return {"stage": config.stage, "sft": {"nats_per_token": 1.0}}
+
+    monkeypatch.setattr(pipeline, "train", pretend)
+    result = run_pipeline(["experiment=quick", "reward=vader", f"log_dir={tmp_path}"])
+    model = tmp_path / "pipeline/experiment-quick_reward-vader/sft/model"
+    assert stages == [("sft", None), ("ppo", str(model))]
+    assert "reward_model" not in result
+
+
+def test_the_pipeline_runs_and_goes_on_after_an_interruption(tmp_path, monkeypatch, capsys):
+    overrides = [
+        *SMALL,
+        *SMALLER,
+        "name=all",
+        f"log_dir='{tmp_path}/a=b,c'",  # a path is quoted wherever it is handed on
+    ]
+    result = run_pipeline(overrides)
+    folder = tmp_path / "a=b,c/pipeline/all"
+    assert result == json.loads((folder / "result.json").read_text())
+    assert result["stage"] == "pipeline"
+    assert {"sft", "ppo", "rise", "reward_model", "seconds"} <= set(result)
+    assert result["sft"]["nats_per_token"] > 0
+    assert 0 <= result["reward_model"]["accuracy"] <= 1
+    for stage in ("sft", "reward", "ppo"):
+        assert (folder / stage / "model/config.json").is_file()
+    (folder / "result.json").unlink()
+    (folder / "ppo/result.json").unlink()
+    trained = []
+    train = pipeline.train
+    monkeypatch.setattr(pipeline, "train", lambda config: trained.append(config.stage) or train(config))
+    capsys.readouterr()
+    again = run_pipeline(overrides)
+    assert trained == ["ppo"]
+    assert capsys.readouterr().out.count("finished before") == 2
+    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in result.items() if k != "seconds"}
