@@ -1,4 +1,4 @@
-"""Sets gain and bias of a freshly trained reward model so that the SFT policy's own samples score mean 0, variance 1."""
+"""Sets gain and bias of a fresh reward model: the SFT policy's own samples then score mean 0, variance 1."""
 
 from __future__ import annotations
 

@@ -29,7 +29,8 @@ def _toned(slot: str, good: list[str], bad: list[str], plain: list[str]) -> dict
 _TONED: dict[str, tuple[str, ...]] = {
     **_toned(
         "adj",
-        "amazing beautiful brilliant charming excellent fantastic great impressive lovely perfect superb wonderful".split(),
+        """amazing beautiful brilliant charming excellent fantastic great impressive lovely perfect superb
+        wonderful""".split(),
         "awful bad disastrous dismal dreadful horrible lousy miserable pathetic poor stupid terrible".split(),
         "average conventional modern ordinary traditional usual".split(),
     ),

@@ -123,7 +123,7 @@ def require_plain_head(lm: PreTrainedModel) -> None:
     logits = lm(input_ids=ids).logits
     if not torch.allclose(logits, lm.get_output_embeddings()(hidden_states(lm, ids, torch.ones_like(ids).bool()))):
         raise ModelError(
-            f"{lm.name_or_path!r}: {type(lm).__name__} changes its logits after the vocabulary head, which is not supported"
+            f"{lm.name_or_path!r}: {type(lm).__name__} changes its logits after the head, which is not supported"
         )
 
 

@@ -85,7 +85,9 @@ class Roles(nn.Module, ABC):
         with self.acting("critic") as lm:
             hidden = self._hidden(lm, rollout)
         values = self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
-        return masked(values.float() if values.dtype in (torch.bfloat16, torch.float16) else values, rollout.response_mask)
+        return masked(
+            values.float() if values.dtype in (torch.bfloat16, torch.float16) else values, rollout.response_mask
+        )
 
     def _hidden(self, lm: PreTrainedModel, rollout: Rollout) -> Tensor:
         with gradient_checkpointing(lm, self.checkpointing and torch.is_grad_enabled()):
@@ -102,7 +104,8 @@ class LoraRoles(Roles):
         self.peft = add_adapter(base, lora, "policy")
         self.peft.add_adapter("critic", lora_config(lora))
         self._adapters = {
-            role: [p for name, p in self.peft.named_parameters() if f".{role}." in name] for role in ("policy", "critic")
+            role: [p for name, p in self.peft.named_parameters() if f".{role}." in name]
+            for role in ("policy", "critic")
         }
         self._switch("policy")
         self.eval()

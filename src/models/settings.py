@@ -40,9 +40,7 @@ class ScratchSettings:
     def config_for(self, tokenizer: PreTrainedTokenizerBase, **options: Any) -> PretrainedConfig:
         """The architecture with the vocabulary and special tokens of `tokenizer`."""
         end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-        return self.config(
-            vocab_size=len(tokenizer), bos_token_id=end, eos_token_id=end, pad_token_id=pad, **options
-        )
+        return self.config(vocab_size=len(tokenizer), bos_token_id=end, eos_token_id=end, pad_token_id=pad, **options)
 
 
 @dataclass(frozen=True)

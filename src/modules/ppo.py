@@ -86,7 +86,12 @@ class PPOModule(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.strict_loading = False  # a checkpoint holds trainable tensors only
-        self.settings, self.policy_loss, self.value_loss, self.aggregation = settings, policy_loss, value_loss, aggregation
+        self.settings, self.policy_loss, self.value_loss, self.aggregation = (
+            settings,
+            policy_loss,
+            value_loss,
+            aggregation,
+        )
         self.optimizer_factories = (policy_optimizer, critic_optimizer)
         self.lr_schedule = lr_schedule
         self.roles, self.reward, self.gold_reward, self.seed = roles(tokenizer), reward, gold_reward, seed
@@ -128,9 +133,7 @@ class PPOModule(LightningModule):
             batch_size=len(experience),
         )
 
-    def _learn(
-        self, experience: Experience, text: dict[str, Tensor] | None, iteration: int, averages: Averages
-    ) -> int:
+    def _learn(self, experience: Experience, text: dict[str, Tensor] | None, iteration: int, averages: Averages) -> int:
         """Run the epochs; returns the number of minibatches learned from before a stop on KL(old || new)."""
         steps = 0
         for epoch in range(self.settings.epochs):

@@ -66,7 +66,7 @@ class SFTModule(SupervisedModule):
 def build_lm(
     model: ModelSettings, lora: LoraSettings | None, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> PreTrainedModel | PeftModel:
-    """The model to fine-tune, with an adapter when `lora` is given; random weights, all trained, without `model.path`."""
+    """The model to fine-tune, with an adapter when `lora` is given; random weights, all trained, without a path."""
     with torch.random.fork_rng():
         torch.manual_seed(stream_seed(seed, "weights"))
         if model.path is None:

@@ -60,9 +60,7 @@ class ExperienceMaker:
             advantages = whiten(advantages, mask)
         # 8
         self.kl_controller.update(kl.sum(1).mean().item(), len(scores))
-        experience = Experience(
-            rollout, old_logprobs, ref_logprobs, old_values, scores, rewards, advantages, returns
-        )
+        experience = Experience(rollout, old_logprobs, ref_logprobs, old_values, scores, rewards, advantages, returns)
         return experience, describe(rollout) | {
             "rollout/score": scores.mean().item(),
             "rollout/score_std": scores.std(correction=0).item(),
@@ -93,7 +91,7 @@ class ExperienceMaker:
         )  # fmt: skip
 
     def score(self, reward: Reward, rollout: Rollout) -> Tensor:
-        """r(x, y), (B,) on the rollout's device. Raises `ValueError` for a wrong count or a number that is not finite."""
+        """r(x, y), (B,) on the rollout's device. Raises `ValueError` for a wrong count or a number not finite."""
         metadata: list[dict[str, Any]] = [
             row | {"finished": finished}
             for row, finished in zip(rollout.metadata, rollout.finished.tolist(), strict=True)

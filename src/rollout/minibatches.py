@@ -53,5 +53,3 @@ def join(pieces: list[tuple[Tensor, Tensor]], shape: torch.Size) -> Tensor:
     for index, values in pieces:
         whole[index, : values.shape[1]] = values
     return whole
-
-

@@ -49,9 +49,13 @@ class Sampler:
         tokens, logprobs = [], []
         for _ in range(self.max_new_tokens):
             output = lm(
-                input_ids=ids, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=True,
+                input_ids=ids,
+                attention_mask=mask.long(),
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
                 logits_to_keep=1,
-            )  # fmt: skip
+            )
             token, logprob = self._draw(output.logits[:, -1], generator)
             tokens.append(torch.where(finished, pad_id, token))
             logprobs.append(logprob)

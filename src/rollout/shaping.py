@@ -63,7 +63,9 @@ class ScoreShaping:
 
     def __post_init__(self) -> None:
         """Refuse an empty range."""
-        require(self.score_clip is None or self.score_clip > 0, "score_clip", self.score_clip, "greater than 0, or null")
+        require(
+            self.score_clip is None or self.score_clip > 0, "score_clip", self.score_clip, "greater than 0, or null"
+        )
 
     def __call__(self, scores: Tensor, finished: Tensor) -> Tensor:
         """Shapes: scores, finished (B,) -> (B,)."""
