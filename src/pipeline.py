@@ -18,7 +18,8 @@ import psutil
 from src.preflight import preflight
 from src.report import friendly_errors, quiet_libraries, write_json
 from src.train import train
-from src.utils.config import ConfigError, compose, takes, with_value
+from src.utils.config import ConfigError, compose, taken, with_value
+from src.utils.explain import key_of
 from src.utils.run_folder import FINISHED, run_folder
 
 STAGES = ("sft", "reward", "ppo")
@@ -52,17 +53,14 @@ def run_pipeline(overrides: list[str]) -> dict[str, Any]:
 
 def share_out(overrides: list[str]) -> dict[str, list[str]]:
     """The overrides that each stage takes. Raises `ConfigError` for one that no stage takes."""
-    shared: dict[str, list[str]] = {stage: [] for stage in STAGES}
-    for override in sorted(overrides, key=lambda text: "." in text.split("=")[0]):  # choices of groups come first
-        key = override.lstrip("+~").split("=")[0]
-        if key == "stage":
+    for override in overrides:
+        if key_of(override) == "stage":
             raise ConfigError(f"{override}: the pipeline runs every stage; one alone: python -m src.train {override}")
-        takers = [stage for stage in STAGES if takes(stage, shared[stage], override)]
-        if not takers:
+    shared = {stage: taken(stage, overrides) for stage in STAGES}
+    for override in overrides:
+        if not any(override in own for own in shared.values()):
             compose(["stage=ppo", *shared["ppo"], override])  # raises the sentence that says why
-        for stage in takers:
-            if not (stage == "reward" and key.split(".")[0] == "model"):
-                shared[stage].append(override)
+    shared["reward"] = [override for override in shared["reward"] if key_of(override).split(".")[0] != "model"]
     return shared
 
 

@@ -24,7 +24,7 @@ def test_each_override_goes_to_the_stages_that_read_it():
     assert share_out(given) == {
         "sft": ["sft.steps=4", "data.flip=0"],
         "reward": ["reward_model.lr=1e-3", "data.flip=0"],
-        "ppo": ["policy_loss=dual_clip", "ppo.dual_clip=3", "data.flip=0"],  # choices of groups first
+        "ppo": ["ppo.dual_clip=3", "policy_loss=dual_clip", "data.flip=0"],
     }
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from src.core.checks import SettingError
-from src.utils.explain import CONF, SETS_OTHERS_KEYS, closest, declarations, explain, groups
+from src.utils.explain import CONF, SETS_OTHERS_KEYS, closest, declarations, explain, groups, key_of, refused_key
 
 FREE_TYPES = ("trainer", "logger", "overrides", "choices")  # Lightning's own arguments take values of several types
 NULLABLE = ("model.lora", "model.scratch", "callbacks")  # nodes that may be null: there is none of it then
@@ -34,7 +34,8 @@ def compose(overrides: list[str]) -> DictConfig:
     try:
         with _hydra():
             config = hydra.compose("train", overrides, return_hydra_config=True)
-            choices = {group: choice for group, choice in config.hydra.runtime.choices.items() if group in groups()}
+            own = groups()
+            choices = {group: choice for group, choice in config.hydra.runtime.choices.items() if group in own}
             plain = _compose_once(tuple(_without_experiment(choices, overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error, overrides)) from error
@@ -49,16 +50,20 @@ def compose(overrides: list[str]) -> DictConfig:
     return config
 
 
-def takes(stage: str, overrides: list[str], override: str) -> bool:
-    """Whether `override` means something to a stage that already has `overrides`."""
-    try:
-        with _hydra():
-            hydra.compose("train", [f"stage={stage}", *overrides, override])
-    except ConfigCompositionException:
-        return False
-    except HydraException as error:
-        raise ConfigError(explain(error, [override])) from error
-    return True
+def taken(stage: str, overrides: list[str]) -> list[str]:
+    """Those of the overrides that mean something to a stage. Raises `ConfigError` for an option that does not exist."""
+    left = list(overrides)
+    while True:
+        try:
+            with _hydra():
+                hydra.compose("train", [f"stage={stage}", *left])
+            return left
+        except (HydraException, OmegaConfBaseException) as error:
+            key = refused_key(error)
+            kept = [override for override in left if key_of(override) != key]
+            if len(kept) == len(left):
+                raise ConfigError(explain(error, left)) from error
+            left = kept
 
 
 def with_value(key: str, value: str) -> str:

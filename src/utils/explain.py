@@ -29,10 +29,21 @@ def explain(error: Exception, overrides: list[str]) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return f"{group}={option}: there is no such option; the options are {', '.join(error.options)}"
-    found = re.match(r"Could not override '([^']+)'", str(error))
-    if found:
-        return _unknown_key(found[1], overrides)
+    key = refused_key(error)
+    if key is not None:
+        return _unknown_key(key, overrides)
     return " ".join(str(error).split())
+
+
+def refused_key(error: Exception) -> str | None:
+    """The key or group that Hydra found no place for, if that is what its error says."""
+    found = re.match(r"Could not override '([^'@]+)", str(error))
+    return found[1] if found else None
+
+
+def key_of(override: str) -> str:
+    """The key or group of an override."""
+    return re.split("[=@]", override.lstrip("+~"))[0]
 
 
 def closest(key: str) -> str:
@@ -71,7 +82,7 @@ def declarations() -> dict[str, list[str]]:
 
 def _unknown_key(key: str, overrides: list[str]) -> str:
     """Say where the key belongs, or which keys are close to it."""
-    given = next((text for text in overrides if text.lstrip("+~").split("=")[0].split("@")[0] == key), key)
+    given = next((text for text in overrides if key_of(text) == key), key)
     stage = next((text.removeprefix("stage=") for text in overrides if text.startswith("stage=")), "ppo")
     stages = {path.stem: _groups_of(path) for path in sorted((CONF / "stage").glob("*.yaml"))}
     owners = [f"{key}=..."] if key in groups() else declarations().get(key, [])
