@@ -50,6 +50,8 @@ def preflight(config: DictConfig) -> None:
     if not re.fullmatch(r"sdpa|eager|flash_attention.*", model.attn_implementation):
         value = model.attn_implementation
         raise ConfigError(f"model.attn_implementation={value!r}: must be sdpa, eager or flash_attention_2")
+    if str(config.trainer.devices) != "1":
+        raise ConfigError(f"trainer.devices={config.trainer.devices}: only one process is supported, so it must be 1")
     for name in config.checks:
         instantiate(config.checks[name])
     _check_ranges(config)

@@ -32,11 +32,11 @@ def train(config: DictConfig) -> dict[str, Any]:
     started = time.perf_counter()
     folder = Path(config.run_dir)
     preflight(config)
+    corpus = instantiate(config.data)
     try:
         make_folder(folder)
     except OSError as error:
         raise ConfigError(f"log_dir={config.log_dir}: cannot write to {folder} ({error.strerror})") from error
-    corpus = instantiate(config.data)
     OmegaConf.save(config, folder / "config.yaml")
     trainer = _trainer(config)
     tokenizer = instantiate(config.tokenizer)(corpus=corpus)

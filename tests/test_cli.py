@@ -310,6 +310,7 @@ OUT_OF_RANGE = {
     "model.dtype=int3": "model.dtype='int3': must be one of float32, bfloat16, float16, float64",
     "model.attn_implementation=x": "model.attn_implementation='x': must be sdpa, eager or flash_attention_2",
     "callbacks.checkpoint.every=0": "callbacks.checkpoint.every=0: must be at least 1",
+    "trainer.devices=2": "trainer.devices=2: only one process is supported, so it must be 1",
     "stage=sft sft.steps=0": "sft.steps=0: must be at least 1",
     "stage=sft sft.max_tokens=1000": "sft.max_tokens (1000) may reach 1000 tokens, but model 'tiny' reads at most 64",
     "stage=reward reward_model.max_tokens=1000": "reward_model.max_tokens=1000: the reward model reads at most 512 tokens",

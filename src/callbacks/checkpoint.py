@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich import print as rich_print
 
 from src.core.checks import require
 
@@ -41,7 +40,7 @@ class IterationCheckpoint(Callback):
         if isinstance(exception, KeyboardInterrupt):
             saved = checkpoints(self.folder)
             kept = f"{saved[-1]} is kept" if saved else "no iteration was finished"
-            rich_print(f"\ninterrupted: {kept}; the same command goes on from there (resume=never starts anew)")
+            print(f"\ninterrupted: {kept}; the same command goes on from there (resume=never starts anew)")
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -29,7 +29,9 @@ def _absent(path: str, error: Exception, key: str = "model.path") -> ModelError:
     """One sentence: what was looked for, why it did not work, and the two ways to provide it."""
     folder = Path(path).expanduser()
     if folder.is_dir():
-        return ModelError(f"no usable model at {path!r} ({key}), a folder: {_first_line(error)}")
+        known = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+        why = _first_line(error) if known else "the folder holds no config.json"
+        return ModelError(f"no usable model at {path!r} ({key}): {why}")
     if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1:
         return ModelError(
             f"no usable model at {path!r}: there is no such folder; give one with {key}=FOLDER, or a name on the hub"
