@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from src.utils.config import ConfigError, compose, with_value
+from src.utils.config import ConfigError, compose, settings_hash, with_value
 from src.utils.run_folder import make_folder
 
 Train = Callable[[DictConfig], dict[str, Any]]
@@ -27,6 +26,7 @@ SOURCES = (
     "modules/reward.py",
     "modules/supervised.py",
     "callbacks/normalise.py",
+    "utils/streams.py",
 )
 LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "lightning", "vaderSentiment")
 
@@ -68,11 +68,7 @@ def _artefact(overrides: list[str], train: Train) -> str:
 
 def _key(config: DictConfig) -> str:
     """A hash of the configuration, of the code that makes the model, and of the libraries' versions."""
-    content = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(content, dict)
-    for name in ("overrides", "choices", "run_dir", "log_dir", "name", "resume", "logger", "callbacks"):
-        content.pop(name, None)
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(settings_hash(config, "logger", "callbacks").encode())
     here = Path(__file__).parent
     for source in SOURCES:
         path = here / source

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import subprocess
@@ -17,7 +16,7 @@ import transformers
 from hydra.errors import HydraException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
@@ -28,7 +27,7 @@ from src.data.tables import DataError
 from src.models.loading import ModelError
 from src.modules.ppo import PPOModule
 from src.rollout.evaluation import Evaluation, merge
-from src.utils.config import ConfigError
+from src.utils.config import ConfigError, settings_hash
 from src.utils.explain import explain
 from src.utils.figures import Figure, as_result
 from src.utils.run_folder import FINISHED
@@ -106,7 +105,7 @@ def write_result(
         "stage": config.stage,
         "seconds": round(seconds, 1),
         "git_revision": git_revision(),
-        "config_hash": hashlib.sha256(OmegaConf.to_yaml(config).encode()).hexdigest()[:12],
+        "config_hash": settings_hash(config)[:12],
         "seed": config.seed,
         **{name: as_result(group) for name, group in figures.items()},
     }

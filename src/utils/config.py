@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
@@ -48,6 +50,15 @@ def compose(overrides: list[str]) -> DictConfig:
     if config.resume not in RESUME:
         raise ConfigError(f"resume={config.resume!r}: must be {' or '.join(RESUME)}")
     return config
+
+
+def settings_hash(config: DictConfig, *others: str) -> str:
+    """SHA-256 of what a run is asked to do; where its folder lies and what it is called (and `others`) do not count."""
+    settings = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(settings, dict)
+    for name in ("overrides", "choices", "run_dir", "log_dir", "name", "resume", *others):
+        settings.pop(name, None)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def taken(stage: str, overrides: list[str]) -> list[str]:
