@@ -14,7 +14,7 @@ test test-slow: export OMP_NUM_THREADS = 1
 .DEFAULT_GOAL := help
 REVIEWS ?=
 
-.PHONY: help setup demo test test-slow results lint format lock clean
+.PHONY: help setup demo test test-slow results mutants lint format lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed 's/:.*## /:/' | awk -F: '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -38,9 +38,15 @@ test: setup ## Run the fast tests
 test-slow: setup ## Run the slow tests
 	$(BIN)/python -m pytest -m slow || { test $$? -eq 5 && ! grep -rqs --include='*.py' 'mark\.slow' tests; }
 
-results: setup ## Repeat the studies of docs/results.md (an hour); REVIEWS=FILE adds the one on real text
+results: setup ## Repeat the studies of docs/results.md (some hours); REVIEWS=FILE adds the one on real text
 	$(BIN)/python -m benchmarks.seeds sentiment
+	$(BIN)/python -m src.ladder name=results
+	$(BIN)/python -m benchmarks.learning
 	@if [ -n "$(REVIEWS)" ]; then $(BIN)/python -m benchmarks.seeds movie_reviews -- data.path=$(REVIEWS); fi
+
+mutants: setup ## Break src/core in every small way and see which breaks the tests notice
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[study]'
+	$(BIN)/python -m benchmarks.mutants
 
 lint: setup ## Check style, types and spelling
 	$(BIN)/ruff check .
@@ -56,7 +62,7 @@ format: setup ## Format the code and mend what ruff can mend
 lock: ## Make constraints.txt anew from pyproject.toml
 	@set -e; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	$(PYTHON) -m venv "$$tmp/venv"; \
-	"$$tmp/venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check 'torch==$(TORCH)' -e '.[dev]'; \
+	"$$tmp/venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check 'torch==$(TORCH)' -e '.[dev,study]'; \
 	"$$tmp/venv/bin/python" -m pip freeze --all --exclude-editable --exclude pip > "$$tmp/freeze"; \
 	{ sed -n '/^#/p' constraints.txt; \
 	  sed -E -e '/^(nvidia|cuda|triton)/d' -e 's/\+[A-Za-z0-9.]+$$//' "$$tmp/freeze"; } > "$$tmp/constraints.txt"; \

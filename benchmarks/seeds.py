@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("experiment")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("overrides", nargs="*", help="further overrides of the pipeline, after --")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     results = {seed: run(arguments.experiment, seed, arguments.overrides) for seed in arguments.seeds}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{arguments.experiment}.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

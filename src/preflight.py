@@ -9,9 +9,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from transformers import PretrainedConfig
 
+from src.core.estimators import Estimator
 from src.models.loading import context_length, load_config, unmatched_targets
 from src.models.settings import LoraSettings, ModelSettings
 from src.utils.config import ConfigError, instantiate, resolve, source_key
+from src.utils.explain import key_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Range:
 
 
 RANGES = (
-    Range("ppo.iterations ppo.batch_size ppo.eval_prompts rollout.max_prompt_tokens rollout.batch_size", 1),
+    Range("ppo.iterations ppo.batch_size ppo.eval_prompts", 1),
+    Range("rollout.samples_per_prompt rollout.max_prompt_tokens rollout.batch_size", 1),
     Range(
         "sft.steps sft.batch_size sft.eval_rows reward_model.steps reward_model.batch_size reward_model.max_tokens", 1
     ),
@@ -55,6 +58,8 @@ def preflight(config: DictConfig) -> None:
     for name in config.checks:
         instantiate(config.checks[name])
     _check_ranges(config)
+    if config.stage == "ppo":
+        _check_theory(config, model)
     instantiate(config.callbacks)
     architecture = _architecture(model)
     if architecture is not None:
@@ -70,6 +75,71 @@ def _check_ranges(config: DictConfig) -> None:
             value = OmegaConf.select(config, key)
             if allowed.refuses(value):
                 raise ConfigError(f"{source_key(config, key)}={value!r}: must be {allowed}")
+
+
+def _check_theory(config: DictConfig, model: ModelSettings) -> None:
+    """Choices that exclude each other, and settings that the chosen ones never read."""
+    estimator: Estimator = instantiate(config.ppo.advantage)
+    advantage, samples = f"advantage={config.choices.advantage}", config.rollout.samples_per_prompt
+    if estimator.needs_groups and samples < 2:
+        raise ConfigError(
+            f"{advantage} compares samples of one prompt: add rollout.samples_per_prompt=4 "
+            f"(at least 2, and a divisor of ppo.batch_size)"
+        )
+    if config.ppo.batch_size % samples:
+        raise ConfigError(
+            f"rollout.samples_per_prompt={samples}: must be a divisor of ppo.batch_size ({config.ppo.batch_size})"
+        )
+    if estimator.needs_values and config.ppo.value_loss is None:
+        raise ConfigError(f"{advantage} needs a critic: remove value_loss=none")
+    if not estimator.needs_values and config.ppo.value_loss is not None:
+        raise ConfigError(f"{advantage} uses no values: remove value_loss={config.choices.value_loss}")
+    unread = [] if estimator.needs_values else ["ppo.critic_lr", "ppo.critic_warmup"]
+    for key in [key_of(override) for override in config.overrides]:
+        if key in unread:
+            raise ConfigError(f"{advantage} trains no critic, so nothing reads {key}: remove it")
+    _check_kl(config.choices)
+    if "trust_region" in config.ppo:
+        _check_trust_region(config, model)
+
+
+def _check_kl(choices: DictConfig) -> None:
+    """The reference is asked, measured and weighed, or none of it; and the penalty form of PPO has a penalty."""
+    for group in ("kl_estimator", "kl_controller"):
+        if (choices.kl == "none") != (choices[group] == "none"):
+            raise ConfigError(f"{group}={choices[group]}: means nothing with kl={choices.kl}: remove it")
+    if (choices.kl, choices.kl_estimator) == ("loss", "k1"):
+        raise ConfigError("kl_estimator=k1: the expected gradient of k1 is zero, so kl=loss needs k2, k3 or exact")
+    if (choices.policy_loss, choices.old_kl_controller) == ("kl_penalty", "none"):
+        raise ConfigError("old_kl_controller=none: policy_loss=kl_penalty would have no penalty; use doubling or fixed")
+
+
+def _check_trust_region(config: DictConfig, model: ModelSettings) -> None:
+    """What a natural-gradient step cannot do, and what it never reads."""
+    choice = config.choices.old_kl_controller
+    if choice != "none":
+        raise ConfigError(
+            f"old_kl_controller={choice}: policy_loss=trpo bounds the KL instead of weighing it: remove it"
+        )
+    if config.ppo.value_loss is None:
+        for key in [key_of(override) for override in config.overrides]:
+            if key in ("ppo.lr", "ppo.minibatch_size"):
+                raise ConfigError(f"policy_loss=trpo without a critic never reads {key}: remove it")
+    if config.ppo.epochs != 1:
+        raise ConfigError(
+            f"ppo.epochs={config.ppo.epochs}: policy_loss=trpo takes one step per iteration: ppo.epochs=1"
+        )
+    if model.attn_implementation not in ("eager", "sdpa"):
+        value = model.attn_implementation
+        raise ConfigError(
+            f"model.attn_implementation={value}: policy_loss=trpo differentiates twice, which this cannot; "
+            f"use sdpa or eager"
+        )
+    for key, off in {"model.gradient_checkpointing": False, "ppo.lm_coef": 0, "ppo.old_kl_limit": None}.items():
+        value = OmegaConf.select(config, key)
+        if value != off:
+            wanted = "null" if off is None else str(off).lower()
+            raise ConfigError(f"{key}={value}: policy_loss=trpo cannot use it: {key}={wanted}".replace("True", "true"))
 
 
 def _check_length(config: DictConfig, model: ModelSettings, architecture: PretrainedConfig) -> None:

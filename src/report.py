@@ -26,6 +26,7 @@ from src.core.checks import SettingError
 from src.data.tables import DataError
 from src.models.loading import ModelError
 from src.modules.ppo import PPOModule
+from src.rewards.errors import RewardError
 from src.rollout.evaluation import Evaluation, merge
 from src.utils.config import ConfigError, settings_hash
 from src.utils.explain import explain
@@ -74,6 +75,7 @@ def friendly_errors(overrides: list[str] | None = None, job_of_sweep: bool = Fal
         SettingError,
         DataError,
         ModelError,
+        RewardError,
         MisconfigurationException,
     ) as error:
         given = sys.argv[1:] if overrides is None else overrides

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
 Record = TypeVar("Record", bound="Rollout | Experience")
+Rows = TypeVar("Rows", bound="Prompts | Rollout | Experience")
 
 
 @dataclass(frozen=True)
@@ -67,17 +68,29 @@ class Rollout:
 
 
 @dataclass(frozen=True)
+class Episodes:
+    """What credit assignment sees of a batch of responses."""
+
+    rewards: Tensor  # (B, T) r_t
+    mask: Tensor  # (B, T) bool
+    group_ids: Tensor  # (B,) int64, equal for samples of the same prompt
+    old_values: Tensor | None = None  # (B, T) V_old(s_t); None without a critic
+    greedy_scores: Tensor | None = None  # (B,) shaped score of the greedy response to the prompt, when asked for
+
+
+@dataclass(frozen=True)
 class Experience:
     """A scored rollout, ready to learn from. Everything is detached; all (B, T) tensors are 0 outside the mask."""
 
     rollout: Rollout
     old_logprobs: Tensor  # (B, T) nats, log pi_old(a_t | s_t), recomputed by the training path
-    ref_logprobs: Tensor  # (B, T) nats, log pi_ref(a_t | s_t)
-    old_values: Tensor  # (B, T) V_old(s_t)
+    ref_logprobs: Tensor | None  # (B, T) nats, log pi_ref(a_t | s_t); None when the reference is not asked
+    old_values: Tensor | None  # (B, T) V_old(s_t); None without a critic
     scores: Tensor  # (B,) r(x, y), one per sequence, before the KL term
     rewards: Tensor  # (B, T) r_t, shaped score and KL term included
     advantages: Tensor  # (B, T) Phi_t
-    returns: Tensor  # (B, T) target of the critic
+    returns: Tensor | None  # (B, T) target of the critic; None without one
+    loss_kl_coef: float = 0.0  # weight of KL(policy || reference) as a term of the policy's loss
 
     @property
     def mask(self) -> Tensor:
@@ -93,6 +106,30 @@ class Reward(Protocol):
 
     def score(self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> Tensor | list[float]:
         """r(x, y): one finite number per sequence, in the order given."""
+        ...
+
+
+@runtime_checkable
+class TokenReward(Protocol):
+    """A reward that credits each token; the score of a sequence is the sum."""
+
+    def score_tokens(self, rollout: Rollout) -> Tensor:
+        """r_t before the KL term, (B, T) finite numbers."""
+        ...
+
+
+@runtime_checkable
+class PartedReward(Protocol):
+    """A reward made of several, each worth seeing on its own."""
+
+    def score_parts(
+        self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]
+    ) -> dict[str, Tensor]:
+        """What each part says, (B,) by name."""
+        ...
+
+    def combine(self, parts: dict[str, Tensor]) -> Tensor:
+        """The score, (B,)."""
         ...
 
 
@@ -116,7 +153,7 @@ class Corpus(Protocol):
         ...
 
 
-def select(record: Record, index: Tensor) -> Record:
+def select(record: Rows, index: Tensor) -> Rows:
     """Return the rows `index` ((N,) int64) of a record, tensors and tuples alike."""
     rows = index.tolist()
 

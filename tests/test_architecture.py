@@ -20,7 +20,7 @@ UTILS_MAY_IMPORT = {UTILS, "types", "core"}
 UTILS_CLOSED_TO = {"types", "core"}
 CORE_MAY_IMPORT = (
     *("torch", "src.types", "src.core"),
-    *("__future__", "collections.abc", "dataclasses", "functools", "math", "typing"),
+    *("__future__", "abc", "collections.abc", "dataclasses", "functools", "math", "typing"),
 )
 LONGEST_FUNCTION = 40  # lines from `def` to the end, docstring excluded
 LONGEST_FILE = 300  # lines

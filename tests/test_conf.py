@@ -19,6 +19,10 @@ INTERNAL = ("experiment", "recipe", "stage")  # tried as themselves below
 NEEDS = {
     "model=base": ["model.name=mine", "model.path=here"],
     "data=movie_reviews": ["data.path=here"],
+    "reward=function": ["reward.target=math.fsum"],
+    "reward=http": ["reward.url=http://localhost:1"],
+    "reward=keyword": ["reward.keywords=[good]"],
+    "reward=regex": ["reward.pattern=good"],
     "experiment=movie_reviews": ["data.path=here"],
 }
 OPTIONS = [
@@ -227,7 +231,11 @@ def test_a_knob_reaches_its_reader(overrides, key, value):
         (["polcy_loss=clip"], "close to it: policy_loss"),
         (["lr=1"], "close to it: ppo.lr, reward_model.lr, sft.lr"),
         (["zzz=1"], "`--cfg job` lists"),
-        (["policy_loss=nope"], "policy_loss=nope: there is no such option; the options are clip, dual_clip"),
+        (
+            ["policy_loss=nope"],
+            "policy_loss=nope: there is no such option; the options are cispo, clip, dual_clip, gspo, kl_penalty, "
+            "reinforce, trpo",
+        ),
         (["stage=nope"], "the options are ppo, reward, sft"),
         (["stage=sft", "ppo.clip=0.2"], "stage=sft does not read ppo.clip, only stage=ppo does"),
         (["stage=sft", "policy_loss=clip"], "stage=sft does not read policy_loss, only stage=ppo does"),

@@ -37,7 +37,7 @@ def test_the_choice_of_a_model_is_not_the_reward_models():
     ("override", "words"),
     [
         ("sft.stepss=3", "no key sft.stepss; close to it: sft.steps"),
-        ("policy_loss=nope", "the options are clip, dual_clip"),
+        ("policy_loss=nope", "the options are cispo, clip, dual_clip, gspo"),
         ("ppo.dual_clip=3", "it belongs to policy_loss=dual_clip"),
         ("stage=sft", "the pipeline runs every stage"),
         ("nonsense", "cannot be read as key=value"),

@@ -21,8 +21,9 @@ from transformers import (
 )
 
 from src.callbacks.rollout import RolloutCallback
-from src.core.advantages import GAE
 from src.core.aggregation import token_mean
+from src.core.estimators import GAE
+from src.core.kl import SampledKL, k1, k3
 from src.core.policy_losses import ClippedSurrogate
 from src.core.value_losses import ClippedSquaredError
 from src.data.modules import PromptData
@@ -30,10 +31,11 @@ from src.data.tokenizers import word_level
 from src.models.roles import Roles, build_roles
 from src.models.settings import LoraSettings, ModelSettings
 from src.modules.ppo import PPOModule, PPOSettings
-from src.rollout.experience import ExperienceMaker
+from src.rollout.experience import ExperienceMaker, ReferenceKL
+from src.rollout.judging import Judge
 from src.rollout.kl_controller import FixedKL
 from src.rollout.sampling import Sampler
-from src.rollout.shaping import IgnoreMissingEos, ScoreShaping
+from src.rollout.shaping import IgnoreMissingEos, NoScaling, ScoreShaping
 from src.types import Experience, PreferencePair, PromptRow, Prompts, Rollout
 
 TEXTS = [
@@ -106,9 +108,11 @@ def model_settings(path: str | None, lora: LoraSettings | None = LORA, **changes
     return ModelSettings(path=path, lora=lora, **(plain | changes))
 
 
-def make_roles(path: str, lora: LoraSettings | None = LORA, *, spread: float = 0.0, **changes: Any) -> Roles:
+def make_roles(
+    path: str, lora: LoraSettings | None = LORA, *, spread: float = 0.0, critic: bool = True, **changes: Any
+) -> Roles:
     """Roles on a folder; `spread` > 0 moves policy and critic away from the reference, each by noise of its own."""
-    roles = build_roles(tokenizer(), model_settings(path, lora, **changes), seed=5)
+    roles = build_roles(tokenizer(), model_settings(path, lora, **changes), seed=5, critic=critic)
     if spread:
         noise = torch.Generator().manual_seed(11)
         with torch.no_grad():
@@ -214,14 +218,20 @@ class TinyCorpus:
         return {}
 
 
+KL_IN_REWARD = ReferenceKL(in_reward=True, in_loss=False, estimator=SampledKL(k1))
+
+
 def make_maker(**changes: Any) -> ExperienceMaker:
     """An experience maker with settings that leave nothing neutral but the score."""
     temperature = changes.pop("temperature", 1.0)
     plain: dict[str, Any] = {
         "sampler": Sampler(max_new_tokens=6, temperature=temperature),
-        "shaping": ScoreShaping(score_clip=None, missing_eos=IgnoreMissingEos()),
+        "judge": Judge(timeout=None, drop_failed=False),
+        "shaping": ScoreShaping(NoScaling(), score_clip=None, missing_eos=IgnoreMissingEos()),
+        "reference_kl": KL_IN_REWARD,
         "kl_controller": FixedKL(0.1),
         "advantage": GAE(gamma=1.0, lam=0.95, critic_lam=0.95),
+        "whiten_rewards": False,
         "whiten_advantages": True,
         "batch_size": 3,
     }
@@ -238,6 +248,10 @@ def make_module(roles: Roles, **changes: Any) -> PPOModule:
         "reward": ScriptedReward(),
         "policy_loss": ClippedSurrogate(0.2, 0.2),
         "value_loss": ClippedSquaredError(0.2),
+        "old_kl": SampledKL(k3),
+        "old_kl_controller": FixedKL(0.0),
+        "reference_kl": KL_IN_REWARD,
+        "aggregation": token_mean,
     }
     mine |= {name: changes.pop(name) for name in list(changes) if name in mine}
     settings: dict[str, Any] = {
@@ -255,14 +269,17 @@ def make_module(roles: Roles, **changes: Any) -> PPOModule:
     return PPOModule(
         settings=PPOSettings(**(settings | changes)),
         policy_loss=mine["policy_loss"],
+        old_kl=mine["old_kl"],
+        old_kl_controller=mine["old_kl_controller"],
+        reference_kl=mine["reference_kl"],
         value_loss=mine["value_loss"],
-        aggregation=token_mean,
+        aggregation=mine["aggregation"],
         policy_optimizer=partial(mine["optimizer"], lr=mine["lr"]),
         critic_optimizer=partial(mine["optimizer"], lr=mine["critic_lr"]),
         lr_schedule=partial(get_linear_schedule_with_warmup, num_warmup_steps=0, num_training_steps=mine["iterations"]),
         reward=mine["reward"],
         gold_reward=None,
-        roles=lambda tokenizer: roles,
+        roles=lambda tokenizer, critic: roles,
         seed=3,
         tokenizer=roles.tokenizer,
     )
@@ -310,6 +327,8 @@ def fit(
     *,
     maker: ExperienceMaker | None = None,
     iterations: int = 2,
+    samples_per_prompt: int = 1,
+    seed: int = 3,
     callbacks: tuple[Callback, ...] = (),
     ckpt_path: Path | None = None,
 ) -> tuple[Recorder, Trainer]:
@@ -319,16 +338,17 @@ def fit(
         TinyCorpus(),
         module.roles.tokenizer,
         batch_size=settings.batch_size,
+        samples_per_prompt=samples_per_prompt,
         iterations=iterations,
         eval_prompts=4,
         eval_batch_size=3,
         max_prompt_tokens=8,
         max_text_tokens=12,
         lm_coef=settings.lm_coef,
-        seed=3,
+        seed=seed,
     )
     recorder = Recorder()
-    rollout = (RolloutCallback(maker, seed=3),) if maker is not None else ()
+    rollout = (RolloutCallback(maker, seed=seed),) if maker is not None else ()
     trainer = Trainer(
         accelerator="cpu",
         devices=1,

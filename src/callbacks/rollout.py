@@ -51,12 +51,12 @@ class RolloutCallback(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next iteration needs beside weights: the KL coefficient."""
-        return {"kl_controller": self.maker.kl_controller.state_dict()}
+        """What the next iteration needs beside weights."""
+        return self.maker.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the KL coefficient."""
-        self.maker.kl_controller.load_state_dict(state_dict["kl_controller"])
+        """Take it up again."""
+        self.maker.load_state_dict(state_dict)
 
 
 def as_prompts(fields: dict[str, Any]) -> Prompts:

@@ -1,65 +1,129 @@
 """Phi_t of the policy gradient E[sum_t grad log pi(a_t|s_t) Phi_t]: what an action is credited with.
 
-Every estimator is a pure function of per-token rewards and values, plus a small frozen object that holds its settings
-and says what it needs. The policy loss never knows which one was used.
+Pure functions of per-token rewards and values; `src.core.estimators` makes them choices. Tokens that do not count
+inside a row (tool output, say) are skipped: a result equals that of the row without them. After the last counted token
+rewards, values and Phi are 0, also where a response was cut off without a stop token.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
-from src.core.checks import require
-from src.core.masking import masked
+from src.core.masking import first_counted, masked, masked_mean
+
+
+def discounted_sum(x: Tensor, mask: Tensor, discount: float) -> Tensor:
+    """y_t = x_t + discount y_{t+1} = sum_l discount^l x_{t+l} over the counted tokens.
+
+    Shapes: x, mask (B, T) -> (B, T), 0 outside the mask.
+    """
+    x = masked(x, mask)
+    following = torch.zeros_like(x[:, 0])
+    result = torch.zeros_like(x)
+    for t in reversed(range(x.shape[1])):
+        here = x[:, t] + discount * following
+        following = torch.where(mask[:, t], here, following)
+        result[:, t] = masked(here, mask[:, t])
+    return result
+
+
+def reward_to_go(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    """G_t = sum_l gamma^l r_{t+l}: an action is credited with what comes after it.
+
+    Source: REINFORCE, Williams 1992 (https://doi.org/10.1007/BF00992696). Shapes: (B, T) -> (B, T).
+    """
+    return discounted_sum(rewards, mask, gamma)
+
+
+def total_return(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    """R(tau) = sum_t gamma^t r_t: every action is credited with the whole episode, its past included.
+
+    Shapes: (B, T) -> (B, T), the same number at each counted token of a row.
+    """
+    from_start = reward_to_go(rewards, mask, gamma).gather(1, first_counted(mask).unsqueeze(1))
+    return masked(from_start.expand_as(mask), mask)
+
+
+def td_errors(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    """delta_t = r_t + gamma V_{t+1} - V_t: the actor-critic's one-step advantage, V = 0 after the last token.
+
+    Source: Sutton & Barto, section 13.5 (http://incompleteideas.net/book/the-book-2nd.html). Shapes: (B, T) -> (B, T).
+    """
+    rewards, values = masked(rewards, mask), masked(values, mask)
+    next_value = torch.zeros_like(values[:, 0])
+    errors = torch.zeros_like(rewards)
+    for t in reversed(range(rewards.shape[1])):
+        errors[:, t] = rewards[:, t] + gamma * next_value - values[:, t]
+        next_value = torch.where(mask[:, t], values[:, t], next_value)
+    return masked(errors, mask)
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
     """A_t = delta_t + gamma lam A_{t+1},  delta_t = r_t + gamma V_{t+1} - V_t.
 
-    Source: Schulman et al., eq. 16 (https://arxiv.org/abs/1506.02438). After the last counted token V and A are 0, also
-    where a response was cut off without a stop token. Tokens that do not count inside a row (tool output, say) are
-    skipped: the result equals that of the row without them.
-    Shapes: rewards, values, mask (B, T) -> advantages (B, T), 0 outside the mask.
+    Source: Schulman et al., eq. 16 (https://arxiv.org/abs/1506.02438). lam = 0 gives delta_t, lam = 1 gives G_t - V_t.
+    Shapes: rewards, values, mask (B, T) -> (B, T), 0 outside the mask.
     """
-    rewards, values = masked(rewards, mask), masked(values, mask)
-    next_value = next_advantage = torch.zeros_like(rewards[:, 0])
-    advantages = torch.zeros_like(rewards)
-    for t in reversed(range(rewards.shape[1])):
-        delta = rewards[:, t] + gamma * next_value - values[:, t]
-        advantage = delta + gamma * lam * next_advantage
-        next_value = torch.where(mask[:, t], values[:, t], next_value)
-        next_advantage = torch.where(mask[:, t], advantage, next_advantage)
-        advantages[:, t] = masked(advantage, mask[:, t])
-    return advantages
+    return discounted_sum(td_errors(rewards, values, mask, gamma), mask, gamma * lam)
 
 
 def lambda_returns(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
-    """R_t = A_t^{GAE(gamma, lam)} + V_t: the critic's target; lam = 1 gives sum_l gamma^l r_{t+l}.
+    """R_t = A_t^{GAE(gamma, lam)} + V_t: the critic's target; lam = 1 gives G_t, lam = 0 gives r_t + gamma V_{t+1}.
 
-    Shapes: rewards, values, mask (B, T) -> returns (B, T), 0 outside the mask.
+    Shapes: rewards, values, mask (B, T) -> (B, T), 0 outside the mask.
     """
     return gae(rewards, values, mask, gamma, lam) + masked(values, mask)
 
 
-@dataclass(frozen=True)
-class GAE:
-    """Generalised advantage estimation; `critic_lam` is the lambda of the critic's target."""
+def batch_mean_baseline(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    """G_t - b, b the mean of G over the counted tokens of the batch. Shapes: (B, T) -> (B, T)."""
+    to_go = reward_to_go(rewards, mask, gamma)
+    return masked(to_go - masked_mean(to_go, mask), mask)
 
-    gamma: float
-    lam: float
-    critic_lam: float
 
-    needs_values: ClassVar[bool] = True
+def groups(group_ids: Tensor) -> Tensor:
+    """The groups numbered from 0, whatever their ids. Shapes: (B,) int64 -> (B,) int64."""
+    return torch.unique(group_ids, return_inverse=True)[1]  # type: ignore[no-any-return]
 
-    def __post_init__(self) -> None:
-        """Refuse discounts outside [0, 1]."""
-        for name in ("gamma", "lam", "critic_lam"):
-            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
 
-    def __call__(self, rewards: Tensor, mask: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (advantages, returns), each (B, T)."""
-        advantages = gae(rewards, values, mask, self.gamma, self.lam)
-        return advantages, lambda_returns(rewards, values, mask, self.gamma, self.critic_lam)
+def group_sum(x: Tensor, group_ids: Tensor) -> Tensor:
+    """For each row the sum of x over the rows of its group. Shapes: x (B,), group_ids (B,) int64 -> (B,)."""
+    group = groups(group_ids)
+    return torch.zeros_like(x).index_add(0, group, x)[group]
+
+
+def leave_one_out(scores: Tensor, group_ids: Tensor) -> Tensor:
+    """A_i = R_i - mean_{j != i} R_j within the group: sums to 0 over a group, and is G / (G - 1) (R_i - mean R).
+
+    Source: RLOO (https://arxiv.org/abs/2402.14740). A row alone in its group has nothing to be compared with: 0.
+    Shapes: scores (B,), group_ids (B,) -> (B,).
+    """
+    others = group_sum(torch.ones_like(scores), group_ids) - 1
+    difference = scores - (group_sum(scores, group_ids) - scores) / others.clamp(min=1)
+    return torch.where(others > 0, difference, torch.zeros_like(scores))
+
+
+def group_relative(scores: Tensor, group_ids: Tensor, *, scale: bool) -> Tensor:
+    """A_i = R_i - mean R of the group; with `scale` divided by (std of the group + 1e-6), std with G - 1.
+
+    Source: GRPO (https://arxiv.org/abs/2402.03300); without the division Dr. GRPO (https://arxiv.org/abs/2503.20783).
+    A group whose scores are all equal (one row alone too) gives exactly 0.
+    Shapes: scores (B,), group_ids (B,) -> (B,).
+    """
+    size = group_sum(torch.ones_like(scores), group_ids)
+    centred = scores - group_sum(scores, group_ids) / size
+    group = groups(group_ids)
+    highest, lowest = (
+        torch.zeros_like(scores).scatter_reduce(0, group, scores, reduce=how, include_self=False)[group]
+        for how in ("amax", "amin")
+    )
+    if scale:
+        variance = group_sum(centred.square(), group_ids) / (size - 1).clamp(min=1)
+        centred = centred / (variance.sqrt() + 1e-6)
+    return torch.where(highest > lowest, centred, torch.zeros_like(scores))
+
+
+def per_token(scores: Tensor, mask: Tensor) -> Tensor:
+    """One number per sequence, given to each of its counted tokens. Shapes: (B,), (B, T) -> (B, T)."""
+    return masked(scores.unsqueeze(1).expand_as(mask), mask)

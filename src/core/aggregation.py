@@ -19,6 +19,23 @@ def token_mean(mask: Tensor) -> Tensor:
     return mask.float() / mask.sum().clamp(min=1)
 
 
+def sequence_mean(mask: Tensor) -> Tensor:
+    """w_bt = m_bt / (|m_b| N), N the sequences with a counted token: every response counts the same, as in GRPO.
+
+    Shapes: mask (B, T) bool -> (B, T) float; all 0 when no token counts.
+    """
+    lengths = mask.sum(dim=1, keepdim=True)
+    return mask.float() / lengths.clamp(min=1) / (lengths > 0).sum().clamp(min=1)
+
+
+def constant_length(mask: Tensor, length: int) -> Tensor:
+    """w_bt = m_bt / (B length): a sum over each response with a divisor that does not depend on it, as in Dr. GRPO.
+
+    Shapes: mask (B, T) bool, length in tokens -> (B, T) float.
+    """
+    return mask.float() / (mask.shape[0] * length)
+
+
 def weighted_sum(x: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
     """sum_bt w_bt x_bt over the counted tokens. Shapes: all (B, T), result: scalar."""
     return (masked(x, mask) * weights.to(x.dtype)).sum()

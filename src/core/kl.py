@@ -1,25 +1,61 @@
-"""Per-token estimates of KL(p || q) from samples of p (http://joschu.net/blog/kl-approx.html), in nats.
+"""KL(p || q) between token distributions, in nats: estimated from samples of p, or exact over the vocabulary.
 
 With d = log p(a) - log q(a), a ~ p:  k1 = d,  k2 = d^2 / 2,  k3 = exp(-d) - 1 + d.
-E[k1] = E[k3] = KL; k2 and k3 are never negative. All shapes (B, T).
+E[k1] = E[k3] = KL; k2 and k3 are never negative. Source: http://joschu.net/blog/kl-approx.html.
+
+As a *loss*, differentiated with respect to p, they differ: the gradient of k1 is zero in expectation, that of k2 is the
+gradient of KL(p || q), that of k3 is the gradient of KL(q || p).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 
 
 def k1(logprobs: Tensor, other_logprobs: Tensor) -> Tensor:
-    """d = log p - log q: unbiased, may be negative; its sum over a sequence is the sampled log-ratio."""
+    """d = log p - log q: unbiased, may be negative; its sum over a sequence is the sampled log-ratio. Shapes: any."""
     return logprobs - other_logprobs
 
 
 def k2(logprobs: Tensor, other_logprobs: Tensor) -> Tensor:
-    """d^2 / 2: biased and low in variance; its gradient is the gradient of the KL in expectation."""
+    """d^2 / 2: biased and low in variance; its gradient is the gradient of the KL in expectation. Shapes: any."""
     return 0.5 * (logprobs - other_logprobs).square()
 
 
 def k3(logprobs: Tensor, other_logprobs: Tensor) -> Tensor:
-    """exp(-d) - 1 + d: unbiased and never negative."""
+    """exp(-d) - 1 + d: unbiased and never negative. Shapes: any."""
     difference = logprobs - other_logprobs
     return (-difference).expm1() + difference
+
+
+def categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) = sum_v p_v (log p_v - log q_v); a token that p forbids adds nothing. Shapes: (..., V) -> (...)."""
+    p = log_p.exp()
+    return (p * torch.where(p > 0, log_p - log_q, torch.zeros_like(p))).sum(dim=-1)
+
+
+@dataclass(frozen=True)
+class SampledKL:
+    """KL per token from the sampled tokens alone, by k1, k2 or k3."""
+
+    estimator: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(self, logprobs: Tensor, other_logprobs: Tensor, exact: Callable[[], Tensor]) -> Tensor:
+        """The estimate, (B, T); `exact` is not asked."""
+        return self.estimator(logprobs, other_logprobs)
+
+
+@dataclass(frozen=True)
+class ExactKL:
+    """KL per token over the whole vocabulary: no sampling noise, at the price of both distributions."""
+
+    def __call__(self, logprobs: Tensor, other_logprobs: Tensor, exact: Callable[[], Tensor]) -> Tensor:
+        """What `exact` computes, (B, T)."""
+        return exact()
+
+
+KLEstimator = SampledKL | ExactKL

@@ -30,11 +30,13 @@ def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
 
     Unbiased variance with the constant inside the root, as TRL and verl do it. Source: detail 12 of "The N
     implementation details of RLHF with PPO" (https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo).
-    Shapes: (B, T) -> (B, T), 0 outside the mask. One counted element gives 0 (itself, when the mean is kept).
+    Shapes: (B, T) -> (B, T), 0 outside the mask. One counted element gives 0 (itself, when the mean is kept), and so do
+    elements that differ by rounding only (standard deviation below 1e-5 of their root mean square).
     """
     x = masked(x, mask)
-    mean = masked_mean(x, mask)
-    whitened = (x - mean) * torch.rsqrt(masked_variance(x, mask) + 1e-8)
+    mean, variance = masked_mean(x, mask), masked_variance(x, mask)
+    varies = variance > 1e-10 * masked_mean(x.square(), mask)
+    whitened = torch.where(varies, (x - mean) * torch.rsqrt(variance + 1e-8), torch.zeros_like(x))
     return masked(whitened if shift_mean else whitened + mean, mask)
 
 
@@ -61,3 +63,8 @@ def last_counted(mask: Tensor) -> Tensor:
     """Index of the last counted element in each row; 0 for a row in which none counts. Shapes: (B, T) -> (B,) int64."""
     positions = torch.arange(mask.shape[-1], device=mask.device)
     return (positions * mask.long()).argmax(dim=-1)
+
+
+def first_counted(mask: Tensor) -> Tensor:
+    """Index of the first counted element in each row; 0 where none counts. Shapes: (B, T) -> (B,) int64."""
+    return mask.int().argmax(dim=-1)

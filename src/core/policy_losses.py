@@ -26,6 +26,22 @@ def probability_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> T
     return masked(logprobs - old_logprobs, mask).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
+def reinforce(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> TokenLoss:
+    """L_t = -A_t log pi(a_t|s_t): the policy gradient itself, blind to how far the policy has moved.
+
+    Source: Williams 1992 (https://doi.org/10.1007/BF00992696). Shapes: all (B, T).
+    """
+    return -masked(advantages, mask) * masked(logprobs, mask), {}
+
+
+def surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> TokenLoss:
+    """L_t = -rho_t A_t: what TRPO maximises within a bound on KL(old || new), and PPO-penalty beside a multiple of it.
+
+    Source: TRPO, eq. 14 (https://arxiv.org/abs/1502.05477). Shapes: all (B, T).
+    """
+    return -probability_ratio(logprobs, old_logprobs, mask) * masked(advantages, mask), {}
+
+
 def clipped_surrogate(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip_low: float, clip_high: float
 ) -> TokenLoss:
@@ -34,11 +50,7 @@ def clipped_surrogate(
     Source: PPO, eq. 7 (https://arxiv.org/abs/1707.06347). Where the clipped term is the larger the gradient is 0.
     Shapes: all (B, T). Indicator `clip_fraction`: 1 where clipping changed the loss.
     """
-    ratio = probability_ratio(logprobs, old_logprobs, mask)
-    advantages = masked(advantages, mask)
-    unclipped = -ratio * advantages
-    clipped = -ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
-    return torch.maximum(unclipped, clipped), {"clip_fraction": (clipped > unclipped).to(ratio)}
+    return _clip(probability_ratio(logprobs, old_logprobs, mask), masked(advantages, mask), clip_low, clip_high)
 
 
 def dual_clipped_surrogate(
@@ -60,6 +72,64 @@ def dual_clipped_surrogate(
     bound = -dual_clip * advantages
     bounded = (advantages < 0) & (bound < loss)
     return torch.where(bounded, bound, loss), stats | {"dual_clip_fraction": bounded.to(loss)}
+
+
+def sequence_clipped_surrogate(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip_low: float, clip_high: float
+) -> TokenLoss:
+    """L_t = max(-s_t A_t, -clip(s_t, 1 - clip_low, 1 + clip_high) A_t),  s_t = sg[s / pi_t] pi_t.
+
+    log s = mean_t log rho_t, sg[.] a constant to the gradient.
+    One ratio s for the whole response, so a response is clipped as a whole; written per token (GSPO-token), its
+    gradient is that of GSPO when A is the same at each token and responses are averaged by `sequence_mean`.
+    Source: GSPO, eq. 13 (https://arxiv.org/abs/2507.18071). Shapes: all (B, T).
+    """
+    log_ratio = masked(logprobs - old_logprobs, mask)
+    mean = log_ratio.detach().sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+    through_token = mean + masked(logprobs - logprobs.detach(), mask)  # the value of the mean, the token's own gradient
+    return _clip(
+        through_token.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp(), masked(advantages, mask), clip_low, clip_high
+    )
+
+
+def clipped_weight(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip_low: float, clip_high: float
+) -> TokenLoss:
+    """L_t = -sg[clip(rho_t, 1 - clip_low, 1 + clip_high)] A_t log pi(a_t|s_t).
+
+    Clipping limits a token's weight; no token loses its gradient.
+    Source: CISPO, eq. 4 (https://arxiv.org/abs/2506.13585). Shapes: all (B, T). Indicator `clip_fraction`: 1 where the
+    weight was clipped.
+    """
+    ratio = probability_ratio(logprobs, old_logprobs, mask).detach()
+    weight = ratio.clamp(1 - clip_low, 1 + clip_high)
+    loss = -weight * masked(advantages, mask) * masked(logprobs, mask)
+    return loss, {"clip_fraction": (weight != ratio).to(ratio)}
+
+
+def _clip(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> TokenLoss:
+    """max(-ratio A, -clip(ratio) A), and where the second is the larger."""
+    unclipped = -ratio * advantages
+    clipped = -ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
+    return torch.maximum(unclipped, clipped), {"clip_fraction": (clipped > unclipped).to(ratio)}
+
+
+@dataclass(frozen=True)
+class Reinforce:
+    """The plain policy gradient."""
+
+    def __call__(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> TokenLoss:
+        """Return the loss of each token, (B, T); there is nothing to indicate."""
+        return reinforce(logprobs, old_logprobs, advantages, mask)
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """The importance-weighted policy gradient."""
+
+    def __call__(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> TokenLoss:
+        """Return the loss of each token, (B, T); there is nothing to indicate."""
+        return surrogate(logprobs, old_logprobs, advantages, mask)
 
 
 @dataclass(frozen=True)
@@ -95,3 +165,28 @@ class DualClippedSurrogate(ClippedSurrogate):
         return dual_clipped_surrogate(
             logprobs, old_logprobs, advantages, mask, self.clip_low, self.clip_high, self.dual_clip
         )
+
+
+class SequenceClippedSurrogate(ClippedSurrogate):
+    """GSPO: one ratio per response."""
+
+    def __call__(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> TokenLoss:
+        """Return the loss of each token and the indicators, each (B, T)."""
+        return sequence_clipped_surrogate(logprobs, old_logprobs, advantages, mask, self.clip_low, self.clip_high)
+
+
+@dataclass(frozen=True)
+class ClippedWeight:
+    """CISPO: the importance weight is clipped and every token keeps its gradient."""
+
+    clip_low: float
+    clip_high: float
+
+    def __post_init__(self) -> None:
+        """Refuse an empty range and a weight below 0."""
+        require(0 < self.clip_low <= 1, "clip_low", self.clip_low, "greater than 0 and at most 1")
+        require(self.clip_high > 0, "clip_high", self.clip_high, "greater than 0")
+
+    def __call__(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> TokenLoss:
+        """Return the loss of each token and the indicators, each (B, T)."""
+        return clipped_weight(logprobs, old_logprobs, advantages, mask, self.clip_low, self.clip_high)

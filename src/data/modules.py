@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader
 from transformers import PreTrainedTokenizerBase
 
+from src.core.checks import require
 from src.core.padding import pad_left
 from src.data.loaders import OrderedLoader, StreamLoader
 from src.data.tables import DataError
@@ -109,6 +110,7 @@ class PromptData(LightningDataModule):
         tokenizer: PreTrainedTokenizerBase,
         *,
         batch_size: int,
+        samples_per_prompt: int,
         iterations: int,
         eval_prompts: int,
         eval_batch_size: int,
@@ -119,6 +121,14 @@ class PromptData(LightningDataModule):
     ) -> None:
         super().__init__()
         self.corpus, self.tokenizer = corpus, tokenizer
+        require(samples_per_prompt >= 1, "samples_per_prompt", samples_per_prompt, "at least 1")
+        require(
+            batch_size % samples_per_prompt == 0,
+            "samples_per_prompt",
+            samples_per_prompt,
+            "a divisor of ppo.batch_size",
+        )
+        self.samples_per_prompt, self.prompts = samples_per_prompt, batch_size // samples_per_prompt
         self.batch_size, self.iterations = batch_size, iterations
         self.eval_prompts, self.eval_batch_size = eval_prompts, eval_batch_size
         self.max_prompt_tokens, self.max_text_tokens = max_prompt_tokens, max_text_tokens
@@ -128,7 +138,7 @@ class PromptData(LightningDataModule):
         """Batches {prompts: fields of `src.types.Prompts`} and, with the third loss, {text: {ids, mask}}."""
         loaders: dict[str, Any] = {
             "prompts": StreamLoader(
-                self.corpus.prompts("train"), self.collate, batch_size=self.batch_size, batches=self.iterations,
+                self.corpus.prompts("train"), self._repeated, batch_size=self.prompts, batches=self.iterations,
                 seed=self.seed, stream="prompts",
             )
         }  # fmt: skip
@@ -143,6 +153,12 @@ class PromptData(LightningDataModule):
         """The first `eval_prompts` prompts of the test split."""
         rows = self.corpus.prompts("test")[: self.eval_prompts]
         return OrderedLoader(rows, lambda part, at: {"prompts": self.collate(part, at)}, self.eval_batch_size)
+
+    def _repeated(self, rows: list[PromptRow], indices: list[int]) -> Batch:
+        """Each prompt `samples_per_prompt` times, one after the other, with the same group id."""
+        times = self.samples_per_prompt
+        batch = self.collate([row for row in rows for _ in range(times)], [i for i in indices for _ in range(times)])
+        return batch | {"group_ids": batch["group_ids"] // times}
 
     def collate(self, rows: list[PromptRow], indices: list[int]) -> Batch:
         """The fields of `src.types.Prompts`; over-long prompts keep their end."""

@@ -15,11 +15,12 @@ from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from src.core.logprobs import entropy_from_logits, logprobs_from_logits
 from src.core.masking import masked
+from src.models.distribution import TokenDistribution
 from src.models.forward import gradient_checkpointing, hidden_at_actions
 from src.models.loading import ModelError, adapter_base, load_causal_lm, require_plain_head
 from src.models.settings import LoraSettings, ModelSettings
@@ -32,15 +33,15 @@ Role = Literal["policy", "critic", "reference"]
 class Roles(nn.Module, ABC):
     """What the stages of PPO ask of the models. Always in eval mode: dropout would change the ratios."""
 
-    def __init__(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpointing: bool) -> None:
+    value_head: nn.Linear | None
+
+    def __init__(
+        self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpointing: bool, critic: bool
+    ) -> None:
         super().__init__()
         require_plain_head(base)
         self.tokenizer, self.checkpointing = tokenizer, checkpointing
-        hidden_size = base.config.hidden_size
-        self.value_head = nn.Linear(hidden_size, 1)
-        # a zero head would give the critic's adapter a zero gradient (detail 6 of the N+ details: std 1/sqrt(H + 1))
-        nn.init.normal_(self.value_head.weight, std=1 / (hidden_size + 1) ** 0.5)
-        nn.init.zeros_(self.value_head.bias)
+        self.value_head = value_head(base.config.hidden_size) if critic else None
 
     @abstractmethod
     def acting(self, role: Role) -> AbstractContextManager[PreTrainedModel]:
@@ -52,7 +53,7 @@ class Roles(nn.Module, ABC):
 
     @abstractmethod
     def critic_parameters(self) -> list[nn.Parameter]:
-        """What the critic's optimizer trains, the value head included."""
+        """What the critic's optimizer trains, the value head included; empty without a critic."""
 
     @abstractmethod
     def save_adapter(self, folder: Path) -> bool:
@@ -66,22 +67,29 @@ class Roles(nn.Module, ABC):
         """Stay in eval mode, whatever the Trainer asks for."""
         return super().train(False)
 
-    def logprobs(self, rollout: Rollout, temperature: float, role: Role = "policy") -> tuple[Tensor, Tensor]:
-        """log pi(a_t | s_t) and the entropy of pi(. | s_t), both (B, T) nats and 0 outside the mask.
-
-        The vocabulary head runs on the counted response tokens only.
-        """
+    def distribution(self, rollout: Rollout, temperature: float, role: Role = "policy") -> TokenDistribution:
+        """pi(. | s_t) of a role at the counted response tokens."""
         mask = rollout.response_mask
         with self.acting(role) as lm:
             hidden = self._hidden(lm, rollout)[mask]
-            logits = lm.get_output_embeddings()(hidden)
-        logprobs = logprobs_from_logits(logits, rollout.response_ids[mask], temperature)
-        entropy = entropy_from_logits(logits, temperature)
-        blank = torch.zeros(mask.shape, dtype=logprobs.dtype, device=mask.device)
-        return blank.masked_scatter(mask, logprobs), blank.masked_scatter(mask, entropy)
+            head = lm.get_output_embeddings()
+        return TokenDistribution(hidden, head, rollout.response_ids[mask], mask, temperature)
+
+    def old_distribution(self, rollout: Rollout, temperature: float, old_policy: list[Tensor]) -> TokenDistribution:
+        """pi_old(. | s_t), without gradient; `old_policy` are copies of `policy_parameters()` as they were."""
+        parameters = self.policy_parameters()
+        with torch.no_grad():
+            now = [parameter.clone() for parameter in parameters]
+            write(old_policy, parameters)
+            try:
+                return self.distribution(rollout, temperature).detached()
+            finally:
+                write(now, parameters)
 
     def values(self, rollout: Rollout) -> Tensor:
-        """V(s_t), (B, T) in float32, 0 outside the mask."""
+        """V(s_t), (B, T) in float32 or better, 0 outside the mask. Raises `RuntimeError` where there is no critic."""
+        if self.value_head is None:
+            raise RuntimeError("these roles were built without a critic")
         with self.acting("critic") as lm:
             hidden = self._hidden(lm, rollout)
         values = self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
@@ -98,11 +106,19 @@ class LoraRoles(Roles):
     """One frozen base; policy and critic are LoRA adapters on it, the reference is the base with adapters off."""
 
     def __init__(
-        self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lora: LoraSettings, checkpointing: bool
+        self,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        lora: LoraSettings,
+        checkpointing: bool,
+        critic: bool,
     ) -> None:
-        super().__init__(base, tokenizer, checkpointing)
+        super().__init__(base, tokenizer, checkpointing, critic)
         self.peft = add_adapter(base, lora, "policy")
-        self.peft.add_adapter("critic", lora_config(lora))
+        if isinstance(base.get_output_embeddings(), BaseTunerLayer):
+            raise ModelError("model.lora.targets: the vocabulary head is shared by all roles and takes no adapter")
+        if critic:
+            self.peft.add_adapter("critic", lora_config(lora))
         self._adapters = {
             role: [p for name, p in self.peft.named_parameters() if f".{role}." in name]
             for role in ("policy", "critic")
@@ -131,7 +147,7 @@ class LoraRoles(Roles):
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """The tensors of the adapter "critic" and the value head."""
-        return [*self._adapters["critic"], *self.value_head.parameters()]
+        return [*self._adapters["critic"], *(self.value_head.parameters() if self.value_head is not None else ())]
 
     def save_adapter(self, folder: Path) -> bool:
         """Write the adapter "policy" alone; peft puts it into a subfolder of that name, from where it is moved up.
@@ -161,9 +177,12 @@ class LoraRoles(Roles):
 class FullRoles(Roles):
     """Every weight is trained: policy and critic are whole models of their own, the reference a frozen copy."""
 
-    def __init__(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpointing: bool) -> None:
-        super().__init__(base, tokenizer, checkpointing)
-        self.models = nn.ModuleDict({role: copy.deepcopy(base) for role in ("policy", "critic")})
+    def __init__(
+        self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpointing: bool, critic: bool
+    ) -> None:
+        super().__init__(base, tokenizer, checkpointing, critic)
+        trained = ("policy", "critic") if critic else ("policy",)
+        self.models = nn.ModuleDict({role: copy.deepcopy(base) for role in trained})
         self.models["reference"] = base
         self.models.requires_grad_(False)
         for parameter in [*self.policy_parameters(), *self.critic_parameters()]:
@@ -181,6 +200,8 @@ class FullRoles(Roles):
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """The critic's backbone (its vocabulary head is never used) and the value head."""
+        if self.value_head is None:
+            return []
         return [*self.models["critic"].base_model.parameters(), *self.value_head.parameters()]
 
     def save_adapter(self, folder: Path) -> bool:
@@ -209,11 +230,29 @@ def add_adapter(base: PreTrainedModel, lora: LoraSettings, name: str) -> PeftMod
         raise ModelError(f"model.lora.targets={lora.targets!r} does not fit {base.name_or_path!r}: {error}") from error
 
 
-def build_roles(tokenizer: PreTrainedTokenizerBase, model: ModelSettings, seed: int) -> Roles:
+def value_head(hidden_size: int) -> nn.Linear:
+    """V = w h + b, w ~ N(0, 1 / (H + 1)), b = 0; a zero head would give the critic's adapter a zero gradient.
+
+    Source: detail 6 of "The N implementation details of RLHF with PPO"
+    (https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo).
+    """
+    head = nn.Linear(hidden_size, 1)
+    nn.init.normal_(head.weight, std=1 / (hidden_size + 1) ** 0.5)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def write(source: list[Tensor], target: list[nn.Parameter]) -> None:
+    """Copy numbers into parameters, in place."""
+    for new, parameter in zip(source, target, strict=True):
+        parameter.copy_(new)
+
+
+def build_roles(tokenizer: PreTrainedTokenizerBase, model: ModelSettings, seed: int, critic: bool) -> Roles:
     """Load the base and give it its roles; the same seed gives the same fresh adapters and value head."""
     base = load_causal_lm(model)
     with torch.random.fork_rng():
         torch.manual_seed(stream_seed(seed, "roles"))
         if model.lora is None:
-            return FullRoles(base, tokenizer, model.gradient_checkpointing)
-        return LoraRoles(base, tokenizer, model.lora, model.gradient_checkpointing)
+            return FullRoles(base, tokenizer, model.gradient_checkpointing, critic)
+        return LoraRoles(base, tokenizer, model.lora, model.gradient_checkpointing, critic)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,19 @@ from transformers import PreTrainedTokenizerBase
 from src.core.aggregation import weighted_sum
 from src.core.checks import require
 from src.core.diagnostics import explained_variance
-from src.core.kl import k3
-from src.core.policy_losses import TokenLoss, probability_ratio
+from src.core.kl import KLEstimator
 from src.models.forward import next_token_logprobs
 from src.models.roles import Roles
 from src.modules.averages import Averages
+from src.modules.objective import PolicyLoss, PolicyObjective
 from src.rollout.evaluation import Evaluation, merge
+from src.rollout.experience import ReferenceKL
+from src.rollout.kl_controller import KLController
 from src.rollout.minibatches import micro_batches, minibatches
 from src.types import Experience, Reward, select
 from src.utils.figures import Figure
 from src.utils.streams import generator
 
-PolicyLoss = Callable[[Tensor, Tensor, Tensor, Tensor], TokenLoss]
 ValueLoss = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -72,36 +73,38 @@ class PPOModule(LightningModule):
         self,
         settings: PPOSettings,
         policy_loss: PolicyLoss,
-        value_loss: ValueLoss,
+        old_kl: KLEstimator,
+        old_kl_controller: KLController,
+        reference_kl: ReferenceKL,
+        value_loss: ValueLoss | None,
         aggregation: Callable[[Tensor], Tensor],
         policy_optimizer: Callable[[list[nn.Parameter]], Optimizer],
         critic_optimizer: Callable[[list[nn.Parameter]], Optimizer],
         lr_schedule: Callable[[Optimizer], LRScheduler],
         reward: Reward,
         gold_reward: Reward | None,
-        roles: Callable[[PreTrainedTokenizerBase], Roles],
+        roles: Callable[..., Roles],
         seed: int,
         tokenizer: PreTrainedTokenizerBase,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.strict_loading = False  # a checkpoint holds trainable tensors only
-        self.settings, self.policy_loss, self.value_loss, self.aggregation = (
-            settings,
-            policy_loss,
-            value_loss,
-            aggregation,
-        )
-        self.optimizer_factories = (policy_optimizer, critic_optimizer)
-        self.lr_schedule = lr_schedule
-        self.roles, self.reward, self.gold_reward, self.seed = roles(tokenizer), reward, gold_reward, seed
+        self.settings, self.value_loss, self.aggregation = settings, value_loss, aggregation
+        self.optimizer_factories = {"policy": policy_optimizer, "critic": critic_optimizer}
+        self.lr_schedule, self.reward, self.gold_reward, self.seed = lr_schedule, reward, gold_reward, seed
+        self.roles = roles(tokenizer, critic=value_loss is not None)
+        self.objective = PolicyObjective(
+            self.roles, policy_loss, old_kl, old_kl_controller, reference_kl.estimator, settings.entropy_coef,
+            settings.temperature,
+        )  # fmt: skip
         self.tokens = 0
         self.evaluations: list[Evaluation] = []
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[LRScheduler]]:
-        """The policy's optimizer first, then the critic's."""
-        parameters = (self.roles.policy_parameters(), self.roles.critic_parameters())
-        optimizers = [make(group) for make, group in zip(self.optimizer_factories, parameters, strict=True)]
+        """The policy's optimizer first, then the critic's, where there is one."""
+        parameters = {"policy": self.roles.policy_parameters(), "critic": self.roles.critic_parameters()}
+        optimizers = [make(parameters[role]) for role, make in self.optimizer_factories.items() if parameters[role]]
         return optimizers, [self.lr_schedule(optimizer) for optimizer in optimizers]
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -112,18 +115,19 @@ class PPOModule(LightningModule):
             )
         experience: Experience = batch["experience"]
         averages = Averages()
-        rates = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers()]
+        for role, optimizer in self._optimizers().items():
+            averages.add(f"{role}/lr", optimizer.param_groups[0]["lr"])
+        self.objective.remember_old_policy()
         optimizer_steps = self._learn(experience, batch.get("text"), batch_idx, averages)
-        for schedule in self.lr_schedulers():
+        for schedule in as_list(self.lr_schedulers()):
             schedule.step()
         self.tokens += int(experience.mask.sum())
-        variance = explained_variance(experience.old_values, experience.returns, experience.mask)
+        if experience.old_values is not None:
+            explained = explained_variance(experience.old_values, experience.returns, experience.mask)
+            averages.add("critic/explained_variance", explained)
         self.log_dict(
             {
                 **averages.compute(),
-                "critic/explained_variance": variance,
-                "policy/lr": rates[0],
-                "critic/lr": rates[1],
                 "train/optimizer_steps": float(optimizer_steps),
                 "train/iterations": float(batch_idx + 1),
                 "train/episodes": float((batch_idx + 1) * len(experience)),
@@ -133,67 +137,70 @@ class PPOModule(LightningModule):
             batch_size=len(experience),
         )
 
+    def _optimizers(self) -> dict[str, Any]:
+        """The optimizers by the role they train; Lightning hands out a single one bare."""
+        return dict(zip(self.optimizer_factories, as_list(self.optimizers()), strict=False))
+
     def _learn(self, experience: Experience, text: dict[str, Tensor] | None, iteration: int, averages: Averages) -> int:
         """Run the epochs; returns the number of minibatches learned from before a stop on KL(old || new)."""
-        steps = 0
+        steps, stopped = 0, False
         for epoch in range(self.settings.epochs):
-            order = generator(self.seed, "minibatches", self.global_rank, iteration, epoch)
-            for index in minibatches(len(experience), self.settings.minibatch_size, order):
+            this_epoch = Averages()
+            for index in self._order(len(experience), iteration, epoch):
                 part = {k: v[index] for k, v in text.items()} if text is not None else None
-                if not self._learn_minibatch(select(experience, index), part, iteration, averages):
-                    averages.add("policy/early_stop", 1.0)
-                    return steps
+                stopped = not self._learn_minibatch(select(experience, index), part, iteration, this_epoch)
+                if stopped:
+                    break
                 steps += 1
-        averages.add("policy/early_stop", 0.0)
+            averages.merge(this_epoch)
+            if stopped:
+                break
+        averages.add("policy/early_stop", float(stopped))
+        self.objective.old_kl_controller.update(this_epoch.compute()["policy/old_kl"], len(experience))
         return steps
+
+    def _order(self, rows: int, iteration: int, epoch: int) -> Iterator[Tensor]:
+        order = generator(self.seed, "minibatches", self.global_rank, iteration, epoch)
+        return minibatches(rows, self.settings.minibatch_size, order)
 
     def _learn_minibatch(
         self, minibatch: Experience, text: dict[str, Tensor] | None, iteration: int, averages: Averages
     ) -> bool:
         """One step of each optimizer; False, and no step, when the policy has moved beyond `old_kl_limit`."""
-        policy_optimizer, critic_optimizer = self.optimizers()
-        weights = self.aggregation(minibatch.mask)
-        micros = list(micro_batches(minibatch, self.settings.micro_batch_size))
         mine = Averages()
-        for index, micro in micros:
-            self._policy_backward(micro, weights[index, : micro.mask.shape[1]], mine)
+        for micro, weights in self._micros(minibatch):
+            self.manual_backward(self.objective.loss(micro, weights, mine))
         if text is not None:
             self._text_backward(text, mine)
         averages.merge(mine)
         limit = self.settings.old_kl_limit
-        if limit is not None and mine.compute()["policy/approx_kl"] > limit:
-            policy_optimizer.zero_grad()
+        if limit is not None and mine.compute()["policy/old_kl"] > limit:
+            self._optimizers()["policy"].zero_grad()
             return False
-        for index, micro in micros:
-            self._critic_backward(micro, weights[index, : micro.mask.shape[1]], averages)
-        warming_up = iteration < self.settings.critic_warmup
-        self._step(policy_optimizer, "policy", averages, skip=warming_up)
-        self._step(critic_optimizer, "critic", averages)
+        self._step("policy", averages, skip=self._warming_up(iteration))
+        if self.value_loss is not None:
+            self._learn_values(self.value_loss, minibatch, averages)
         return True
 
-    def _policy_backward(self, micro: Experience, weights: Tensor, averages: Averages) -> None:
-        """Add the gradient of sum_t w_t (L_t - entropy_coef H_t)."""
-        mask = micro.mask
-        logprobs, entropy = self.roles.logprobs(micro.rollout, self.settings.temperature)
-        losses, indicators = self.policy_loss(logprobs, micro.old_logprobs, micro.advantages, mask)
-        self.manual_backward(weighted_sum(losses - self.settings.entropy_coef * entropy, weights, mask))
-        with torch.no_grad():
-            moved = {
-                "loss": losses,
-                "entropy": entropy,
-                "ratio": probability_ratio(logprobs, micro.old_logprobs, mask),
-                "approx_kl": k3(micro.old_logprobs, logprobs),
-            }
-            for name, values in (moved | indicators).items():
-                averages.add_tokens(f"policy/{name}", values, mask)
+    def _warming_up(self, iteration: int) -> bool:
+        """Whether only the critic learns as yet."""
+        return self.value_loss is not None and iteration < self.settings.critic_warmup
 
-    def _critic_backward(self, micro: Experience, weights: Tensor, averages: Averages) -> None:
-        """Add the gradient of the critic's loss sum_t w_t L_t."""
-        values = self.roles.values(micro.rollout)
-        losses, clipped = self.value_loss(values, micro.old_values, micro.returns, micro.mask)
-        self.manual_backward(weighted_sum(losses, weights, micro.mask))
-        averages.add_tokens("critic/loss", losses, micro.mask)
-        averages.add_tokens("critic/clip_fraction", clipped, micro.mask)
+    def _micros(self, minibatch: Experience) -> Iterator[tuple[Experience, Tensor]]:
+        """Micro-batches with the weights (N, T') of their tokens in the loss of the whole minibatch."""
+        weights = self.aggregation(minibatch.mask)
+        for index, micro in micro_batches(minibatch, self.settings.micro_batch_size):
+            yield micro, weights[index, : micro.mask.shape[1]]
+
+    def _learn_values(self, value_loss: ValueLoss, minibatch: Experience, averages: Averages) -> None:
+        """One step of the critic on sum_t w_t L_t."""
+        for micro, weights in self._micros(minibatch):
+            values = self.roles.values(micro.rollout)
+            losses, clipped = value_loss(values, micro.old_values, micro.returns, micro.mask)
+            self.manual_backward(weighted_sum(losses, weights, micro.mask))
+            averages.add_tokens("critic/loss", losses, micro.mask)
+            averages.add_tokens("critic/clip_fraction", clipped, micro.mask)
+        self._step("critic", averages)
 
     def _text_backward(self, text: dict[str, Tensor], averages: Averages) -> None:
         """Add the gradient of lm_coef times the mean negative logprob of the text's tokens (InstructGPT's PPO-ptx)."""
@@ -204,10 +211,11 @@ class PPOModule(LightningModule):
             self.manual_backward(-self.settings.lm_coef * logprobs.sum() / max(tokens, 1))
             averages.add("policy/lm_loss", -logprobs.detach().sum() / max(len(logprobs), 1), len(logprobs))
 
-    def _step(self, optimizer: Any, name: str, averages: Averages, skip: bool = False) -> None:
+    def _step(self, role: str, averages: Averages, skip: bool = False) -> None:
+        optimizer = self._optimizers()[role]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
-        averages.add(f"{name}/grad_norm", norm)
+        averages.add(f"{role}/grad_norm", norm)
         if skip:
             optimizer.zero_grad()  # a step without gradients moves nothing, and keeps the schedules in step
         optimizer.step()
@@ -235,6 +243,7 @@ class PPOModule(LightningModule):
         trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
         checkpoint["tokens"] = self.tokens
+        checkpoint["old_kl_controller"] = self.objective.old_kl_controller.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the counters, and refuse a checkpoint that lacks or exceeds what is trained."""
@@ -246,3 +255,9 @@ class PPOModule(LightningModule):
                 f"unexpected {sorted(found - trainable)[:3]}"
             )
         self.tokens = checkpoint["tokens"]
+        self.objective.old_kl_controller.load_state_dict(checkpoint["old_kl_controller"])
+
+
+def as_list(x: Any) -> list[Any]:
+    """Lightning's "one, several or none" as a list."""
+    return list(x) if isinstance(x, list | tuple) else [] if x is None else [x]

@@ -78,8 +78,10 @@ class Evaluator:
     def _kl(self, roles: Roles, role: Role, rollout: Rollout) -> Tensor:
         """Sampled log-ratio to the reference, summed over each response, (B,) nats."""
         temperature, maker = self.maker.sampler.temperature, self.maker
-        mine = maker.in_micro_batches(lambda micro: roles.logprobs(micro, temperature, role)[0], rollout)
-        reference = maker.in_micro_batches(lambda micro: roles.logprobs(micro, temperature, "reference")[0], rollout)
+        mine = maker.in_micro_batches(lambda micro: roles.distribution(micro, temperature, role).logprobs(), rollout)
+        reference = maker.in_micro_batches(
+            lambda micro: roles.distribution(micro, temperature, "reference").logprobs(), rollout
+        )
         return masked(k1(mine, reference), rollout.response_mask).sum(1)
 
 

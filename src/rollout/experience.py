@@ -3,38 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from src.core.advantages import GAE
-from src.core.kl import k1
+from src.core.estimators import Estimator
+from src.core.kl import KLEstimator
 from src.core.masking import masked, whiten
 from src.core.rewards import token_rewards
 from src.models.roles import Role, Roles
 from src.models.text import response_text
-from src.rollout.kl_controller import AdaptiveKL, FixedKL
+from src.rollout.judging import Judge, Verdict
+from src.rollout.kl_controller import KLController
 from src.rollout.minibatches import join, micro_batches
 from src.rollout.sampling import Sampler
 from src.rollout.shaping import ScoreShaping
-from src.types import Experience, Prompts, Reward, Rollout
+from src.types import Episodes, Experience, Prompts, Reward, Rollout, TokenReward, select
+
+
+@dataclass(frozen=True)
+class ReferenceKL:
+    """Where KL(policy || reference) counts: as a reward per token, as a term of the policy's loss, or nowhere."""
+
+    in_reward: bool
+    in_loss: bool
+    estimator: KLEstimator | None
 
 
 class ExperienceMaker:
-    """Makes the experience of one PPO iteration; `kl_controller` is its only state."""
+    """Makes the experience of one PPO iteration; KL coefficient, running moments and baselines are its only state."""
 
     def __init__(
         self,
         sampler: Sampler,
+        judge: Judge,
         shaping: ScoreShaping,
-        kl_controller: FixedKL | AdaptiveKL,
-        advantage: GAE,
+        reference_kl: ReferenceKL,
+        kl_controller: KLController,
+        advantage: Estimator,
+        whiten_rewards: bool,
         whiten_advantages: bool,
         batch_size: int,
     ) -> None:
-        self.sampler, self.shaping, self.kl_controller, self.advantage = sampler, shaping, kl_controller, advantage
-        self.whiten_advantages, self.batch_size = whiten_advantages, batch_size
+        self.sampler, self.judge, self.shaping, self.batch_size = sampler, judge, shaping, batch_size
+        self.reference_kl, self.kl_controller, self.advantage = reference_kl, kl_controller, advantage
+        self.whiten_rewards, self.whiten_advantages = whiten_rewards, whiten_advantages
 
     def make(
         self, roles: Roles, reward: Reward, prompts: Prompts, policy_version: int, generator: torch.Generator
@@ -45,30 +61,50 @@ class ExperienceMaker:
         5. rewards per token with the KL to the reference; 6. advantages and returns; 7. whiten; 8. steer the KL.
         """
         # 1-3
-        rollout = self.sample(roles, "policy", prompts, policy_version, generator)
-        scores = self.score(reward, rollout)
-        old_logprobs, ref_logprobs, old_values = self._judge(roles, rollout)
-        mask = rollout.response_mask
+        verdict = self.judge.judge(reward, self.sample(roles, "policy", prompts, policy_version, generator))
+        rollout, scores, credit = verdict.rollout, verdict.scores, verdict.credit
+        judged = self._judge(roles, rollout)
+        kl_coef, mask = self.kl_controller.kl_coef, rollout.response_mask
         # 4, 5
-        kl = masked(k1(old_logprobs, ref_logprobs), mask)
+        self.shaping.scaling.update(scores)
         shaped = self.shaping(scores, rollout.finished)
-        kl_coef = self.kl_controller.kl_coef
-        rewards = token_rewards(shaped, kl, mask, kl_coef)
+        in_reward = kl_coef if self.reference_kl.in_reward else 0.0
+        rewards = token_rewards(shaped - credit.sum(1), judged.kl, mask, in_reward) + credit
+        if self.whiten_rewards:
+            rewards = whiten(rewards, mask, shift_mean=False)
         # 6, 7
-        advantages, returns = self.advantage(rewards, mask, old_values)
+        greedy = self._greedy_scores(roles, reward, prompts, rollout) if self.advantage.needs_greedy else None
+        episodes = Episodes(rewards, mask, rollout.group_ids, judged.values, greedy)
+        advantages, returns = self.advantage.advantages(episodes), self.advantage.returns(episodes)
+        self.advantage.update(episodes)
         if self.whiten_advantages:
             advantages = whiten(advantages, mask)
         # 8
-        self.kl_controller.update(kl.sum(1).mean().item(), len(scores))
-        experience = Experience(rollout, old_logprobs, ref_logprobs, old_values, scores, rewards, advantages, returns)
-        return experience, describe(rollout) | {
-            "rollout/score": scores.mean().item(),
-            "rollout/score_std": scores.std(correction=0).item(),
-            "rollout/shaped_score": shaped.mean().item(),
-            "rollout/reward": rewards.sum(1).mean().item(),
-            "rollout/kl": kl.sum(1).mean().item(),
-            "rollout/kl_coef": kl_coef,
-        }  # fmt: skip
+        measures = describe(verdict, shaped, rewards)
+        if judged.ref_logprobs is not None:
+            sequence_kl = judged.kl.sum(1).mean().item()
+            self.kl_controller.update(sequence_kl, len(scores))
+            measures |= {"rollout/kl": sequence_kl, "rollout/kl_coef": kl_coef}
+        return Experience(
+            rollout, judged.logprobs, judged.ref_logprobs, judged.values, scores, rewards, advantages, returns,
+            loss_kl_coef=kl_coef if self.reference_kl.in_loss else 0.0,
+        ), measures  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next iteration needs beside weights."""
+        return {name: part.state_dict() for name, part in self._stateful().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it up again."""
+        for name, part in self._stateful().items():
+            part.load_state_dict(state[name])
+
+    def _stateful(self) -> dict[str, Any]:
+        return {
+            "kl_controller": self.kl_controller,
+            "score_scaling": self.shaping.scaling,
+            "advantage": self.advantage,
+        }
 
     @torch.no_grad()
     def sample(
@@ -90,35 +126,46 @@ class ExperienceMaker:
             prompts.texts, responses, prompts.metadata, policy_version,
         )  # fmt: skip
 
-    def score(self, reward: Reward, rollout: Rollout) -> Tensor:
-        """r(x, y), (B,) on the rollout's device. Raises `ValueError` for a wrong count or a number not finite."""
-        metadata: list[dict[str, Any]] = [
-            row | {"finished": finished}
-            for row, finished in zip(rollout.metadata, rollout.finished.tolist(), strict=True)
-        ]
-        scores = reward.score(list(rollout.prompts), list(rollout.responses), metadata)
-        scores = torch.as_tensor(scores, dtype=torch.float32).to(rollout.finished.device)
-        name = type(reward).__name__
-        if scores.shape != rollout.finished.shape:
-            raise ValueError(f"reward {name} gave {tuple(scores.shape)} scores for {len(rollout.prompts)} sequences")
-        if not scores.isfinite().all():
-            row = int((~scores.isfinite()).nonzero()[0])
-            raise ValueError(
-                f"reward {name} gave {scores[row].item()} for prompt {rollout.prompts[row]!r}, "
-                f"response {rollout.responses[row]!r}; a score must be a finite number"
-            )
-        return scores
+    def _greedy_scores(self, roles: Roles, reward: Reward | TokenReward, prompts: Prompts, rollout: Rollout) -> Tensor:
+        """Shaped score of the greedy response to the prompt of each row, (B,); made once for all samples of a prompt.
 
-    def _judge(self, roles: Roles, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
-        """Logprobs of policy and reference, and values, each (B, T), by the same path that trains."""
+        Raises `RewardError` when a greedy response cannot be judged, as its whole group would lack a baseline.
+        """
+        groups, _ = prompts.group_ids.unique(return_inverse=True)
+        first = (prompts.group_ids == groups.unsqueeze(1)).int().argmax(dim=1)
+        greedy = self.sample(roles, "policy", select(prompts, first), 0, None)
+        scores = self.shaping(self.score(reward, greedy), greedy.finished)
+        return scores[torch.searchsorted(groups, rollout.group_ids)]
 
-        def logprobs_of(role: Role) -> Callable[[Rollout], Tensor]:
-            return lambda micro: roles.logprobs(micro, self.sampler.temperature, role)[0]
+    def score(self, reward: Reward | TokenReward, rollout: Rollout) -> Tensor:
+        """r(x, y) of every row, (B,). Raises `RewardError` when one of them cannot be judged."""
+        return replace(self.judge, drop_failed=False).judge(reward, rollout).scores
 
-        return (
-            self.in_micro_batches(logprobs_of("policy"), rollout),
-            self.in_micro_batches(logprobs_of("reference"), rollout),
-            self.in_micro_batches(roles.values, rollout),
+    @torch.no_grad()
+    def _judge(self, roles: Roles, rollout: Rollout) -> Judged:
+        """Logprobs of policy and reference, their KL, and values, by the same path that trains."""
+        estimator, temperature = self.reference_kl.estimator, self.sampler.temperature
+        ask_reference = estimator is not None and self.kl_controller.kl_coef > 0
+        pieces: dict[str, list[tuple[Tensor, Tensor]]] = {"logprobs": [], "ref_logprobs": [], "kl": [], "values": []}
+        for index, micro in micro_batches(rollout, self.batch_size):
+            policy = roles.distribution(micro, temperature)
+            logprobs = policy.logprobs()
+            pieces["logprobs"].append((index, logprobs))
+            if ask_reference and estimator is not None:
+                reference = roles.distribution(micro, temperature, "reference")
+                ref_logprobs = reference.logprobs()
+                kl = estimator(logprobs, ref_logprobs, partial(policy.kl, reference))
+                pieces["ref_logprobs"].append((index, ref_logprobs))
+                pieces["kl"].append((index, masked(kl, micro.response_mask)))
+            if self.advantage.needs_values:
+                pieces["values"].append((index, roles.values(micro)))
+        shape = rollout.response_mask.shape
+        whole = {name: join(parts, shape) for name, parts in pieces.items() if parts}
+        return Judged(
+            whole["logprobs"],
+            whole.get("ref_logprobs"),
+            whole.get("kl", torch.zeros_like(whole["logprobs"])),
+            whole.get("values"),
         )
 
     @torch.no_grad()
@@ -128,11 +175,26 @@ class ExperienceMaker:
         return join([(index, judge(micro)) for index, micro in micros], rollout.response_mask.shape)
 
 
-def describe(rollout: Rollout) -> dict[str, float]:
-    """What the responses look like: length in tokens, the share ended by a stop token, nats per token."""
-    mask = rollout.response_mask
+@dataclass(frozen=True)
+class Judged:
+    """A rollout as the roles see it; all (B, T) and 0 outside the mask."""
+
+    logprobs: Tensor  # nats, of the policy
+    ref_logprobs: Tensor | None  # nats, of the reference; None when it is not asked
+    kl: Tensor  # nats, policy || reference by the chosen estimator; 0 when the reference is not asked
+    values: Tensor | None  # of the critic; None without one
+
+
+def describe(verdict: Verdict, shaped: Tensor, rewards: Tensor) -> dict[str, float]:
+    """Scores and rewards, and what the responses look like: length in tokens, share that ended, nats per token."""
+    rollout, scores, mask = verdict.rollout, verdict.scores, verdict.rollout.response_mask
     return {
         "rollout/response_length": mask.sum(1).float().mean().item(),
         "rollout/eos_fraction": rollout.finished.float().mean().item(),
         "rollout/nats_per_token": (-rollout.behaviour_logprobs.sum() / mask.sum().clamp(min=1)).item(),
-    }
+        "rollout/score": scores.mean().item(),
+        "rollout/score_std": scores.std(correction=0).item(),
+        "rollout/shaped_score": shaped.mean().item(),
+        "rollout/reward": rewards.sum(1).mean().item(),
+        "rollout/dropped": float(verdict.dropped),
+    } | {f"rollout/score_{name}": part.mean().item() for name, part in verdict.parts.items()}

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from src.core.checks import require
+
+
+class KLController(Protocol):
+    """Holds the weight of a KL term."""
+
+    kl_coef: float
+
+    def update(self, kl: float, episodes: int) -> None:
+        """Take note of the mean KL over so many episodes."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next iteration needs."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it up again."""
 
 
 class FixedKL:
@@ -42,6 +57,34 @@ class AdaptiveKL:
         """Move the coefficient after `episodes` sequences with a mean KL of `kl` nats."""
         error = min(max(kl / self.kl_target - 1, -0.2), 0.2)
         self.kl_coef *= max(0.0, 1 + error * episodes / self.kl_horizon)  # drift is never rewarded
+
+    def state_dict(self) -> dict[str, Any]:
+        """The coefficient as it stands."""
+        return {"kl_coef": self.kl_coef}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the coefficient of a checkpoint."""
+        self.kl_coef = state["kl_coef"]
+
+
+class DoublingKL(FixedKL):
+    """beta doubled when the KL is above 1.5 times the target, halved when below the target / 1.5.
+
+    Source: PPO, section 4 (https://arxiv.org/abs/1707.06347), of KL(old || new). `kl_target` in nats per token.
+    """
+
+    def __init__(self, kl_coef: float, kl_target: float) -> None:
+        super().__init__(kl_coef)
+        require(kl_coef > 0, "kl_coef", kl_coef, "greater than 0")
+        require(kl_target > 0, "kl_target", kl_target, "greater than 0")
+        self.kl_target = kl_target
+
+    def update(self, kl: float, episodes: int) -> None:
+        """Once per iteration, with the mean KL in nats per token that it ended with."""
+        if kl > 1.5 * self.kl_target:
+            self.kl_coef *= 2
+        elif kl < self.kl_target / 1.5:
+            self.kl_coef /= 2
 
     def state_dict(self) -> dict[str, Any]:
         """The coefficient as it stands."""

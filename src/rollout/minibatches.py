@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ def trim(record: Record) -> Record:
         rollout = trim(record.rollout)
         width = rollout.response_mask.shape[1]
         columns = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
-        cut = {k: v[:, :width] for k, v in columns.items() if isinstance(v, Tensor) and v.dim() == 2}
+        cut: dict[str, Any] = {k: v[:, :width] for k, v in columns.items() if isinstance(v, Tensor) and v.dim() == 2}
         return dataclasses.replace(record, rollout=rollout, **cut)
     prompt_width = max(1, int(record.prompt_mask.sum(1).max()))
     response_width = max(1, int(record.response_mask.sum(1).max()))

@@ -1,13 +1,14 @@
-"""What happens to a score before it becomes a reward: clip, then the missing-EOS rule, then (elsewhere) the KL."""
+"""What happens to a score before it becomes a reward: scale, clip, the missing-EOS rule, then (elsewhere) the KL."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from src.core.checks import require
+from src.core.moments import Moments, combined, of_batch
 from src.core.rewards import set_missing_eos, subtract_missing_eos
 
 
@@ -54,10 +55,68 @@ class SubtractMissingEos:
         return subtract_missing_eos(scores, finished, self.missing_eos_penalty)
 
 
+class NoScaling:
+    """Scores stay as they are."""
+
+    def update(self, scores: Tensor) -> None:
+        """Nothing is noted."""
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """Return the scores, (B,)."""
+        return scores
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing was noted."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to take up."""
+
+
+class ScaleByStd(NoScaling):
+    """score / std of all scores so far, the present batch included; the mean stays where it is in units of the std.
+
+    Source: "Secrets of RLHF", section 5.3.1 (https://arxiv.org/abs/2307.04964).
+    """
+
+    def __init__(self) -> None:
+        self.moments = Moments()
+
+    @property
+    def unit(self) -> float:
+        """The running standard deviation; 1 while all scores were equal."""
+        return self.moments.std or 1.0
+
+    def update(self, scores: Tensor) -> None:
+        """Take a batch into the running moments."""
+        self.moments = combined(self.moments, of_batch(scores))
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """Return the scores, (B,), over the running standard deviation."""
+        return scores / self.unit
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running moments."""
+        return asdict(self.moments)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the running moments."""
+        self.moments = Moments(**state)
+
+
+class Normalise(ScaleByStd):
+    """(score - mean) / std of all scores so far, the present batch included (same source)."""
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """Return the scores, (B,), with the running mean at 0 and the running standard deviation at 1."""
+        return (scores - self.moments.mean) / self.unit
+
+
 @dataclass(frozen=True)
 class ScoreShaping:
-    """Clip to +-`score_clip` (None: leave), then apply the missing-EOS rule; the KL term is never clipped with it."""
+    """Scale, clip to +-`score_clip` (None: leave), apply the missing-EOS rule; the KL term is never clipped with it."""
 
+    scaling: NoScaling
     score_clip: float | None
     missing_eos: MissingEos
 
@@ -69,6 +128,7 @@ class ScoreShaping:
 
     def __call__(self, scores: Tensor, finished: Tensor) -> Tensor:
         """Shapes: scores, finished (B,) -> (B,)."""
+        scores = self.scaling(scores)
         if self.score_clip is not None:
             scores = scores.clamp(-self.score_clip, self.score_clip)
         return self.missing_eos(scores, finished)

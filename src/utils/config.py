@@ -13,7 +13,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, InterpolationToMissingValueError, OmegaConfBaseException
 
 from src.core.checks import SettingError
 from src.utils.explain import CONF, SETS_OTHERS_KEYS, closest, declarations, explain, groups, key_of, refused_key
@@ -85,14 +85,21 @@ def with_value(key: str, value: str) -> str:
 
 def resolve(config: DictConfig) -> None:
     """Raise `ConfigError` when a required value is missing or an interpolation leads nowhere."""
-    try:
-        missing = sorted(OmegaConf.missing_keys(config))
-        OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    missing = sorted(_missing(OmegaConf.to_container(config, resolve=False)))
     if missing:
         wanted = " ".join(f"{key}=..." for key in missing)
         raise ConfigError(f"{' and '.join(missing)} must be given with these choices: add {wanted}")
+    try:
+        OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+
+
+def _missing(node: Any, prefix: str = "") -> set[str]:
+    """The keys that nobody has given a value."""
+    if isinstance(node, dict):
+        return {key for name, value in node.items() for key in _missing(value, f"{prefix}.{name}".lstrip("."))}
+    return {prefix} if node == "???" else set()
 
 
 def instantiate(node: Any) -> Any:
@@ -174,16 +181,18 @@ def _without_experiment(choices: dict[str, str], overrides: list[str]) -> list[s
 def _refuse_unread(config: DictConfig, plain: DictConfig) -> None:
     """Hydra refuses an unknown key on the command line, but not one that an experiment or recipe sets.
 
-    A recipe's value for a group that the command line has chosen anew falls away with the recipe's choice.
+    A recipe's value for a group whose option the command line has changed, by itself or through another group's option,
+    falls away with the recipe's choice.
     """
     declared, owners = leaves(plain), declarations()
-    chosen = {override.split("=")[0] for override in config.overrides}
     unread = sorted(
         leaf
         for leaf in leaves(config) - declared
         if leaf.split(".")[0] not in ("overrides", "choices")
         and not any(d.startswith(f"{leaf}.") or leaf.startswith(f"{d}.") for d in declared)
     )
+    if unread:
+        chosen = _groups_changed(config)
     for leaf in [leaf for leaf in unread if {owner.split("=")[0] for owner in owners.get(leaf, [])} & chosen]:
         unread.remove(leaf)
         parent, _, name = leaf.rpartition(".")
@@ -193,6 +202,14 @@ def _refuse_unread(config: DictConfig, plain: DictConfig) -> None:
         recipe = config.choices.get("recipe")
         place = f"experiment={config.choices.experiment}" + (f" (conf/recipe/{recipe}.yaml)" if recipe else "")
         raise ConfigError(f"nothing reads {unread[0]}, set by {place}; {closest(unread[0])}")
+
+
+def _groups_changed(config: DictConfig) -> set[str]:
+    """The groups that have another option than with the experiment, stage, model and data alone."""
+    told = [o for o in config.overrides if key_of(o) in ("experiment", "stage", "model", "data")]
+    with _hydra():
+        before = hydra.compose("train", told, return_hydra_config=True).hydra.runtime.choices
+    return {group for group, choice in config.choices.items() if before.get(group) != choice}
 
 
 def _refuse_other_types(config: DictConfig, plain: DictConfig) -> None:
@@ -209,17 +226,25 @@ def _refuse_other_types(config: DictConfig, plain: DictConfig) -> None:
             nullable = any(key == node or key.startswith(f"{node}.") for node in NULLABLE)
             kind = "" if isinstance(value, dict) or (value is None and nullable) else "a group of keys"
         else:
-            kind = _kind(OmegaConf.select(plain, key) if _is_reference(default) else default)
+            kind = _kind(_value(plain, key) if _is_reference(default) else default)
             if default is None and parents == ["ppo"]:
                 kind = "a number" if value is not None else ""
             same = _kind(value) == kind or (_kind(value), kind) == ("a whole number", "a number")
             kind = "" if same else kind
         if kind and not _is_reference(value):
-            example = None if isinstance(default, dict) else OmegaConf.select(plain, key)
+            example = None if isinstance(default, dict) else _value(plain, key)
             like = (
                 "" if isinstance(default, dict) else f", like {example}".lower() if example is not None else " or null"
             )
             raise ConfigError(f"{key}={'null' if value is None else repr(value)}: must be {kind}{like}")
+
+
+def _value(config: DictConfig, key: str) -> Any:
+    """What a key comes to; None where a value is still missing."""
+    try:
+        return OmegaConf.select(config, key)
+    except InterpolationToMissingValueError:
+        return None
 
 
 def _is_reference(value: Any) -> bool:

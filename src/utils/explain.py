@@ -106,7 +106,7 @@ def _belongs(owner: str, stage: str, stages: dict[str, set[str]]) -> bool:
 
 def _groups_of(stage: Path) -> set[str]:
     """The groups that a stage's file pulls in."""
-    return {str(name).lstrip("/") for entry in OmegaConf.load(stage).defaults for name in entry}
+    return {str(name).lstrip("/") for entry in OmegaConf.load(stage).defaults if entry != "_self_" for name in entry}
 
 
 def _keys(node: Any, prefix: str) -> set[str]:

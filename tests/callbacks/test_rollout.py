@@ -93,7 +93,8 @@ def test_the_coefficient_travels_in_the_checkpoint_of_the_callback() -> None:
 def test_collated_prompts_are_the_record_and_keep_their_end() -> None:
     """Checklist 2. Over-long prompts lose their beginning."""
     data = PromptData(
-        TinyCorpus(), tokenizer(), batch_size=8, iterations=1, eval_prompts=4, eval_batch_size=3, max_prompt_tokens=3,
+        TinyCorpus(), tokenizer(), batch_size=8, samples_per_prompt=1, iterations=1, eval_prompts=4,
+        eval_batch_size=3, max_prompt_tokens=3,
         max_text_tokens=9, lm_coef=0.0, seed=1,
     )  # fmt: skip
     rows = TinyCorpus().prompts("train")
@@ -108,7 +109,8 @@ def test_collated_prompts_are_the_record_and_keep_their_end() -> None:
 def test_a_prompt_without_a_token_is_refused() -> None:
     """Checklist 11, 12. There is no state to take the first action in."""
     data = PromptData(
-        TinyCorpus(), tokenizer(), batch_size=2, iterations=1, eval_prompts=4, eval_batch_size=3, max_prompt_tokens=3,
+        TinyCorpus(), tokenizer(), batch_size=2, samples_per_prompt=1, iterations=1, eval_prompts=4,
+        eval_batch_size=3, max_prompt_tokens=3,
         max_text_tokens=9, lm_coef=0.0, seed=1,
     )  # fmt: skip
     with pytest.raises(ValueError, match="prompt"):

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from src.core.advantages import GAE, gae, lambda_returns
+from src.core.advantages import gae, lambda_returns
 from src.core.checks import SettingError
+from src.core.estimators import GAE
 from src.core.masking import whiten
+from src.types import Episodes
 
 LENGTH = 6
 discounts = pytest.mark.parametrize(("gamma", "lam"), [(1.0, 1.0), (0.9, 0.7), (1.0, 0.0), (0.0, 1.0), (0.5, 0.95)])
@@ -39,6 +41,12 @@ def values(mask: Tensor) -> Tensor:
 def ragged() -> Tensor:
     """Right-padded rows of all lengths from 0 to 6."""
     return torch.arange(LENGTH) < torch.arange(LENGTH + 1).unsqueeze(1)
+
+
+def credit(estimator: GAE, rewards: Tensor, mask: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """What an estimator makes of one sample per prompt."""
+    episodes = Episodes(rewards, mask, torch.arange(len(mask)), values)
+    return estimator.advantages(episodes), estimator.returns(episodes)
 
 
 def td_errors(rewards: list[float], values: list[float], gamma: float) -> list[float]:
@@ -197,14 +205,14 @@ def test_lambda_returns_average_the_n_step_returns() -> None:
 
 def test_estimator_gives_the_actor_lam_and_the_critic_critic_lam(rewards: Tensor, values: Tensor, mask: Tensor) -> None:
     """Checklist 34. critic_lam = 1: Monte-Carlo returns (0 outside), while the advantages keep their own lambda."""
-    advantages, returns = GAE(gamma=0.9, lam=0.4, critic_lam=1.0)(rewards, mask, values)
+    advantages, returns = credit(GAE(gamma=0.9, lam=0.4, critic_lam=1.0), rewards, mask, values)
     assert_close(advantages, gae_by_definition(rewards, values, mask, 0.9, 0.4))
     assert_close(returns, gae_by_definition(rewards, torch.zeros_like(values), mask, 0.9, 1.0))
 
 
 def test_returns_are_raw_advantages_plus_values(rewards: Tensor, values: Tensor, mask: Tensor) -> None:
     """Checklist 34. Of the advantages as they were before whitening."""
-    advantages, returns = GAE(gamma=0.9, lam=0.8, critic_lam=0.8)(rewards, mask, values)
+    advantages, returns = credit(GAE(gamma=0.9, lam=0.8, critic_lam=0.8), rewards, mask, values)
     assert_close(returns, (advantages + values) * mask)
     assert not torch.allclose(returns, (whiten(advantages, mask) + values) * mask)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from src.core.aggregation import token_mean, weighted_sum
+from src.core.aggregation import constant_length, sequence_mean, token_mean, weighted_sum
 from src.core.logprobs import entropy_from_logits, logprobs_from_logits
 from src.core.masking import masked_mean
 from src.core.policy_losses import clipped_surrogate
@@ -139,3 +139,45 @@ def test_weighted_sum_is_a_dot_product_over_what_counts() -> None:
     assert_close(total.detach(), torch.tensor(6.5, dtype=torch.float64))
     (gradient,) = torch.autograd.grad(total, x)
     assert_close(gradient, torch.tensor([[0.5, 3.0, 0.0]], dtype=torch.float64))
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(st.integers(1, 5).flatmap(lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=1)))
+def test_sequence_mean_weighs_every_response_the_same(rows: list[list[bool]]) -> None:
+    """Checklist 12. 1 / (N |row|), N the rows in which a token counts; all 0 when there is none."""
+    responses = sum(map(any, rows))
+    expected = [[1 / (responses * sum(row)) if counts else 0.0 for counts in row] for row in rows]
+    assert_close(sequence_mean(torch.tensor(rows)), torch.tensor(expected))
+
+
+def test_sequence_mean_is_a_mean_of_means(batch: Batch) -> None:
+    """Checklist 47. Of the rows in which a token counts; by token it would be another number on ragged rows."""
+    x, mask = batch["returns"], batch["mask"]
+    means = torch.stack([row[counts].mean() for row, counts in zip(x, mask, strict=True) if counts.any()])
+    by_response = weighted_sum(x, sequence_mean(mask), mask)
+    assert_close(by_response, means.mean(), rtol=1e-6, atol=1e-7)  # the weights are float32
+    assert abs(by_response - weighted_sum(x, token_mean(mask), mask)) > 1e-2
+
+
+@pytest.mark.parametrize("length", [7, 64])
+def test_constant_length_divides_by_what_no_response_can_change(batch: Batch, length: int) -> None:
+    """A sum over each response over one length, and a mean over all rows, the empty one included."""
+    x, mask = batch["returns"], batch["mask"]
+    sums = [row[counts].sum().item() for row, counts in zip(x, mask, strict=True)]
+    actual = weighted_sum(x, constant_length(mask, length), mask)
+    expected = torch.tensor(sum(sums) / length / len(sums), dtype=torch.float64)
+    assert_close(actual, expected, rtol=1e-6, atol=1e-7)  # the weights are float32
+
+
+def test_constant_length_weighs_a_token_the_same_however_long_its_response() -> None:
+    """Unlike `sequence_mean`, which weighs the token of a short response more (the bias that Dr. GRPO removes)."""
+    mask = torch.tensor([[True, True, True, True], [True, False, False, False]])
+    assert_close(constant_length(mask, 4), mask / 8)
+    assert_close(sequence_mean(mask), mask / torch.tensor([[8.0], [2.0]]))
+
+
+def test_full_rows_are_all_the_same() -> None:
+    """Where no row is shorter than the others all three are the plain mean."""
+    mask = torch.ones(3, 5, dtype=torch.bool)
+    for weights in (token_mean(mask), sequence_mean(mask), constant_length(mask, 5)):
+        assert_close(weights, torch.full((3, 5), 1 / 15))

@@ -7,8 +7,7 @@ import inspect
 import math
 import pkgutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,127 +17,24 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import src.core
-from src.core import (
-    advantages,
-    aggregation,
-    checks,
-    diagnostics,
-    kl,
-    logprobs,
-    masking,
-    padding,
-    policy_losses,
-    preference,
-    rewards,
-    value_losses,
+from src.core import checks, estimators
+from tests.core.tables import (
+    CONSTANT_OUTSIDE,
+    MASKED,
+    NEVER_DIFFERENTIATED_WITHOUT_VARIANCE,
+    OTHERS,
+    UNBOUNDED,
+    Call,
+    Inputs,
+    make_inputs,
+    tensors,
 )
-
-VOCABULARY = 5
-
-
-@dataclass
-class Inputs:
-    """Something of every kind that a core function takes; `x`, `y` and `z` are per token."""
-
-    mask: Tensor  # (B, T) bool
-    x: Tensor  # (B, T)
-    y: Tensor  # (B, T)
-    z: Tensor  # (B, T)
-    scores: Tensor  # (B,)
-    finished: Tensor  # (B,) bool
-    logits: Tensor  # (B, T, V)
-    ids: Tensor  # (B, T) int64
-    stop_ids: Tensor  # (K,) int64
-    token_rows: list[list[int]]
-
-
-Call = Callable[[Inputs], Any]
-
-
-def advantage_function(i: Inputs) -> Any:
-    return advantages.GAE(0.9, 0.8, 0.7)(i.x, i.mask, i.y)
-
-
-def dual_clip(i: Inputs) -> Any:
-    return policy_losses.dual_clipped_surrogate(i.x, i.y, i.z, i.mask, 0.2, 0.3, 2.0)
-
-
-MASKED: dict[str, Call] = {
-    "gae": lambda i: advantages.gae(i.x, i.y, i.mask, 0.9, 0.8),
-    "lambda_returns": lambda i: advantages.lambda_returns(i.x, i.y, i.mask, 0.9, 0.8),
-    "GAE": advantage_function,
-    "weighted_sum": lambda i: aggregation.weighted_sum(i.x, aggregation.token_mean(i.mask), i.mask),
-    "explained_variance": lambda i: diagnostics.explained_variance(i.x, i.y, i.mask),
-    "masked": lambda i: masking.masked(i.x, i.mask),
-    "masked_mean": lambda i: masking.masked_mean(i.x, i.mask),
-    "masked_variance": lambda i: masking.masked_variance(i.x, i.mask),
-    "whiten": lambda i: masking.whiten(i.x, i.mask),
-    "whiten, mean kept": lambda i: masking.whiten(i.x, i.mask, shift_mean=False),
-    "probability_ratio": lambda i: policy_losses.probability_ratio(i.x, i.y, i.mask),
-    "clipped_surrogate": lambda i: policy_losses.clipped_surrogate(i.x, i.y, i.z, i.mask, 0.2, 0.3),
-    "dual_clipped_surrogate": dual_clip,
-    "ClippedSurrogate": lambda i: policy_losses.ClippedSurrogate(0.2, 0.3)(i.x, i.y, i.z, i.mask),
-    "DualClippedSurrogate": lambda i: policy_losses.DualClippedSurrogate(0.2, 0.3, 2.0)(i.x, i.y, i.z, i.mask),
-    "token_rewards": lambda i: rewards.token_rewards(i.scores, i.x, i.mask, 0.1),
-    "squared_error": lambda i: value_losses.squared_error(i.x, i.y, i.mask),
-    "clipped_squared_error": lambda i: value_losses.clipped_squared_error(i.x, i.y, i.z, i.mask, 0.2),
-    "SquaredError": lambda i: value_losses.SquaredError()(i.x, i.y, i.z, i.mask),
-    "ClippedSquaredError": lambda i: value_losses.ClippedSquaredError(0.2)(i.x, i.y, i.z, i.mask),
-}
-OTHERS: dict[str, Call] = {
-    "token_mean": lambda i: aggregation.token_mean(i.mask),
-    "k1": lambda i: kl.k1(i.x, i.y),
-    "k2": lambda i: kl.k2(i.x, i.y),
-    "k3": lambda i: kl.k3(i.x, i.y),
-    "logprobs_from_logits": lambda i: logprobs.logprobs_from_logits(i.logits, i.ids, 0.7),
-    "entropy_from_logits": lambda i: logprobs.entropy_from_logits(i.logits, 0.7),
-    "position_ids": lambda i: masking.position_ids(i.mask),
-    "until_first_stop": lambda i: masking.until_first_stop(i.ids, i.stop_ids),
-    "last_counted": lambda i: masking.last_counted(i.mask),
-    "pad_left": lambda i: padding.pad_left(i.token_rows, 0),
-    "pairwise_loss": lambda i: preference.pairwise_loss(i.x, i.y),
-    "pairwise_accuracy": lambda i: preference.pairwise_accuracy(i.x, i.y),
-    "set_missing_eos": lambda i: rewards.set_missing_eos(i.scores, i.finished, -1.0),
-    "subtract_missing_eos": lambda i: rewards.subtract_missing_eos(i.scores, i.finished, 1.0),
-}
-CONSTANT_OUTSIDE = {"probability_ratio": 1.0}  # all others are 0 there
-# a number for the log; at a variance of 0, where it is set to 0, its gradient means nothing
-NEVER_DIFFERENTIATED_WITHOUT_VARIANCE = {"explained_variance"}
 
 masked_functions = pytest.mark.parametrize("name", MASKED)
 quick = settings(deadline=None, derandomize=True, max_examples=15)
 masks = st.tuples(st.integers(1, 3), st.integers(1, 5)).flatmap(
     lambda shape: st.lists(st.lists(st.booleans(), min_size=shape[1], max_size=shape[1]), min_size=1, max_size=shape[0])
 )
-
-
-def make_inputs(mask: Tensor) -> Inputs:
-    """Seeded inputs of the shape of a mask."""
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, dtype=torch.float64, generator=generator, requires_grad=True)
-
-    ids = torch.randint(0, VOCABULARY, mask.shape, generator=generator)
-    return Inputs(
-        mask=mask,
-        x=normal(*mask.shape),
-        y=normal(*mask.shape),
-        z=normal(*mask.shape),
-        scores=normal(len(mask)),
-        finished=torch.arange(len(mask)) % 2 == 0,
-        logits=normal(*mask.shape, VOCABULARY),
-        ids=ids,
-        stop_ids=torch.tensor([1, 3]),
-        token_rows=ids.tolist(),
-    )
-
-
-def tensors(value: Any) -> list[Tensor]:
-    """All tensors of a result, whatever it is packed in."""
-    if isinstance(value, Tensor):
-        return [value]
-    return [x for part in (value.values() if isinstance(value, dict) else value) for x in tensors(part)]
 
 
 def values_and_gradients(call: Call, inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
@@ -170,6 +66,7 @@ def changed(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
         y=change(inputs.y),
         z=change(inputs.z),
         scores=change(inputs.scores),
+        group_ids=change(inputs.group_ids),
     )
 
 
@@ -205,6 +102,17 @@ def test_what_lies_outside_the_mask_changes_no_gradient(name: str, junk: str) ->
     for gradient in gradients[:3]:
         assert_close(gradient[~inputs.mask], torch.zeros_like(gradient[~inputs.mask]))
     assert any(gradient.ne(0).any() for gradient in gradients)  # the comparison is about something
+
+
+@pytest.mark.parametrize("name", [name for name in MASKED if name not in NEVER_DIFFERENTIATED_WITHOUT_VARIANCE])
+@pytest.mark.parametrize("junk", ["nan", "-inf"])
+@settings(quick, max_examples=8)
+@given(rows=masks)
+def test_nor_does_it_change_a_gradient_for_any_mask(name: str, junk: str, rows: list[list[bool]]) -> None:
+    """Checklist 11 and Checklist 13. Rows of any length, with gaps or empty, and single tokens."""
+    inputs = make_inputs(torch.tensor(rows))
+    _, gradients = values_and_gradients(MASKED[name], with_junk(inputs, JUNK[junk]))
+    assert_close(gradients, values_and_gradients(MASKED[name], inputs)[1])
 
 
 @masked_functions
@@ -248,7 +156,7 @@ def test_more_right_padding_changes_nothing(name: str) -> None:
     def longer(x: Tensor) -> Tensor:
         return torch.nn.functional.pad(x, (0, 2), value=0 if x.dtype == torch.bool else 66.0)
 
-    padded = replace(changed(inputs, longer), scores=inputs.scores)
+    padded = replace(changed(inputs, longer), scores=inputs.scores, group_ids=inputs.group_ids)
     trimmed = [r[:, :3] if r.dim() else r for r in tensors(MASKED[name](padded))]
     assert_close(trimmed, tensors(MASKED[name](inputs)))
 
@@ -261,6 +169,32 @@ def test_the_order_of_the_rows_does_not_matter(name: str) -> None:
     shuffled = changed(inputs, lambda x: x[order])
     expected = [r[order] if r.dim() else r for r in tensors(MASKED[name](inputs))]
     assert_close(tensors(MASKED[name](shuffled)), expected)
+
+
+EXTREMES: dict[str, Callable[[Tensor], Tensor]] = {
+    "huge": lambda x: 1e4 * x.sign(),
+    "huge and equal": lambda x: torch.full_like(x, 1e4),
+    "equal": lambda x: torch.full_like(x, 0.1),
+    "zero": torch.zeros_like,
+}
+
+
+def extreme(which: str, dtype: torch.dtype) -> Inputs:
+    """Every number of the inputs at an extreme."""
+    inputs = make_inputs(torch.tensor([[True, True, False], [True, False, True], [True, True, True]]))
+    numbers = {name: getattr(inputs, name).detach() for name in ("x", "y", "z", "scores", "logits")}
+    return replace(inputs, **{name: EXTREMES[which](x).to(dtype).requires_grad_() for name, x in numbers.items()})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("which", EXTREMES)
+@pytest.mark.parametrize("name", [name for name in MASKED | OTHERS if name not in UNBOUNDED])
+def test_extreme_numbers_stay_finite(name: str, which: str, dtype: torch.dtype) -> None:
+    """Checklist 41. Values of all; gradients of what may be learned through."""
+    inputs = extreme(which, dtype)
+    assert all(r.isfinite().all() for r in tensors((MASKED | OTHERS)[name](inputs)))
+    if name in MASKED and name not in NEVER_DIFFERENTIATED_WITHOUT_VARIANCE:
+        assert all(gradient.isfinite().all() for gradient in values_and_gradients(MASKED[name], inputs)[1])
 
 
 @pytest.mark.parametrize("name", MASKED | OTHERS)
@@ -277,16 +211,17 @@ def test_inputs_are_left_alone(name: str) -> None:
 
 
 def public_names() -> Iterator[str]:
-    """Every public function and class that a module of `src.core` defines."""
+    """Every public function and concrete class that a module of `src.core` defines."""
     for info in pkgutil.iter_modules(src.core.__path__):
         module = importlib.import_module(f"src.core.{info.name}")
         for name, value in vars(module).items():
             defined_here = getattr(value, "__module__", None) == module.__name__
-            if defined_here and not name.startswith("_") and (inspect.isfunction(value) or inspect.isclass(value)):
+            concrete = inspect.isfunction(value) or (inspect.isclass(value) and not inspect.isabstract(value))
+            if defined_here and not name.startswith("_") and concrete:
                 yield name
 
 
 def test_every_function_is_held_to_these_contracts() -> None:
-    """A new function of `src.core` gets its line in one of the tables above."""
-    without_tensors = {checks.require.__name__, checks.SettingError.__name__}
+    """A new function of `src.core` gets its line in one of the tables; an abstract class is held by what it begets."""
+    without_tensors = {checks.require.__name__, checks.SettingError.__name__, estimators.require_unit.__name__}
     assert {name.split(",")[0] for name in MASKED | OTHERS} | without_tensors == set(public_names())

@@ -59,3 +59,13 @@ def test_zero_where_equal_returns_are_no_binary_fractions(constant: float) -> No
     values = torch.arange(10.0).unsqueeze(0)
     returns = torch.full((1, 10), constant)
     assert_close(explained_variance(values, returns, torch.ones(1, 10, dtype=torch.bool)), torch.tensor(0.0))
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize(("spread", "varies"), [(0.9e-5, False), (1.1e-5, True), (0.1, True)])
+def test_rounding_is_told_from_variation_at_any_size(size: float, spread: float, varies: bool) -> None:
+    """A standard deviation of 1e-5 root mean squares is the edge: values of size (1 +- spread), predicted exactly."""
+    signs = torch.tensor([1.0, -1.0] * 5000, dtype=torch.float64).reshape(100, 100)
+    returns = size * (1 + spread * signs)
+    explained = explained_variance(returns, returns, torch.ones(100, 100, dtype=torch.bool))
+    assert explained.item() == (1.0 if varies else 0.0)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from src.core.masking import (
+    first_counted,
     last_counted,
     masked,
     masked_mean,
@@ -195,3 +196,11 @@ def test_last_counted_of_all_masks() -> None:
     mask = every_mask(5)
     expected = [max([i for i in range(5) if row[i]], default=0) for row in mask.tolist()]
     assert last_counted(mask).tolist() == expected
+
+
+def test_first_counted_of_all_masks() -> None:
+    """Checklist 12. 0 for the row in which none counts."""
+    mask = every_mask(5)
+    expected = [min([i for i in range(5) if row[i]], default=0) for row in mask.tolist()]
+    assert first_counted(mask).tolist() == expected
+    assert first_counted(mask).dtype == torch.int64

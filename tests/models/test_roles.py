@@ -72,7 +72,7 @@ def test_logprobs_are_those_of_a_plain_forward_one_step_earlier(
 ) -> None:
     """Checklist 1, 2, 14. Left-padded rows in one batch against unpadded rows, one at a time."""
     roles, rollout = make_roles(base, lora, spread=0.1), ragged_rollout()
-    logprobs, entropy = roles.logprobs(rollout, temperature, role)
+    logprobs, entropy = roles.distribution(rollout, temperature, role).logprobs_and_entropy()
     expected = plain_logprobs(plain_model(roles, role), rollout, temperature)
     assert_rows_close(rows_of(logprobs, rollout.response_mask), expected, 1e-5)
     assert not logprobs[~rollout.response_mask].any()
@@ -82,7 +82,7 @@ def test_logprobs_are_those_of_a_plain_forward_one_step_earlier(
 def test_entropy_is_that_of_the_tempered_distribution(base: str) -> None:
     """Checklist 14, 53."""
     roles, rollout = make_roles(base, spread=0.1), ragged_rollout()
-    entropy = roles.logprobs(rollout, 0.7)[1]
+    entropy = roles.distribution(rollout, 0.7).logprobs_and_entropy()[1]
     model, mask = plain_model(roles, "policy"), rollout.response_mask
     for row in range(len(mask)):
         prompt = rollout.prompt_ids[row][rollout.prompt_mask[row]].tolist()
@@ -111,7 +111,11 @@ def test_neither_batch_size_nor_order_changes_logprobs_or_values(
     roles, rollout = make_roles(base, lora, spread=0.1), ragged_rollout()
     order = torch.randperm(7, generator=torch.Generator().manual_seed(2))
     shuffled = select(rollout, order)
-    for judge in (lambda r: roles.logprobs(r, 1.0)[0], lambda r: roles.logprobs(r, 1.0)[1], roles.values):
+    for judge in (
+        lambda r: roles.distribution(r, 1.0).logprobs(),
+        lambda r: roles.distribution(r, 1.0).logprobs_and_entropy()[1],
+        roles.values,
+    ):
         with torch.no_grad():
             whole = judge(rollout)
             pieces = join([(index, judge(micro)) for index, micro in micro_batches(shuffled, size)], whole.shape)
@@ -140,7 +144,7 @@ def gradients(roles: Roles, rollout: Rollout) -> list[Tensor]:
     for parameter in roles.parameters():
         parameter.grad = None
     scale = torch.linspace(-1, 1, rollout.response_mask.numel()).view(rollout.response_mask.shape)
-    logprobs, entropy = roles.logprobs(rollout, 0.8)
+    logprobs, entropy = roles.distribution(rollout, 0.8).logprobs_and_entropy()
     ((logprobs + 0.3 * entropy) * scale.to(logprobs)).sum().backward()
     (roles.values(rollout) * scale.to(logprobs)).sum().backward()
     parameters = [*roles.policy_parameters(), *roles.critic_parameters()]
@@ -154,7 +158,12 @@ def test_the_ids_of_padding_change_nothing(base: str, lora: LoraSettings | None,
     roles = make_roles(base, lora, spread=0.1, gradient_checkpointing=checkpointing)
     rollout = ragged_rollout()
     changed = with_random_pads(rollout)
-    assert_close(roles.logprobs(rollout, 1.0), roles.logprobs(changed, 1.0), atol=1e-6, rtol=0)
+    assert_close(
+        roles.distribution(rollout, 1.0).logprobs_and_entropy(),
+        roles.distribution(changed, 1.0).logprobs_and_entropy(),
+        atol=1e-6,
+        rtol=0,
+    )
     assert_close(roles.values(rollout), roles.values(changed), atol=1e-6, rtol=0)
     assert_close(gradients(roles, rollout), gradients(roles, changed), atol=1e-5, rtol=1e-5)
 
@@ -173,7 +182,7 @@ def test_checkpointing_recomputes_the_layers(base: str) -> None:
     roles = make_roles(base, gradient_checkpointing=True)
     calls = []
     roles.peft.get_base_model().transformer.h[0].ln_1.register_forward_hook(lambda *args: calls.append(1))
-    roles.logprobs(ragged_rollout(), 1.0)[0].sum().backward()
+    roles.distribution(ragged_rollout(), 1.0).logprobs().sum().backward()
     assert len(calls) == 2
     assert not any(module.training for module in roles.modules())
 
@@ -187,7 +196,10 @@ def test_each_loss_reaches_its_own_parameters_and_no_other(
     roles, rollout = make_roles(base, lora, gradient_checkpointing=checkpointing), ragged_rollout()
     names = {parameter: name for name, parameter in roles.named_parameters()}
     groups = {"policy": roles.policy_parameters(), "critic": roles.critic_parameters()}
-    losses = {"policy": lambda: roles.logprobs(rollout, 1.0)[0].sum(), "critic": lambda: roles.values(rollout).sum()}
+    losses = {
+        "policy": lambda: roles.distribution(rollout, 1.0).logprobs().sum(),
+        "critic": lambda: roles.values(rollout).sum(),
+    }
     for role in ("policy", "critic", "policy", "critic"):
         roles.zero_grad()
         losses[role]().backward()
@@ -205,7 +217,10 @@ def test_policy_equals_reference_exactly_at_the_start(base: str, lora: LoraSetti
     """Checklist 33. And the reference is the model in the folder."""
     roles, rollout = make_roles(base, lora), ragged_rollout()
     with torch.no_grad():
-        policy, reference = roles.logprobs(rollout, 1.0)[0], roles.logprobs(rollout, 1.0, "reference")[0]
+        policy, reference = (
+            roles.distribution(rollout, 1.0).logprobs(),
+            roles.distribution(rollout, 1.0, "reference").logprobs(),
+        )
     assert torch.equal(policy, reference)
     folder = AutoModelForCausalLM.from_pretrained(base)
     assert_rows_close(rows_of(reference, rollout.response_mask), plain_logprobs(folder, rollout), 1e-5)
@@ -235,7 +250,10 @@ def test_an_adapter_folder_gives_a_reference_with_that_adapter(
     folder, rollout = write_adapter(base, tmp_path / "sft"), ragged_rollout()
     roles = make_roles(folder, lora)
     with torch.no_grad():
-        policy, reference = roles.logprobs(rollout, 1.0)[0], roles.logprobs(rollout, 1.0, "reference")[0]
+        policy, reference = (
+            roles.distribution(rollout, 1.0).logprobs(),
+            roles.distribution(rollout, 1.0, "reference").logprobs(),
+        )
     assert torch.equal(policy, reference)
     bare = AutoModelForCausalLM.from_pretrained(base)
     bare_rows = plain_logprobs(bare, rollout)
@@ -249,15 +267,15 @@ def test_training_the_policy_moves_neither_reference_nor_critic(base: str, lora:
     """Checklist 59, 60."""
     roles, rollout = make_roles(base, lora), ragged_rollout()
     with torch.no_grad():
-        before = roles.logprobs(rollout, 1.0, "reference")[0], roles.values(rollout)
+        before = roles.distribution(rollout, 1.0, "reference").logprobs(), roles.values(rollout)
     critic = snapshot(roles.critic_parameters())
     optimizer = torch.optim.SGD(roles.policy_parameters(), lr=0.5)
-    roles.logprobs(rollout, 1.0)[0].mean().backward()
+    roles.distribution(rollout, 1.0).logprobs().mean().backward()
     optimizer.step()
     with torch.no_grad():
-        assert torch.equal(roles.logprobs(rollout, 1.0, "reference")[0], before[0])
+        assert torch.equal(roles.distribution(rollout, 1.0, "reference").logprobs(), before[0])
         assert torch.equal(roles.values(rollout), before[1])
-        assert not torch.allclose(roles.logprobs(rollout, 1.0)[0], before[0], atol=1e-3)
+        assert not torch.allclose(roles.distribution(rollout, 1.0).logprobs(), before[0], atol=1e-3)
     assert same_bits(critic, roles.critic_parameters())
 
 
@@ -266,13 +284,13 @@ def test_training_the_critic_moves_neither_policy_nor_reference(base: str, lora:
     """Checklist 59, 60."""
     roles, rollout = make_roles(base, lora), ragged_rollout()
     with torch.no_grad():
-        before = [roles.logprobs(rollout, 1.0, role)[0] for role in ("policy", "reference")]
+        before = [roles.distribution(rollout, 1.0, role).logprobs() for role in ("policy", "reference")]
     optimizer = torch.optim.SGD(roles.critic_parameters(), lr=0.5)
     (roles.values(rollout) - 5).square().sum().backward()
     optimizer.step()
     with torch.no_grad():
         assert all(
-            torch.equal(roles.logprobs(rollout, 1.0, r)[0], b)
+            torch.equal(roles.distribution(rollout, 1.0, r).logprobs(), b)
             for r, b in zip(("policy", "reference"), before, strict=True)
         )
 
@@ -313,14 +331,14 @@ def test_half_precision_logits_give_single_precision_logprobs(base: str) -> None
     roles, rollout = make_roles(base, spread=0.1, dtype="bfloat16"), ragged_rollout()
     with roles.acting("policy") as lm, torch.no_grad():
         assert lm(input_ids=rollout.response_ids).logits.dtype == torch.bfloat16
-    logprobs, entropy = roles.logprobs(rollout, 1.0)
+    logprobs, entropy = roles.distribution(rollout, 1.0).logprobs_and_entropy()
     values = roles.values(rollout)
     for numbers in (logprobs, entropy, values):
         assert numbers.dtype == torch.float32
     counted = logprobs[rollout.response_mask]
     assert (counted != counted.bfloat16().float()).any()
     single = make_roles(base, spread=0.1)
-    assert_close(logprobs, single.logprobs(rollout, 1.0)[0], atol=0.3, rtol=0)
+    assert_close(logprobs, single.distribution(rollout, 1.0).logprobs(), atol=0.3, rtol=0)
 
 
 def test_a_softmax_over_rounded_logits_is_normalised_in_float32(base: str) -> None:
@@ -332,7 +350,7 @@ def test_a_softmax_over_rounded_logits_is_normalised_in_float32(base: str) -> No
         every, response_ids=torch.arange(count).unsqueeze(1), response_mask=torch.ones(count, 1, dtype=bool)
     )
     with torch.no_grad():
-        total = roles.logprobs(every, 1.0)[0].double().exp().sum().item()
+        total = roles.distribution(every, 1.0).logprobs().double().exp().sum().item()
     assert total == pytest.approx(1, abs=1e-5)
 
 
@@ -359,7 +377,7 @@ def test_an_error_inside_the_reference_leaves_the_adapters_on(base: str) -> None
     roles, rollout = make_roles(base), ragged_rollout()
     with pytest.raises(ZeroDivisionError), roles.acting("reference"):
         raise ZeroDivisionError
-    roles.logprobs(rollout, 1.0)[0].sum().backward()
+    roles.distribution(rollout, 1.0).logprobs().sum().backward()
     assert all(p.grad is not None for p in roles.policy_parameters())
     roles.values(rollout).sum().backward()
     assert all(p.grad is not None for p in roles.critic_parameters())
@@ -376,8 +394,8 @@ def test_another_architecture_gives_its_own_logprobs() -> None:
     lm = LlamaForCausalLM(config).eval()
     rollout = ragged_rollout()
     expected = plain_logprobs(lm, rollout)
-    roles = LoraRoles(copy.deepcopy(lm), tokenizer(), LORA, False)
-    assert_rows_close(rows_of(roles.logprobs(rollout, 1.0)[0], rollout.response_mask), expected, 1e-5)
+    roles = LoraRoles(copy.deepcopy(lm), tokenizer(), LORA, False, True)
+    assert_rows_close(rows_of(roles.distribution(rollout, 1.0).logprobs(), rollout.response_mask), expected, 1e-5)
 
 
 def test_logits_that_the_model_itself_bends_are_not_read_around() -> None:
@@ -398,10 +416,10 @@ def test_logits_that_the_model_itself_bends_are_not_read_around() -> None:
     rollout = ragged_rollout()
     expected = plain_logprobs(lm, rollout)
     try:
-        roles = FullRoles(lm, tokenizer(), False)
+        roles = FullRoles(lm, tokenizer(), False, True)
     except ModelError:
         return
-    assert_rows_close(rows_of(roles.logprobs(rollout, 1.0)[0], rollout.response_mask), expected, 1e-4)
+    assert_rows_close(rows_of(roles.distribution(rollout, 1.0).logprobs(), rollout.response_mask), expected, 1e-4)
 
 
 def test_the_padding_id_of_the_makers_is_no_word() -> None:

@@ -185,7 +185,7 @@ def test_global_step_counts_both_optimizers_and_rows_are_iterations(run: Run) ->
 
 
 def test_the_learning_rates_fall_linearly_over_the_iterations(run: Run) -> None:
-    """Checklist 51. As each optimizer saw it at each of its steps: the peak, then half of it; 0 after the last."""
+    """Checklist 49, 51. As each optimizer saw it at each of its steps: the peak, then half of it; 0 after the last."""
     assert run.watch.lrs[0] == pytest.approx([0.03] * 4 + [0.015] * 4)
     assert run.watch.lrs[1] == pytest.approx([0.02] * 4 + [0.01] * 4)
     assert [optimizer.param_groups[0]["lr"] for optimizer in run.trainer.optimizers] == [0, 0]
@@ -223,7 +223,7 @@ def test_without_a_learning_rate_nothing_moves_in_any_epoch(
     assert max(spy.moved) < 1e-5
     for row in recorder.by_step().values():
         assert row["policy/ratio"] == pytest.approx(1, abs=1e-5)
-        assert abs(row["policy/approx_kl"]) < 1e-9
+        assert abs(row["policy/old_kl"]) < 1e-9
         assert row["policy/clip_fraction"] == 0
         assert row["critic/clip_fraction"] == 0
         assert row["rollout/kl"] == 0
@@ -244,7 +244,7 @@ def experience(base: str) -> Experience:
     roles, rollout = double_roles(base, LORA), ragged_rollout(rows=8)
     noise = torch.Generator().manual_seed(6)
     with torch.no_grad():
-        old = roles.logprobs(rollout, 0.8)[0]
+        old = roles.distribution(rollout, 0.8).logprobs()
         values = roles.values(rollout)
     jitter = [0.3 * torch.randn(old.shape, generator=noise).to(old) for _ in range(2)]
     return ragged_experience(rollout, old + jitter[0], values + jitter[1])
@@ -396,7 +396,7 @@ def test_padding_changes_no_update_whatever_it_holds(base: str, experience: Expe
     padded = updates(base, LORA, wider(experience), tmp_path, text, micro_batch_size=3)
     assert_same_gradients(padded[0], plain[0])
     assert_same_gradients(padded[1], plain[1])
-    for name in ("policy/loss", "policy/approx_kl", "policy/ratio", "policy/entropy", "critic/loss", "policy/lm_loss"):
+    for name in ("policy/loss", "policy/old_kl", "policy/ratio", "policy/entropy", "critic/loss", "policy/lm_loss"):
         assert padded[2][name] == pytest.approx(plain[2][name], abs=1e-6), name
     explained = "critic/explained_variance"
     assert padded[2][explained] == pytest.approx(plain[2][explained], abs=1e-6)
@@ -493,7 +493,7 @@ def test_beyond_the_limit_on_the_old_kl_the_update_is_skipped_and_the_log_goes_o
     logged = recorder.by_step()[1]
     assert logged["policy/early_stop"] == 1
     assert logged["train/optimizer_steps"] == 1
-    assert logged["policy/approx_kl"] > 1e-4 / 2
+    assert logged["policy/old_kl"] > 1e-4 / 2
     assert {"policy/loss", "critic/loss", "rollout/score", "policy/grad_norm"} <= set(logged)
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from src.core.advantages import GAE
+from src.core.estimators import GAE
 from src.models.roles import Roles
+from src.rewards.errors import RewardError
 from src.rollout.experience import ExperienceMaker
 from src.rollout.kl_controller import AdaptiveKL, FixedKL
-from src.rollout.shaping import IgnoreMissingEos, ScoreShaping, SetMissingEos, SubtractMissingEos
+from src.rollout.shaping import IgnoreMissingEos, NoScaling, ScoreShaping, SetMissingEos, SubtractMissingEos
 from src.types import Experience
 from tests.tiny import (
     EOS,
@@ -64,7 +65,7 @@ def test_every_number_is_that_of_plain_python(roles: Roles, rule: str, whitened:
     """Checklist 16, 17, 18, 19, 20, 34, 35, 42. The KL is added after, and is no part of the clipping."""
     clip, missing, shaped = RULES[rule]
     maker = make_maker(
-        shaping=ScoreShaping(clip, missing),
+        shaping=ScoreShaping(NoScaling(), clip, missing),
         kl_controller=FixedKL(0.7),
         advantage=GAE(gamma=0.9, lam=0.8, critic_lam=0.6),
         whiten_advantages=whitened,
@@ -150,9 +151,9 @@ class Wrong:
 
 def test_a_wrong_number_of_scores_is_an_error_that_names_the_reward(roles: Roles) -> None:
     """Checklist 16."""
-    with pytest.raises(ValueError, match=r"reward Wrong gave \(7,\) scores for 8 sequences"):
+    with pytest.raises(RewardError, match=r"reward Wrong gave \(7,\) scores for 8 sequences"):
         make(roles, make_maker(), Wrong([0.0] * 7))
-    with pytest.raises(ValueError, match=r"reward Wrong gave \(8, 1\) scores for 8 sequences"):
+    with pytest.raises(RewardError, match=r"reward Wrong gave \(8, 1\) scores for 8 sequences"):
         make(roles, make_maker(), Wrong(torch.zeros(8, 1)))
 
 
@@ -162,7 +163,7 @@ def test_a_score_that_is_no_number_is_an_error_that_names_everything(roles: Role
     scores = [0.0] * 8
     scores[2] = bad
     response = make(roles, make_maker())[0].rollout.responses[2]
-    with pytest.raises(ValueError, match="reward Wrong gave") as caught:
+    with pytest.raises(RewardError, match="reward Wrong gave") as caught:
         make(roles, make_maker(), Wrong(scores))
     for part in (repr(PROMPTS[2]), repr(response), str(bad)):
         assert part in str(caught.value)

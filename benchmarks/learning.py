@@ -1,0 +1,86 @@
+"""Every Phi_t with the clipped surrogate, and every policy loss with GAE, on the embedded task.
+
+    python -m benchmarks.learning --seeds 1 2 3
+
+All runs share one SFT policy and one reward model; each prompt is answered four times, so that the group estimators
+can take part. Writes benchmarks/results/learning.json (every figure of every run) and learning.md (the table).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+
+from src.utils.explain import CONF
+
+RESULTS = Path(__file__).parent / "results"
+SHARED = ("rollout.samples_per_prompt=4", "ppo.iterations=25", "ppo.eval_prompts=256", "resume=never")
+DEFAULT = {"advantage": "gae", "policy_loss": "clip"}
+EXTRA = {"gspo": ["aggregation=sequence_mean"]}
+
+
+def options(group: str) -> list[str]:
+    """The choices of a group, the default first."""
+    names = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    return [DEFAULT[group], *(name for name in names if name != DEFAULT[group])]
+
+
+def run(group: str, option: str, seed: int, log_dir: str) -> dict[str, Any]:
+    """One training run in a process of its own; returns its result.json."""
+    name = f"learning-{group}-{option}-{seed}"
+    overrides = [f"{group}={option}", *EXTRA.get(option, []), *SHARED, f"seed={seed}", f"name={name}"]
+    command = [sys.executable, "-m", "src.train", *overrides, f"log_dir={log_dir}"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    newest = max(Path(log_dir, "ppo").glob(f"{name}*/result.json"), key=lambda path: path.stat().st_mtime)
+    return json.loads(newest.read_text(encoding="utf-8"))
+
+
+def table(results: dict[str, dict[int, dict[str, Any]]]) -> str:
+    """One row per choice: the gold score and the KL averaged over seeds, each seed's rise of gold with its interval."""
+    seeds = list(next(iter(results.values())))
+    lines = [
+        "| choice | gold, mean of seeds | " + " | ".join(f"rise, seed {seed}" for seed in seeds) + " | KL (nats) |",
+        "|---" * (len(seeds) + 3) + "|",
+    ]
+    for choice, by_seed in results.items():
+        gold = statistics.mean(r["ppo"]["gold"] for r in by_seed.values())
+        kl = statistics.mean(r["ppo"]["kl"] for r in by_seed.values())
+        rises = " | ".join(with_interval(r["rise"], "gold") for r in by_seed.values())
+        lines.append(f"| {choice} | {gold:.2f} | {rises} | {kl:.1f} |")
+    return "\n".join(lines)
+
+
+def with_interval(figures: dict[str, Any], name: str) -> str:
+    """A figure and its 95% interval."""
+    low, high = figures["interval"][name]
+    return f"{figures[name]:.2f} ({low:.2f} to {high:.2f})"
+
+
+def main() -> None:
+    """Entry of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--log-dir", default="logs")
+    arguments = parser.parse_args()
+    jobs = [(g, o, s) for g in DEFAULT for o in options(g) for s in arguments.seeds]
+    # the default pair is the same run in both halves
+    jobs = [job for job in jobs if job[:2] != ("policy_loss", DEFAULT["policy_loss"])]
+    results: dict[str, dict[int, dict[str, Any]]] = {}
+    for group, option, seed in track(jobs, description="runs"):
+        results.setdefault(f"{group}={option}", {})[seed] = run(group, option, seed, arguments.log_dir)
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "learning.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "learning.md").write_text(table(results) + "\n", encoding="utf-8")
+    print(table(results))
+    print(f"{RESULTS}: learning.md, learning.json")
+
+
+if __name__ == "__main__":
+    main()

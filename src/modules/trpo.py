@@ -1,0 +1,136 @@
+"""TRPO: one natural-gradient step of the policy per iteration, inside a bound on KL(old || new)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parameters_to_vector
+
+from src.core.aggregation import weighted_sum
+from src.core.checks import require
+from src.core.natural_gradient import conjugate_gradient, step_length
+from src.models.distribution import TokenDistribution
+from src.models.roles import write
+from src.modules.averages import Averages
+from src.modules.ppo import PPOModule
+from src.types import Experience, select
+
+
+@dataclass(frozen=True)
+class TrustRegion:
+    """How far one step may go and how carefully it is computed."""
+
+    max_kl: float
+    damping: float
+    cg_iterations: int
+    backtracks: int
+
+    def __post_init__(self) -> None:
+        """Refuse an empty region and a solver that does nothing."""
+        require(self.max_kl > 0, "max_kl", self.max_kl, "greater than 0 nats per token")
+        require(self.damping >= 0, "damping", self.damping, "at least 0")
+        require(self.cg_iterations >= 1, "cg_iterations", self.cg_iterations, "at least 1")
+        require(self.backtracks >= 1, "backtracks", self.backtracks, "at least 1")
+
+
+class TRPOModule(PPOModule):
+    """theta <- theta + 2^-j sqrt(2 max_kl / x^T F x) x,  (F + damping I) x = -grad L, the first j that is accepted.
+
+    F is the Fisher matrix of the policy's adapters, known by its products with vectors alone: the Hessian of the mean
+    exact KL(old || new) at the old policy. A step is accepted when the measured mean KL is at most `max_kl` and the
+    loss is lower than before; if none is, the policy stays. The critic learns by its optimizer, as in PPO.
+    Source: TRPO, section 6 and appendix C (https://arxiv.org/abs/1502.05477).
+    """
+
+    def __init__(self, *, trust_region: TrustRegion, **ppo: Any) -> None:
+        super().__init__(**ppo)
+        self.trust_region = trust_region
+        del self.optimizer_factories["policy"]  # the policy takes natural-gradient steps
+
+    def _learn(self, experience: Experience, text: dict[str, Tensor] | None, iteration: int, averages: Averages) -> int:
+        """One step of the policy on the whole batch, then the critic's minibatches."""
+        micros = list(self._micros(experience))
+        # only the plain implementation of attention can be differentiated twice
+        with sdpa_kernel(SDPBackend.MATH):
+            self._natural_step(micros, averages, skip=self._warming_up(iteration))
+        steps = 1
+        if self.value_loss is not None:
+            for index in self._order(len(experience), iteration, 0):
+                self._learn_values(self.value_loss, select(experience, index), averages)
+                steps += 1
+        return steps
+
+    def _natural_step(self, micros: list[tuple[Experience, Tensor]], averages: Averages, skip: bool) -> None:
+        parameters = self.roles.policy_parameters()
+        old = [self.roles.distribution(micro.rollout, self.settings.temperature).detached() for micro, _ in micros]
+        before, gradient = 0.0, torch.zeros_like(parameters_to_vector(parameters))
+        for micro, weights in micros:
+            loss = self.objective.loss(micro, weights, averages)
+            before += loss.item()
+            gradient += flat(torch.autograd.grad(loss, parameters, materialize_grads=True))
+        averages.add("policy/grad_norm", gradient.norm())
+        if skip:
+            return
+
+        def fisher(vector: Tensor) -> Tensor:
+            return self._fisher_product(micros, old, vector) + self.trust_region.damping * vector
+
+        direction = conjugate_gradient(fisher, -gradient, self.trust_region.cg_iterations)
+        step = step_length(direction.dot(fisher(direction)), self.trust_region.max_kl) * direction
+        self._line_search(step, before, lambda: self._measure(micros, old), averages)
+
+    def _fisher_product(
+        self, micros: list[tuple[Experience, Tensor]], old: list[TokenDistribution], vector: Tensor
+    ) -> Tensor:
+        """F v: the gradient of (gradient of the mean KL) . v, at the old policy."""
+        parameters, product = self.roles.policy_parameters(), torch.zeros_like(vector)
+        for (micro, weights), before in zip(micros, old, strict=True):
+            kl = weighted_sum(self._kl(micro, before), weights, micro.mask)
+            slope = flat(torch.autograd.grad(kl, parameters, create_graph=True, materialize_grads=True))
+            product += flat(torch.autograd.grad(slope.dot(vector), parameters, materialize_grads=True))
+        return product
+
+    def _kl(self, micro: Experience, old: TokenDistribution) -> Tensor:
+        return old.kl(self.roles.distribution(micro.rollout, self.settings.temperature))
+
+    @torch.no_grad()
+    def _measure(self, micros: list[tuple[Experience, Tensor]], old: list[TokenDistribution]) -> tuple[float, float]:
+        """Loss and mean exact KL(old || new), nats per token, of the policy as it stands."""
+        loss = kl = 0.0
+        for (micro, weights), before in zip(micros, old, strict=True):
+            loss += self.objective.loss(micro, weights, Averages()).item()
+            kl += weighted_sum(self._kl(micro, before), weights, micro.mask).item()
+        return loss, kl
+
+    @torch.no_grad()
+    def _line_search(
+        self, step: Tensor, before: float, measure: Callable[[], tuple[float, float]], averages: Averages
+    ) -> None:
+        """Halve the step until the bound holds and the loss falls; log what was taken."""
+        parameters = self.roles.policy_parameters()
+        start = [parameter.clone() for parameter in parameters]
+        moves = [
+            piece.view_as(p) for piece, p in zip(step.split([p.numel() for p in parameters]), parameters, strict=True)
+        ]
+        kl = gain = fraction = 0.0
+        for halvings in range(self.trust_region.backtracks):
+            factor = 0.5**halvings
+            write([old + factor * move for old, move in zip(start, moves, strict=True)], parameters)
+            loss, kl_now = measure()
+            if kl_now <= self.trust_region.max_kl and loss < before:
+                kl, gain, fraction = kl_now, before - loss, factor
+                break
+        else:
+            write(start, parameters)
+        for name, value in {"step_kl": kl, "step_gain": gain, "step_fraction": fraction}.items():
+            averages.add(f"policy/{name}", value)
+
+
+def flat(tensors: tuple[Tensor, ...]) -> Tensor:
+    """One vector of all numbers."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])

@@ -1,0 +1,42 @@
+"""A weighted sum of rewards, each logged on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from src.core.checks import require
+from src.types import Reward
+
+
+class MixReward(nn.Module):
+    """r = sum_i w_i r_i / sum_i |w_i|: a weighted mean where no weight is negative."""
+
+    def __init__(self, parts: Mapping[str, Reward], weights: Mapping[str, float]) -> None:
+        super().__init__()
+        require(len(parts) > 0, "parts", dict(parts), "a mapping of at least one name to a reward")
+        require(set(parts) == set(weights), "weights", dict(weights), f"one number for each of {', '.join(parts)}")
+        require(any(weights.values()), "weights", dict(weights), "numbers of which one is not 0")
+        self.parts, self.weights = dict(parts), dict(weights)
+        self.models = nn.ModuleDict({name: part for name, part in parts.items() if isinstance(part, nn.Module)})
+
+    def score_parts(
+        self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]
+    ) -> dict[str, Tensor]:
+        """What each part says, (B,), before its weight."""
+        return {
+            name: torch.as_tensor(part.score(prompts, responses, metadata), dtype=torch.float32).cpu()
+            for name, part in self.parts.items()
+        }
+
+    def combine(self, parts: dict[str, Tensor]) -> Tensor:
+        """The weighted mean of the parts, (B,)."""
+        total = sum(abs(weight) for weight in self.weights.values())
+        return torch.stack([self.weights[name] / total * scores for name, scores in parts.items()]).sum(dim=0)
+
+    def score(self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> Tensor:
+        """The weighted mean, (B,)."""
+        return self.combine(self.score_parts(prompts, responses, metadata))

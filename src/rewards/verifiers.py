@@ -1,0 +1,65 @@
+"""Verifiable rewards: the answer of a response against the reference answer in the prompt's data row."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from src.core.checks import require
+from src.rewards.errors import RewardError
+
+NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
+
+
+class ExactMatch:
+    """1 where the response, stripped of white space around it, is the reference answer, else 0."""
+
+    def __init__(self, answer_column: str) -> None:
+        self.answer_column = answer_column
+
+    def score(self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
+        """1 or 0 per response. Raises `RewardError` where a row has no such column."""
+        answers = [column(row, self.answer_column) for row in metadata]
+        return [float(text.strip() == str(a).strip()) for text, a in zip(responses, answers, strict=True)]
+
+
+class NumericMatch:
+    """1 where the last number of the response is the last number of the reference answer, up to `tolerance`, else 0.
+
+    When `marker` is not empty only what follows its last occurrence is read ("####" in GSM8K), if it occurs. Numbers
+    may have thousands separators; comparison is in decimals, so 0.1 + 0.2 has no rounding.
+    """
+
+    def __init__(self, answer_column: str, marker: str, tolerance: float) -> None:
+        require(tolerance >= 0, "tolerance", tolerance, "at least 0")
+        self.answer_column, self.marker, self.tolerance = answer_column, marker, Decimal(str(tolerance))
+
+    def score(self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
+        """1 or 0 per response. Raises `RewardError` where a row has no such column, or no number in it."""
+        return [self._judge(text, row) for text, row in zip(responses, metadata, strict=True)]
+
+    def _judge(self, response: str, row: dict[str, Any]) -> float:
+        answer = column(row, self.answer_column)
+        wanted, found = last_number(str(answer), self.marker), last_number(response, self.marker)
+        if wanted is None:
+            raise RewardError(f"column {self.answer_column!r} holds no number: {answer!r}")
+        return float(found is not None and abs(found - wanted) <= self.tolerance)
+
+
+def last_number(text: str, marker: str) -> Decimal | None:
+    """The last number after the last marker; None when there is none."""
+    found = NUMBER.findall(text.rpartition(marker)[2] if marker else text)
+    if not found:
+        return None
+    try:
+        return Decimal(found[-1].replace(",", ""))
+    except InvalidOperation:
+        return None
+
+
+def column(row: dict[str, Any], name: str) -> Any:
+    """A column of a data row. Raises `RewardError` that names the columns there are."""
+    if name not in row:
+        raise RewardError(f"the data has no column {name!r}, only {', '.join(sorted(row)) or 'none'}")
+    return row[name]

@@ -1,0 +1,137 @@
+"""Asking a reward, whoever wrote it: every answer is checked, and what fails is named or dropped."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from src.core.checks import require
+from src.core.masking import masked
+from src.rewards.errors import RewardError
+from src.rewards.learned import LearnedReward
+from src.types import PartedReward, Reward, Rollout, TokenReward, select
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a reward says of a rollout."""
+
+    rollout: Rollout  # B rows: those that were judged
+    scores: Tensor  # (B,) finite
+    credit: Tensor  # (B, T) what of the score falls to each token; 0 unless the reward says
+    parts: dict[str, Tensor]  # (B,) each, of a mixed reward, before their weights
+    dropped: int  # rows left out
+
+
+@dataclass(frozen=True)
+class Judge:
+    """How a reward is asked: for at most `timeout` seconds (None: no limit), and what a sample that fails costs.
+
+    A sample fails when its score is not finite or the reward raises on it. With `drop_failed` it is left out and
+    counted; else, and when none is left, the run stops.
+    """
+
+    timeout: float | None
+    drop_failed: bool
+
+    def __post_init__(self) -> None:
+        """Refuse a limit that nothing can keep."""
+        require(self.timeout is None or self.timeout > 0, "timeout", self.timeout, "greater than 0 seconds, or null")
+
+    def judge(self, reward: Reward | TokenReward, rollout: Rollout) -> Verdict:
+        """Ask for every row. Raises `RewardError` that names the reward, the prompt and what came back."""
+        if isinstance(reward, TokenReward):
+            credit = masked(self._within_limit(reward, partial(reward.score_tokens, rollout)), rollout.response_mask)
+            return self._verdict(reward, rollout, credit.sum(dim=1), credit, {}, {})
+        scores, parts, raised = self._ask(reward, rollout)
+        device = rollout.finished.device
+        credit = torch.zeros_like(rollout.behaviour_logprobs)
+        return self._verdict(reward, rollout, scores.to(device), credit, parts, raised)
+
+    def _ask(self, reward: Reward, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor], dict[int, Exception]]:
+        """Scores, parts and the rows on which the reward raised: asked all at once, row by row when that fails."""
+        try:
+            scores, parts = self._within_limit(reward, partial(ask, reward, rollout))
+            return scores, parts, {}
+        except RewardError:
+            raise
+        except Exception as error:  # a user's function may raise anything
+            answers, raised = [], {}
+            for row in range(len(rollout.prompts)):
+                one = select(rollout, torch.tensor([row]))
+                try:
+                    answers.append(self._within_limit(reward, partial(ask, reward, one))[0])
+                except Exception as own:
+                    raised[row] = own
+                    answers.append(torch.full((1,), torch.nan))
+            if not raised:
+                message = f"reward {name_of(reward)} raised {error!r} for the batch, and for no row of it alone"
+                raise RewardError(message) from error
+            return torch.cat(answers), {}, raised
+
+    def _verdict(
+        self, reward: Any, rollout: Rollout, scores: Tensor, credit: Tensor, parts: dict[str, Tensor],
+        raised: dict[int, Exception],
+    ) -> Verdict:  # fmt: skip
+        bad = (~scores.isfinite()).nonzero().flatten().tolist()
+        kept = scores.isfinite().nonzero().flatten()
+        if bad and (not self.drop_failed or not len(kept)):
+            row = bad[0]
+            said = f"raised {raised[row]!r}" if row in raised else f"gave {scores[row].item()}"
+            raise RewardError(
+                f"reward {name_of(reward)} {said} for prompt {rollout.prompts[row]!r}, "
+                f"response {rollout.responses[row]!r}; a score must be a finite number"
+            ) from raised.get(row)
+        if not bad:
+            return Verdict(rollout, scores, credit, parts, 0)
+        left = {name: part[kept.to(part.device)] for name, part in parts.items()}
+        return Verdict(select(rollout, kept), scores[kept], credit[kept], left, len(bad))
+
+    def _within_limit(self, reward: Any, call: Callable[[], Any]) -> Any:
+        """The result of `call`; a reward model of our own cannot hang and is not watched."""
+        if self.timeout is None or isinstance(reward, LearnedReward):
+            return call()
+        box: dict[str, Any] = {}
+
+        def work() -> None:
+            try:
+                box["result"] = call()
+            except BaseException as error:  # handed on to the thread that waits
+                box["error"] = error
+
+        thread = threading.Thread(target=work, daemon=True, name="reward")
+        thread.start()
+        thread.join(self.timeout)
+        if thread.is_alive():
+            raise RewardError(f"reward {name_of(reward)} gave no answer within {self.timeout:g} s (ppo.reward_timeout)")
+        if "error" in box:
+            raise box["error"]
+        return box["result"]
+
+
+def ask(reward: Reward, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
+    """Scores (B,) float32, not yet known to be finite, and the parts of a mixed reward. Raises for a wrong count."""
+    metadata = [
+        row | {"finished": finished} for row, finished in zip(rollout.metadata, rollout.finished.tolist(), strict=True)
+    ]
+    texts = list(rollout.prompts), list(rollout.responses)
+    parts = reward.score_parts(*texts, metadata) if isinstance(reward, PartedReward) else {}
+    given = reward.combine(parts) if isinstance(reward, PartedReward) else reward.score(*texts, metadata)
+    try:
+        scores = torch.as_tensor(given, dtype=torch.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"gave {str(given)[:80]} where {len(texts[0])} numbers are needed") from error
+    if scores.shape != rollout.finished.shape:
+        raise RewardError(f"reward {name_of(reward)} gave {tuple(scores.shape)} scores for {len(texts[0])} sequences")
+    return scores, parts
+
+
+def name_of(reward: Any) -> str:
+    """What a message calls a reward: its dotted path for a function, else its class."""
+    return str(getattr(reward, "target", type(reward).__name__))
