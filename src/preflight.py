@@ -41,6 +41,7 @@ RANGES = (
     Range("sft.max_tokens ppo.lm_max_tokens reward_model.normalise_samples", 2),
     Range("ppo.lr ppo.critic_lr sft.lr reward_model.lr sft.weight_decay reward_model.weight_decay", 0),
     Range("ppo.warmup sft.warmup reward_model.warmup reward_model.min_gap", 0),
+    Range("reward_model.margin_coef reward_model.centre_coef", 0),
     Range("ppo.adam_eps sft.max_grad_norm reward_model.max_grad_norm", 0, open_ended=True),
     Range("callbacks.samples.every callbacks.samples.rows", 1),
 )
@@ -65,8 +66,8 @@ def preflight(config: DictConfig) -> None:
     if architecture is not None:
         _check_length(config, model, architecture)
         _check_targets(config, model, architecture)
-    if config.stage == "ppo" and config.reward.get("path") is not None:
-        _check_reward(config.reward.path)
+    if config.stage == "ppo":
+        _check_reward(config.reward)
 
 
 def _check_ranges(config: DictConfig) -> None:
@@ -99,6 +100,8 @@ def _check_theory(config: DictConfig, model: ModelSettings) -> None:
         if key in unread:
             raise ConfigError(f"{advantage} trains no critic, so nothing reads {key}: remove it")
     _check_kl(config.choices)
+    if config.choices.early_stop == "gold" and config.gold_reward is None:
+        raise ConfigError("early_stop=gold needs a gold score: choose one with gold_reward=vader or exact_match")
     if "trust_region" in config.ppo:
         _check_trust_region(config, model)
 
@@ -172,7 +175,15 @@ def _check_targets(config: DictConfig, model: ModelSettings, architecture: Pretr
         )
 
 
-def _check_reward(path: str) -> None:
+def _check_reward(reward: DictConfig) -> None:
+    """A reward that loads nothing is made at once; of one that does, the folder must hold a reward model."""
+    if "LearnedReward" not in str(reward):
+        instantiate(reward)
+    elif reward.get("path") is not None:
+        _check_reward_model(reward.path)
+
+
+def _check_reward_model(path: str) -> None:
     """A folder that says it holds another kind of model is no reward model."""
     architecture = load_config(path, "reward.path")
     kinds = architecture.architectures or []

@@ -34,7 +34,8 @@ from src.utils.figures import Figure, as_result
 from src.utils.run_folder import FINISHED
 
 ROWS = {
-    "score": "reward-model score",
+    "score": "score of the reward",
+    "greedy_score": "the same, greedy decoding",
     "gold": "gold score",
     "kl": "KL to the reference (nats per sequence)",
     "response_length": "response length (tokens)",

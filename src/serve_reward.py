@@ -8,7 +8,7 @@ POST / with {"query": [...], "prompts": [...], "labels": [...]} (the last two ma
 {"rewards": [...]}; GET /health says that the server is up. A query is the whole text; its response is what follows the
 prompt. Labels reach verifiers as the column --label-column. Only this machine is served, unless --host says otherwise;
 then a token is needed: clients send "Authorization: Bearer TOKEN", and both sides read it from the environment variable
-REWARD_TOKEN.
+REWARD_TOKEN. Where there is a token, /health needs it too.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def build_app(reward: Reward, label_column: str, token: str, max_bytes: int) -> 
 
     @app.middleware("http")
     async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        if token and not secrets.compare_digest(request.headers.get("authorization", ""), f"Bearer {token}"):
+        given = request.headers.get("authorization", "").encode("latin-1")  # the bytes that were sent
+        if token and not secrets.compare_digest(given, f"Bearer {token}".encode()):
             return Response("a bearer token is needed", status_code=401)
         body = b""
         async for piece in request.stream():  # Content-Length may be missing, or wrong
@@ -99,12 +100,13 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     quiet_libraries()
     with friendly_errors(arguments.overrides):
-        token = os.environ.get(TOKEN_VARIABLE, "")
+        token = os.environ.get(TOKEN_VARIABLE, "").strip()
         if arguments.host not in LOOPBACK and not token:
             raise ConfigError(
                 f"--host {arguments.host}: others can reach it, so a token is needed: set {TOKEN_VARIABLE}"
             )
         config = compose(arguments.overrides)
+        config.run_dir = config.log_dir  # asked for by the checks; nothing is written there
         preflight(config)
         ensure_reward(config)
         app = build_app(instantiate(config.reward), arguments.label_column, token, arguments.max_bytes)

@@ -6,12 +6,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def pairwise_loss(chosen_scores: Tensor, rejected_scores: Tensor) -> Tensor:
-    """L = -log sigmoid(r_w - r_l) per pair; log 2 at a tie, finite at any difference.
+def pairwise_loss(chosen_scores: Tensor, rejected_scores: Tensor, margin: Tensor | float = 0.0) -> Tensor:
+    """L = -log sigmoid(r_w - r_l - m) per pair; log 2 at a difference of m, finite at any difference.
 
-    Source: Bradley-Terry, as in InstructGPT, eq. 1 (https://arxiv.org/abs/2203.02155). Shapes: (B,) -> (B,).
+    Source: Bradley-Terry, as in InstructGPT, eq. 1 (https://arxiv.org/abs/2203.02155), there with m = 0; the margin m
+    as in Llama 2, eq. 2 (https://arxiv.org/abs/2307.09288). Shapes: (B,) -> (B,).
     """
-    return -F.logsigmoid(chosen_scores - rejected_scores)
+    return -F.logsigmoid(chosen_scores - rejected_scores - margin)
+
+
+def centring(chosen_scores: Tensor, rejected_scores: Tensor) -> Tensor:
+    """(r_w + r_l)^2 per pair: pulls scores, which the pairwise loss leaves free to drift together, towards 0.
+
+    Source: Eisenstein et al., section 2 (https://arxiv.org/abs/2312.09244). Shapes: (B,) -> (B,).
+    """
+    return (chosen_scores + rejected_scores).square()
 
 
 def pairwise_accuracy(chosen_scores: Tensor, rejected_scores: Tensor) -> Tensor:

@@ -29,6 +29,19 @@ def word_level(texts: list[str]) -> PreTrainedTokenizerFast:
     return _wrap(tokenizer, unk_token=UNK)
 
 
+def character_level(texts: list[str]) -> PreTrainedTokenizerFast:
+    """Return a tokenizer whose tokens are the characters of the texts.
+
+    Ids: pad 0, eos 1, unk 2, then the characters in code point order. Anything else becomes `<unk>`.
+    """
+    characters = sorted(set("".join(texts)))
+    vocabulary = {token: index for index, token in enumerate([PAD, EOS, UNK, *characters])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return _wrap(tokenizer, unk_token=UNK)
+
+
 def byte_level_bpe(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Return a byte pair encoding learned from the texts, lossless on any text.
 

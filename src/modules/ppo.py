@@ -98,7 +98,7 @@ class PPOModule(LightningModule):
             self.roles, policy_loss, old_kl, old_kl_controller, reference_kl.estimator, settings.entropy_coef,
             settings.temperature,
         )  # fmt: skip
-        self.tokens = 0
+        self.episodes = self.tokens = 0
         self.evaluations: list[Evaluation] = []
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[LRScheduler]]:
@@ -121,6 +121,7 @@ class PPOModule(LightningModule):
         optimizer_steps = self._learn(experience, batch.get("text"), batch_idx, averages)
         for schedule in as_list(self.lr_schedulers()):
             schedule.step()
+        self.episodes += len(experience)
         self.tokens += int(experience.mask.sum())
         if experience.old_values is not None:
             explained = explained_variance(experience.old_values, experience.returns, experience.mask)
@@ -130,7 +131,7 @@ class PPOModule(LightningModule):
                 **averages.compute(),
                 "train/optimizer_steps": float(optimizer_steps),
                 "train/iterations": float(batch_idx + 1),
-                "train/episodes": float((batch_idx + 1) * len(experience)),
+                "train/episodes": float(self.episodes),
                 "train/tokens": float(self.tokens),
                 "step": float(batch_idx + 1),
             },
@@ -156,7 +157,8 @@ class PPOModule(LightningModule):
             if stopped:
                 break
         averages.add("policy/early_stop", float(stopped))
-        self.objective.old_kl_controller.update(this_epoch.compute()["policy/old_kl"], len(experience))
+        if not self._warming_up(iteration):  # a policy that was not allowed to move says nothing of the coefficient
+            self.objective.old_kl_controller.update(this_epoch.compute()["policy/old_kl"], len(experience))
         return steps
 
     def _order(self, rows: int, iteration: int, epoch: int) -> Iterator[Tensor]:
@@ -242,7 +244,7 @@ class PPOModule(LightningModule):
         """Keep trainable tensors only; the frozen ones are named by the configuration."""
         trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
-        checkpoint["tokens"] = self.tokens
+        checkpoint["episodes"], checkpoint["tokens"] = self.episodes, self.tokens
         checkpoint["old_kl_controller"] = self.objective.old_kl_controller.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -254,7 +256,7 @@ class PPOModule(LightningModule):
                 f"the checkpoint does not fit this model: missing {sorted(trainable - found)[:3]}, "
                 f"unexpected {sorted(found - trainable)[:3]}"
             )
-        self.tokens = checkpoint["tokens"]
+        self.episodes, self.tokens = checkpoint["episodes"], checkpoint["tokens"]
         self.objective.old_kl_controller.load_state_dict(checkpoint["old_kl_controller"])
 
 

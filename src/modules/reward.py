@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from src.core.preference import pairwise_accuracy, pairwise_loss
+from src.core.diagnostics import calibration_error, correlation
+from src.core.preference import centring, pairwise_accuracy, pairwise_loss
 from src.models.forward import sequence_scores
 from src.models.settings import ScratchSettings
 from src.modules.supervised import SupervisedModule
@@ -19,8 +20,9 @@ from src.utils.streams import stream_seed
 
 
 class RewardModule(SupervisedModule):
-    """-log sigmoid(r(chosen) - r(rejected)) in nats per pair; a separate model with a tokenizer of its own.
+    """-log sigmoid(r(chosen) - r(rejected) - margin) in nats per pair; a separate model with a tokenizer of its own.
 
+    margin = `margin_coef` times the pair's gap, where that is known; centre_coef (r(chosen) + r(rejected))^2 is added.
     `min_gap`: accuracy is reported on held-out pairs at least so far apart, and on all; `gap_edges`: and by gap.
     """
 
@@ -32,18 +34,26 @@ class RewardModule(SupervisedModule):
         tokenizer: PreTrainedTokenizerBase,
         min_gap: float,
         gap_edges: list[float],
+        margin_coef: float,
+        centre_coef: float,
         **optimization: Any,
     ) -> None:
         net = build_scalar_model(scratch, tokenizer, optimization["seed"])
         super().__init__(net, tokenizer, **optimization)
         self.min_gap, self.gap_edges = min_gap, list(gap_edges)
+        self.margin_coef, self.centre_coef = margin_coef, centre_coef
         self.test_rows: list[tuple[float, float]] = []  # (gap, 1 when ordered rightly) of each held-out pair
+        self.margins: list[Tensor] = []
+        self.scores_and_lengths: list[Tensor] = []
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The mean over the pairs of the batch."""
         chosen, rejected = self._scores(batch)
-        loss = pairwise_loss(chosen, rejected).mean()
+        margin = self.margin_coef * batch["gap"].nan_to_num(0.0)
+        loss = pairwise_loss(chosen, rejected, margin).mean()
         self.log("reward/loss", loss, prog_bar=True)
+        if self.centre_coef > 0:
+            loss = loss + self.centre_coef * centring(chosen, rejected).mean()
         self.log("reward/accuracy", pairwise_accuracy(chosen, rejected).mean(), prog_bar=True)
         return loss
 
@@ -54,12 +64,20 @@ class RewardModule(SupervisedModule):
         self.log("reward/val_accuracy", pairwise_accuracy(chosen, rejected).mean(), batch_size=len(chosen))
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Collect gap and order of each held-out pair."""
-        accuracy = pairwise_accuracy(*self._scores(batch))
-        self.test_rows += list(zip(batch["gap"].tolist(), accuracy.tolist(), strict=True))
+        """Collect gap, order and margin of each held-out pair, and score and length of each of its texts."""
+        chosen, rejected = self._scores(batch)
+        right = pairwise_accuracy(chosen, rejected)
+        self.test_rows += list(zip(batch["gap"].tolist(), right.tolist(), strict=True))
+        self.margins.append((chosen - rejected).cpu())
+        lengths = batch["mask"].sum(dim=1)
+        self.scores_and_lengths.append(torch.stack([torch.cat([chosen, rejected]), lengths.to(chosen)]).cpu())
 
     def result(self) -> dict[str, dict[str, Figure]]:
-        """Accuracy on pairs at least `min_gap` apart (or of unknown gap), on all pairs, and by gap."""
+        """Accuracy on pairs at least `min_gap` apart (or of unknown gap), on all, and by gap; calibration; length.
+
+        `calibration_error`: expected calibration error over all pairs; `length_correlation`: of the score with the
+        number of tokens of a text.
+        """
         rows = self.test_rows
         figures = {
             "accuracy": [right for gap, right in rows if not gap < self.min_gap],
@@ -67,7 +85,14 @@ class RewardModule(SupervisedModule):
         }
         for low, high in pairwise([*self.gap_edges, float("inf")]):
             figures[f"accuracy_gap_{low:g}_to_{high:g}"] = [right for gap, right in rows if low <= gap < high]
-        return {"reward_model": {name: bootstrap_mean(values) for name, values in figures.items() if values}}
+        found = {name: bootstrap_mean(values) for name, values in figures.items() if values}
+        margins, (scores, lengths) = (
+            torch.cat(self.margins).double(),
+            torch.cat(self.scores_and_lengths, dim=1).double(),
+        )
+        found["calibration_error"] = Figure(calibration_error(margins).item(), len(margins), None)
+        found["length_correlation"] = Figure(correlation(scores, lengths).item(), len(scores), None)
+        return {"reward_model": found}
 
     def save(self, folder: Path) -> Path:
         """Write a folder that `AutoModelForSequenceClassification.from_pretrained` loads."""

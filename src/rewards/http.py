@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,7 +22,7 @@ class HttpReward:
 
     The form of OpenRLHF's remote reward models. Texts go out in pieces of `batch_size`, at most `concurrency` at a
     time; a piece is asked for up to `attempts` times, with random waits that double, when the connection fails, the
-    answer takes longer than `timeout` seconds, its status is not 200, or it is not one finite list of the right length.
+    answer takes longer than `timeout` seconds, its status is not 200, or it is not a list of that many numbers.
     """
 
     def __init__(
@@ -41,15 +40,18 @@ class HttpReward:
     def score(self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
         """One number per text. Raises `RewardError` when a piece was asked for in vain."""
         starts = range(0, len(prompts), self.batch_size)
-        token = os.environ.get(self.token_variable, "")
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        token = os.environ.get(self.token_variable, "").strip()
+        headers = {b"Authorization": f"Bearer {token}".encode()} if token else {}
         with (
             httpx.Client(timeout=self.timeout, headers=headers) as client,
             ThreadPoolExecutor(self.concurrency) as pool,
         ):
             pieces = [slice(start, start + self.batch_size) for start in starts]
             jobs = [pool.submit(self._ask, client, prompts[p], responses[p], metadata[p]) for p in pieces]
-            return [score for job in jobs for score in job.result()]
+            try:
+                return [score for job in jobs for score in job.result()]
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)  # one failed: leave the others
 
     def _ask(
         self, client: httpx.Client, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]
@@ -63,12 +65,12 @@ class HttpReward:
         retrying = Retrying(
             stop=stop_after_attempt(self.attempts),
             wait=wait_random_exponential(multiplier=0.1, max=10),
-            retry=retry_if_exception_type((httpx.TransportError, BadAnswerError)),
+            retry=retry_if_exception_type((httpx.RequestError, BadAnswerError)),
             reraise=True,
         )
         try:
             return retrying(self._post, client, body)
-        except (httpx.TransportError, BadAnswerError) as error:
+        except (httpx.RequestError, BadAnswerError) as error:
             what = str(error) or type(error).__name__
             raise RewardError(
                 f"reward server {self.url}: {self.attempts} attempts in vain for {len(prompts)} texts, the first of "
@@ -83,7 +85,7 @@ class HttpReward:
             raise BadAnswerError(f"status {answer.status_code}")
         try:
             scores = answer.json()["rewards"]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:  # JSONDecodeError is a ValueError
             raise BadAnswerError(f'no {{"rewards": [...]}} but {answer.text[:80]!r}') from error
         wanted = len(body["query"])
         if not isinstance(scores, list) or len(scores) != wanted:

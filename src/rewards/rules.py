@@ -13,8 +13,10 @@ class KeywordReward:
     """Mean over `keywords` of [the response holds it as a word, in any case]; 1 when it holds all of them."""
 
     def __init__(self, keywords: Sequence[str]) -> None:
-        require(len(keywords) > 0 and all(keywords), "keywords", list(keywords), "a list of at least one word")
-        self.patterns = [re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE) for word in keywords]
+        words = [] if isinstance(keywords, str) else list(keywords)  # a text alone would be taken letter by letter
+        ok = len(words) > 0 and all(isinstance(word, str) and word for word in words)
+        require(ok, "keywords", keywords, "a list of at least one word")
+        self.patterns = [re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE) for word in words]
 
     def score(self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
         """The share of the keywords that each response holds."""
@@ -39,7 +41,7 @@ class RegexReward:
     def __init__(self, pattern: str, whole: bool, match_score: float, else_score: float) -> None:
         try:
             compiled = re.compile(pattern)
-        except re.error as error:
+        except (re.error, TypeError, OverflowError, RecursionError) as error:
             require(False, "pattern", pattern, f"a regular expression of Python's re ({error})")
         self.find = compiled.fullmatch if whole else compiled.search
         self.match_score, self.else_score = match_score, else_score

@@ -9,7 +9,10 @@ from typing import Any
 from src.core.checks import require
 from src.rewards.errors import RewardError
 
-NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
+NUMBER = re.compile(
+    r"[-+]?[$€£]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+    r"(?:[eE][-+]?\d{1,3}(?!\d))?"  # as Python and JSON write very large and very small numbers
+)
 
 
 class ExactMatch:
@@ -28,7 +31,8 @@ class NumericMatch:
     """1 where the last number of the response is the last number of the reference answer, up to `tolerance`, else 0.
 
     When `marker` is not empty only what follows its last occurrence is read ("####" in GSM8K), if it occurs. Numbers
-    may have thousands separators; comparison is in decimals, so 0.1 + 0.2 has no rounding.
+    may have thousands separators, a currency sign and an exponent; comparison is in decimals, so 0.1 + 0.2 has no
+    rounding.
     """
 
     def __init__(self, answer_column: str, marker: str, tolerance: float) -> None:
@@ -49,11 +53,11 @@ class NumericMatch:
 
 def last_number(text: str, marker: str) -> Decimal | None:
     """The last number after the last marker; None when there is none."""
-    found = NUMBER.findall(text.rpartition(marker)[2] if marker else text)
+    found = NUMBER.findall((text.rpartition(marker)[2] if marker else text).replace("\N{MINUS SIGN}", "-"))
     if not found:
         return None
     try:
-        return Decimal(found[-1].replace(",", ""))
+        return Decimal(re.sub("[,$€£]", "", found[-1]))
     except InvalidOperation:
         return None
 

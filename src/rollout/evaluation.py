@@ -68,7 +68,9 @@ class Evaluator:
         rollout = self.maker.sample(roles, role, prompts, 0, draws)
         texts = [prompt + response for prompt, response in zip(rollout.prompts, rollout.responses, strict=True)]
         measures = {name: self.maker.score(reward, rollout).tolist() for name, reward in rewards.items()}
+        greedy = self.maker.sample(roles, role, prompts, 0, None)
         measures |= {
+            "greedy_score": self.maker.score(rewards["score"], greedy).tolist(),
             "kl": self._kl(roles, role, rollout).tolist(),
             "response_length": rollout.response_mask.sum(1).float().tolist(),
             "eos_fraction": rollout.finished.float().tolist(),

@@ -62,18 +62,20 @@ class Judge:
         except RewardError:
             raise
         except Exception as error:  # a user's function may raise anything
-            answers, raised = [], {}
+            answers: list[tuple[Tensor, dict[str, Tensor]]] = []
+            raised: dict[int, Exception] = {}
             for row in range(len(rollout.prompts)):
                 one = select(rollout, torch.tensor([row]))
                 try:
-                    answers.append(self._within_limit(reward, partial(ask, reward, one))[0])
+                    answers.append(self._within_limit(reward, partial(ask, reward, one)))
+                except RewardError:  # a wrong shape or no answer in time: nothing about this one sample
+                    raise
                 except Exception as own:
                     raised[row] = own
-                    answers.append(torch.full((1,), torch.nan))
             if not raised:
                 message = f"reward {name_of(reward)} raised {error!r} for the batch, and for no row of it alone"
                 raise RewardError(message) from error
-            return torch.cat(answers), {}, raised
+            return *spread(answers, list(raised), len(rollout.prompts)), raised
 
     def _verdict(
         self, reward: Any, rollout: Rollout, scores: Tensor, credit: Tensor, parts: dict[str, Tensor],
@@ -124,12 +126,30 @@ def ask(reward: Reward, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
     parts = reward.score_parts(*texts, metadata) if isinstance(reward, PartedReward) else {}
     given = reward.combine(parts) if isinstance(reward, PartedReward) else reward.score(*texts, metadata)
     try:
-        scores = torch.as_tensor(given, dtype=torch.float32)
+        scores = torch.as_tensor(given, dtype=torch.float32).detach()
     except (TypeError, ValueError) as error:
         raise ValueError(f"gave {str(given)[:80]} where {len(texts[0])} numbers are needed") from error
     if scores.shape != rollout.finished.shape:
         raise RewardError(f"reward {name_of(reward)} gave {tuple(scores.shape)} scores for {len(texts[0])} sequences")
     return scores, parts
+
+
+def spread(
+    answers: list[tuple[Tensor, dict[str, Tensor]]], without: list[int], rows: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Scores and parts of single rows, joined to (rows,) each; NaN for the rows that are `without` an answer."""
+    answered = torch.tensor([row for row in range(rows) if row not in without], dtype=torch.long)
+
+    def joined(pieces: list[Tensor]) -> Tensor:
+        whole = torch.full((rows,), torch.nan)
+        whole[answered] = torch.cat(pieces).cpu()
+        return whole
+
+    if not answers:
+        return torch.full((rows,), torch.nan), {}
+    return joined([scores for scores, _ in answers]), {
+        name: joined([parts[name] for _, parts in answers]) for name in answers[0][1]
+    }
 
 
 def name_of(reward: Any) -> str:

@@ -121,7 +121,7 @@ def instantiate(node: Any) -> Any:
         if isinstance(cause, SettingError):
             key = source_key(node, _inner_key(error, cause.name))
             raise ConfigError(f"{key}={cause.value!r}: must be {cause.allowed}") from error
-        if isinstance(cause, TypeError):
+        if isinstance(cause, TypeError | ImportError):
             where = source_key(node, _inner_key(error, ""))
             raise ConfigError(f"{where}: {' '.join(str(cause).split())}") from error
         if cause is not None:

@@ -19,6 +19,7 @@ from src.core import (
     masking,
     moments,
     natural_gradient,
+    overoptimisation,
     padding,
     policy_losses,
     preference,
@@ -110,6 +111,12 @@ def solution(i: Inputs) -> Tensor:
     return natural_gradient.conjugate_gradient(lambda x: v @ (v.T @ x) + x, i.scores, 3)
 
 
+def fit(i: Inputs) -> tuple[float, float]:
+    """A fit through points that are never too few."""
+    distance = torch.cat([i.x.flatten().abs(), torch.tensor([0.5, 1.5], dtype=i.x.dtype)])
+    return overoptimisation.fit_gao_form(distance, distance.sin())
+
+
 MASKED: dict[str, Call] = {
     "discounted_sum": lambda i: advantages.discounted_sum(i.x, i.mask, 0.9),
     "reward_to_go": lambda i: advantages.reward_to_go(i.x, i.mask, 0.9),
@@ -186,6 +193,13 @@ OTHERS: dict[str, Call] = {
     "of_batch": lambda i: torch.tensor(astuple(moments.of_batch(i.scores))),
     "combined": lambda i: torch.tensor(astuple(moments.combined(moments.Moments(), moments.of_batch(i.scores)))),
     "conjugate_gradient": solution,
+    "correlation": lambda i: diagnostics.correlation(i.x.flatten(), i.y.flatten()),
+    "calibration": lambda i: diagnostics.calibration(i.x.flatten(), 4),
+    "calibration_error": lambda i: diagnostics.calibration_error(i.x.flatten()),
+    "centring": lambda i: preference.centring(i.x, i.y),
+    "gao_form": lambda i: overoptimisation.gao_form(i.x.abs(), 1.2, 0.5),
+    "fit_gao_form": lambda i: torch.tensor(fit(i)),
+    "turning_point": lambda i: torch.tensor(overoptimisation.turning_point(*fit(i)) or 0.0),
     "step_length": lambda i: natural_gradient.step_length(i.scores.square().sum(), 0.1),
     "pad_left": lambda i: padding.pad_left(i.token_rows, 0),
     "pairwise_loss": lambda i: preference.pairwise_loss(i.x, i.y),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from src.core.diagnostics import explained_variance
+from src.core.diagnostics import calibration, calibration_error, correlation, explained_variance
 
 
 @pytest.fixture
@@ -69,3 +70,39 @@ def test_rounding_is_told_from_variation_at_any_size(size: float, spread: float,
     returns = size * (1 + spread * signs)
     explained = explained_variance(returns, returns, torch.ones(100, 100, dtype=torch.bool))
     assert explained.item() == (1.0 if varies else 0.0)
+
+
+def test_correlation_is_that_of_the_standard_library() -> None:
+    x, y = torch.randn(2, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    assert correlation(x, y).item() == pytest.approx(statistics.correlation(x.tolist(), y.tolist()))
+    assert correlation(x, -2 * x + 1).item() == pytest.approx(-1)
+    assert correlation(x, torch.ones(40, dtype=torch.float64)).item() == 0
+
+
+def test_calibration_by_hand() -> None:
+    """Five bins from 0.5 to 1, margins whose p = sigmoid(|m|) lies in the first, third and last of them."""
+    p = [0.55, 0.58, 0.75, 0.97, 0.99, 0.98, 0.96]
+    signs = [1, -1, -1, 1, 1, 1, -1]
+    margins = torch.tensor([s * math.log(q / (1 - q)) for q, s in zip(p, signs, strict=True)], dtype=torch.float64)
+    sure, right, count = calibration(margins, 5)
+    assert count.tolist() == [2, 0, 1, 0, 4]
+    assert sure.tolist() == pytest.approx([0.565, 0, 0.75, 0, 0.975])
+    assert right.tolist() == pytest.approx([0.5, 0, 0, 0, 0.75])
+    expected = (2 * 0.065 + 1 * 0.75 + 4 * 0.225) / 7
+    assert calibration_error(margins, 5).item() == pytest.approx(expected)
+
+
+def test_an_honest_model_is_calibrated() -> None:
+    """Orders drawn with the probability that the model gives them; a model that doubles its margins is too sure."""
+    generator = torch.Generator().manual_seed(4)
+    margins = 3 * torch.randn(20000, dtype=torch.float64, generator=generator).abs()
+    wins = torch.rand(20000, dtype=torch.float64, generator=generator) < margins.sigmoid()
+    honest = torch.where(wins, margins, -margins)
+    assert calibration_error(honest).item() < 0.015
+    assert calibration_error(2 * honest).item() > 0.04
+
+
+def test_a_tie_is_half_right() -> None:
+    _, right, count = calibration(torch.zeros(3, dtype=torch.float64), 4)
+    assert right.tolist() == [0.5, 0, 0, 0]
+    assert count.tolist() == [3, 0, 0, 0]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from src.core.preference import pairwise_accuracy, pairwise_loss
+from src.core.preference import centring, pairwise_accuracy, pairwise_loss
 
 score = st.floats(-15, 15)
 quick = settings(deadline=None, derandomize=True, max_examples=60)
@@ -73,3 +73,20 @@ def test_accuracy() -> None:
     chosen, rejected = torch.tensor([1.0, 1.0, 1.0]), torch.tensor([0.0, 1.0, 1.5])
     assert_close(pairwise_accuracy(chosen, rejected), torch.tensor([1.0, 0.5, 0.0]))
     assert_close(pairwise_accuracy(rejected, chosen), 1 - pairwise_accuracy(chosen, rejected))
+
+
+def test_a_margin_asks_for_a_larger_difference() -> None:
+    """L(r_w - r_l - m): the same as without margin at a difference that is smaller by m; log 2 at the margin itself."""
+    chosen, rejected = torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0.5, 1.0, 3.0])
+    margin = torch.tensor([0.5, 1.0, 2.0])
+    assert_close(pairwise_loss(chosen, rejected, margin), pairwise_loss(chosen - margin, rejected))
+    assert pairwise_loss(torch.tensor([3.0]), torch.tensor([1.0]), 2.0).item() == pytest.approx(math.log(2))
+
+
+def test_centring_pulls_both_scores_and_leaves_the_difference() -> None:
+    """Its gradient is 2 (r_w + r_l) for both: common drift is undone, the difference is not touched."""
+    scores = torch.tensor([[3.0, 1.0], [-2.0, 0.5]], requires_grad=True)
+    losses = centring(scores[:, 0], scores[:, 1])
+    losses.sum().backward()
+    assert_close(losses.detach(), torch.tensor([16.0, 2.25]))
+    assert_close(scores.grad, torch.tensor([[8.0, 8.0], [-3.0, -3.0]]))

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from src.core.checks import SettingError
-from src.core.policy_losses import ClippedSurrogate
+from src.core.policy_losses import ClippedSurrogate, Surrogate
 from src.core.value_losses import SquaredError
 from src.models.roles import Roles
 from src.models.settings import LoraSettings
 from src.modules.averages import Averages
 from src.rewards.learned import LearnedReward
-from src.rollout.kl_controller import FixedKL
+from src.rollout.kl_controller import DoublingKL, FixedKL
 from src.types import Experience
 from src.utils.config import ConfigError, compose, instantiate
 from tests.tiny import (
@@ -602,3 +602,11 @@ def test_averages_of_ragged_pieces_are_those_of_the_whole() -> None:
     assert pieces.compute()["x"] == pytest.approx(values[mask].mean().item(), abs=1e-6)
     assert whole.compute() == pytest.approx(pieces.compute(), abs=1e-6)
     assert Averages().compute() == {}
+
+
+def test_warm_up_leaves_the_weight_of_the_penalty_alone(base: str, tmp_path: Path) -> None:
+    """Checklist 57, 60. A policy that does not move has a KL(old || new) of 0: no reason to halve the weight."""
+    controller = DoublingKL(kl_coef=1.0, kl_target=0.01)
+    module = make_module(make_roles(base), old_kl_controller=controller, critic_warmup=2, policy_loss=Surrogate())
+    fit(module, tmp_path, maker=make_maker(), iterations=2)
+    assert controller.kl_coef == 1.0

@@ -7,11 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from transformers import AutoModelForSequenceClassification, get_constant_schedule
 
+from src.core.diagnostics import calibration_error
 from src.data.modules import PairData
 from src.models.settings import ScratchSettings
 from src.modules.reward import RewardModule
@@ -44,6 +46,7 @@ def make(**config: Any) -> RewardModule:
 
     return RewardModule(
         ScratchSettings(config_of, lambda texts: tokenizer()), tokenizer(), min_gap=0.5, gap_edges=[0.0, 0.5, 1.0],
+        margin_coef=0.0, centre_coef=0.0,
         optimizer=partial(torch.optim.SGD, lr=0.0), lr_schedule=get_constant_schedule, max_grad_norm=1.0, seed=1,
     )  # fmt: skip
 
@@ -103,6 +106,43 @@ def test_the_test_figures_are_accuracies_by_gap(tmp_path: Path) -> None:
         "accuracy_gap_0.5_to_1": share([2, 5]),
         "accuracy_gap_1_to_inf": share([4]),
     }
+
+
+def test_margin_and_centring_are_part_of_what_is_minimised(tmp_path: Path) -> None:
+    """One step of SGD with learning rate 1 is the gradient of the plain loss; a pair of unknown gap has no margin."""
+    module = make()
+    module.margin_coef, module.centre_coef, module.max_grad_norm = 0.8, 0.1, 1e9
+    module.eval()  # no dropout anyway
+    before = {name: p.detach().clone() for name, p in module.net.named_parameters()}
+    total = torch.zeros(())
+    for pair in PAIRS:
+        scores = [
+            module.net(input_ids=torch.tensor([[*tokenizer()(pair.prompt + side)["input_ids"], EOS]])).logits[0, 0]
+            for side in (pair.chosen, pair.rejected)
+        ]
+        difference = scores[0] - scores[1] - 0.8 * (pair.gap or 0.0)
+        total = total + torch.log1p(torch.exp(-difference)) + 0.1 * (scores[0] + scores[1]) ** 2
+    expected = torch.autograd.grad(total / 6, list(module.net.parameters()), materialize_grads=True)
+    module.make_optimizer = partial(torch.optim.SGD, lr=1.0)
+    trainer(tmp_path, Recorder()).fit(module, datamodule=data(6))
+    for (name, parameter), gradient in zip(module.net.named_parameters(), expected, strict=True):
+        torch.testing.assert_close(before[name] - parameter.detach(), gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_the_length_is_correlated_with_the_score(tmp_path: Path) -> None:
+    """Over all twelve texts, by numpy; and the calibration error is that of the margins."""
+    module = make()
+    texts = [pair.prompt + side for pair in PAIRS for side in (pair.chosen, pair.rejected)]
+    rows = [torch.tensor([[*tokenizer()(text)["input_ids"], EOS]]) for text in texts]
+    module.eval()
+    with torch.no_grad():
+        scores = [module.net(input_ids=row).logits[0, 0].item() for row in rows]
+    trainer(tmp_path, Recorder()).test(module, datamodule=data(4), verbose=False)
+    figures = module.result()["reward_model"]
+    expected = np.corrcoef(scores, [row.shape[1] for row in rows])[0, 1]
+    assert figures["length_correlation"].value == pytest.approx(expected, abs=1e-4)
+    margins = torch.tensor([a - b for a, b in zip(scores[::2], scores[1::2], strict=True)], dtype=torch.float64)
+    assert figures["calibration_error"].value == pytest.approx(calibration_error(margins).item(), abs=1e-4)
 
 
 def test_the_folder_gives_the_same_scores_in_plain_transformers_and_as_a_reward(tmp_path: Path) -> None:

@@ -1,0 +1,72 @@
+"""The gold meter: when it stops, when it does not, and what it draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from src.callbacks.csv_logger import CsvTables
+from src.callbacks.gold import GoldCurve, GoldStop
+from src.core.checks import SettingError
+
+
+def stops_at(stop: GoldStop, scores: list[float], gold: list[float]) -> int | None:
+    """The iteration after which a trainer that logs these numbers is told to stop."""
+    trainer: Any = SimpleNamespace(should_stop=False, callback_metrics={})
+    for i, (score, true) in enumerate(zip(scores, gold, strict=True)):
+        trainer.callback_metrics = {"rollout/score": torch.tensor(score), "rollout/gold": torch.tensor(true)}
+        stop.on_train_batch_end(trainer, SimpleNamespace(), None, None, i)  # type: ignore[arg-type]
+        if trainer.should_stop:
+            return i + 1
+    return None
+
+
+RISING = [0.1 * i for i in range(12)]
+TURNING = [0.0, 0.2, 0.4, 0.6, 0.8, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]  # windows of 2: .1 .5 .8 .65 .45 .25
+
+
+def test_it_stops_when_gold_falls_while_the_score_rises() -> None:
+    """Best window: the third (0.8). The fourth and fifth are lower by more than 0.1: stop after ten iterations."""
+    assert stops_at(GoldStop(window=2, drop=0.1, patience=2), RISING, TURNING) == 10
+    assert stops_at(GoldStop(window=2, drop=0.1, patience=1), RISING, TURNING) == 8
+    assert stops_at(GoldStop(window=2, drop=0.2, patience=1), RISING, TURNING) == 10
+
+
+def test_it_does_not_stop_while_gold_holds_or_both_fall() -> None:
+    assert stops_at(GoldStop(window=2, drop=0.0, patience=1), RISING, RISING) is None
+    assert stops_at(GoldStop(window=2, drop=0.1, patience=1), RISING[::-1], TURNING) is None
+    assert stops_at(GoldStop(window=2, drop=0.6, patience=1), RISING, TURNING) is None
+
+
+def test_an_interrupted_meter_goes_on() -> None:
+    """Checklist 61. Six iterations, then the state in a fresh one: it stops where an uninterrupted one does."""
+    first, second = (GoldStop(window=2, drop=0.1, patience=2) for _ in range(2))
+    assert stops_at(first, RISING[:6], TURNING[:6]) is None
+    second.load_state_dict(first.state_dict())
+    assert stops_at(second, RISING[6:], TURNING[6:]) == 4
+
+
+def test_without_gold_it_says_so() -> None:
+    trainer: Any = SimpleNamespace(should_stop=False, callback_metrics={"rollout/score": torch.tensor(1.0)})
+    with pytest.raises(RuntimeError, match="gold_reward"):
+        GoldStop(1, 0.0, 1).on_train_batch_end(trainer, SimpleNamespace(), None, None, 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "value"), [("window", 0), ("drop", -0.1), ("patience", 0)])
+def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
+    with pytest.raises(SettingError, match=name):
+        GoldStop(**({"window": 1, "drop": 0.0, "patience": 1} | {name: value}))
+
+
+@pytest.mark.parametrize(("moved", "drawn"), [(True, True), (False, False)])
+def test_the_curve_is_drawn_when_the_policy_has_moved(tmp_path: Path, moved: bool, drawn: bool) -> None:
+    logger = CsvTables(str(tmp_path))
+    for step in range(1, 5):
+        kl = 0.5 * (step - 1) if moved else 0.0
+        logger.log_metrics({"rollout/score": 0.1 * step, "rollout/gold": 0.2, "rollout/kl": kl}, step)
+    GoldCurve(str(tmp_path)).on_fit_end(SimpleNamespace(loggers=[logger]), SimpleNamespace())  # type: ignore[arg-type]
+    assert (tmp_path / "gold.png").exists() == drawn
