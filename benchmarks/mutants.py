@@ -36,6 +36,7 @@ EQUIVALENT = {
     "torch.tensor(row, dtype=None)": "whole numbers become int64 by themselves",
     "torch.tensor(row, )": "whole numbers become int64 by themselves",
     "variance >= 1e-10": "at exactly the threshold only",
+    "scale >= 0": "where the scale is 0 the product is 0 as well",
 }
 
 

@@ -106,3 +106,18 @@ def test_a_tie_is_half_right() -> None:
     _, right, count = calibration(torch.zeros(3, dtype=torch.float64), 4)
     assert right.tolist() == [0.5, 0, 0, 0]
     assert count.tolist() == [3, 0, 0, 0]
+
+
+def test_small_numbers_are_correlated_too() -> None:
+    """r does not depend on the units."""
+    x, y = torch.randn(2, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    assert correlation(1e-6 * x, 1e-3 * y).item() == pytest.approx(correlation(x, y).item())
+
+
+def test_calibration_of_one_pair_and_by_ten_bins() -> None:
+    """A pair ordered rightly with p = 0.7 is off by 0.3; without being told, bins are a twentieth wide."""
+    one = torch.tensor([math.log(0.7 / 0.3)], dtype=torch.float64)
+    assert calibration_error(one).item() == pytest.approx(0.3)
+    margins = 2 * torch.randn(500, dtype=torch.float64, generator=torch.Generator().manual_seed(6)) + 1
+    assert calibration_error(margins).item() == calibration_error(margins, 10).item()
+    assert calibration_error(margins).item() != calibration_error(margins, 11).item()
