@@ -41,6 +41,8 @@ test-slow: setup ## Run the slow tests
 results: setup ## Repeat the studies of docs/results.md (some hours); REVIEWS=FILE adds the one on real text
 	$(BIN)/python -m benchmarks.seeds sentiment
 	$(BIN)/python -m src.ladder name=results
+	@newest=$$(ls -td logs/ladder/results* | head -1); \
+	cp "$$newest/ladder.json" "$$newest/ladder.md" benchmarks/results/; cp "$$newest/ladder.png" docs/
 	$(BIN)/python -m benchmarks.learning
 	@if [ -n "$(REVIEWS)" ]; then $(BIN)/python -m benchmarks.seeds movie_reviews -- data.path=$(REVIEWS); fi
 

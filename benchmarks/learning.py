@@ -20,6 +20,7 @@ from rich.progress import track
 
 from src.callbacks.csv_logger import read_table
 from src.utils.explain import CONF
+from src.utils.figures import Figure
 
 RESULTS = Path(__file__).parent / "results"
 SHARED = ("rollout.samples_per_prompt=4", "ppo.iterations=25", "ppo.eval_prompts=256", "resume=never")
@@ -59,9 +60,9 @@ def table(results: dict[str, dict[int, dict[str, Any]]]) -> str:
 
 
 def with_interval(figures: dict[str, Any], name: str) -> str:
-    """A figure and its 95% interval."""
+    """A figure of a result.json and its 95% interval."""
     low, high = figures["interval"][name]
-    return f"{figures[name]:.2f} ({low:.2f} to {high:.2f})"
+    return f"{Figure(figures[name], figures['n'][name], (low, high)):.2f}"
 
 
 def main() -> None:

@@ -97,7 +97,7 @@ def write(folder: Path, found: dict[str, dict[str, dict[str, Figure]]]) -> None:
     for where, rows in found.items():
         table = Table("Phi_t", *COLUMNS, title=f"reward: {where}")
         for name, figures in rows.items():
-            table.add_row(name, *(shown(figures[column]) for column in COLUMNS))
+            table.add_row(name, *(f"{figures[column]:.3g}" for column in COLUMNS))
         Console().print(table)
     print(f"{folder}: ladder.md, ladder.json, ladder.png")
 
@@ -105,15 +105,8 @@ def write(folder: Path, found: dict[str, dict[str, dict[str, Figure]]]) -> None:
 def markdown(rows: dict[str, dict[str, Figure]]) -> str:
     """One row per estimator."""
     lines = ["| Phi_t | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(shown(f[column]) for column in COLUMNS) + " |" for name, f in rows.items()]
+    lines += [f"| {name} | " + " | ".join(f"{f[column]:.3g}" for column in COLUMNS) + " |" for name, f in rows.items()]
     return "\n".join(lines)
-
-
-def shown(figure: Figure) -> str:
-    """A number and its interval."""
-    if figure.interval is None:
-        return f"{figure.value:.3g}"
-    return f"{figure.value:.3g} ({figure.interval[0]:.3g} to {figure.interval[1]:.3g})"
 
 
 def draw(found: dict[str, dict[str, dict[str, Figure]]], path: Path) -> None:

@@ -152,7 +152,7 @@ def comparison_table(evaluation: Evaluation) -> Table:
         table.add_column(column, justify="left" if not column else "right")
     for name, title in ROWS.items():
         if name in ppo:
-            table.add_row(title, show(sft[name]), show(ppo[name]))
+            table.add_row(title, f"{sft[name]:.3f}", f"{ppo[name]:.3f}")
     return table
 
 
@@ -174,11 +174,5 @@ def figures_table(groups: dict[str, dict[str, Figure]]) -> Table:
         table.add_column(column, justify="left" if not column else "right")
     for group, figures in groups.items():
         for name, figure in figures.items():
-            table.add_row(f"{group}.{name}", show(figure), str(figure.n))
+            table.add_row(f"{group}.{name}", f"{figure:.3f}", str(figure.n))
     return table
-
-
-def show(figure: Figure) -> str:
-    """A figure and its interval."""
-    value = f"{figure.value:.3f}"
-    return value if figure.interval is None else f"{value} ({figure.interval[0]:.3f} to {figure.interval[1]:.3f})"

@@ -40,38 +40,8 @@ class FixedKL:
         """Nothing was kept."""
 
 
-class AdaptiveKL:
-    """beta <- beta (1 + clip(KL / target - 1, +-0.2) episodes / horizon).
-
-    Source: Ziegler et al., section 2.2 (https://arxiv.org/abs/1909.08593). `kl_target` in nats per sequence,
-    `kl_horizon` in episodes.
-    """
-
-    def __init__(self, kl_coef: float, kl_target: float, kl_horizon: int) -> None:
-        require(kl_coef > 0, "kl_coef", kl_coef, "greater than 0")
-        require(kl_target > 0, "kl_target", kl_target, "greater than 0")
-        require(kl_horizon > 0, "kl_horizon", kl_horizon, "greater than 0")
-        self.kl_coef, self.kl_target, self.kl_horizon = kl_coef, kl_target, kl_horizon
-
-    def update(self, kl: float, episodes: int) -> None:
-        """Move the coefficient after `episodes` sequences with a mean KL of `kl` nats."""
-        error = min(max(kl / self.kl_target - 1, -0.2), 0.2)
-        self.kl_coef *= max(0.0, 1 + error * episodes / self.kl_horizon)  # drift is never rewarded
-
-    def state_dict(self) -> dict[str, Any]:
-        """The coefficient as it stands."""
-        return {"kl_coef": self.kl_coef}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the coefficient of a checkpoint."""
-        self.kl_coef = state["kl_coef"]
-
-
-class DoublingKL(FixedKL):
-    """beta doubled when the KL is above 1.5 times the target, halved when below the target / 1.5.
-
-    Source: PPO, section 4 (https://arxiv.org/abs/1707.06347), of KL(old || new). `kl_target` in nats per token.
-    """
+class SteeredKL(FixedKL):
+    """A coefficient that moves towards a target, and so is part of a checkpoint."""
 
     def __init__(self, kl_coef: float, kl_target: float) -> None:
         super().__init__(kl_coef)
@@ -79,13 +49,6 @@ class DoublingKL(FixedKL):
         require(kl_target > 0, "kl_target", kl_target, "greater than 0")
         self.kl_target = kl_target
 
-    def update(self, kl: float, episodes: int) -> None:
-        """Once per iteration, with the mean KL in nats per token that it ended with."""
-        if kl > 1.5 * self.kl_target:
-            self.kl_coef *= 2
-        elif kl < self.kl_target / 1.5:
-            self.kl_coef /= 2
-
     def state_dict(self) -> dict[str, Any]:
         """The coefficient as it stands."""
         return {"kl_coef": self.kl_coef}
@@ -93,3 +56,35 @@ class DoublingKL(FixedKL):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the coefficient of a checkpoint."""
         self.kl_coef = state["kl_coef"]
+
+
+class AdaptiveKL(SteeredKL):
+    """beta <- beta (1 + clip(KL / target - 1, +-0.2) episodes / horizon).
+
+    Source: Ziegler et al., section 2.2 (https://arxiv.org/abs/1909.08593). `kl_target` in nats per sequence,
+    `kl_horizon` in episodes.
+    """
+
+    def __init__(self, kl_coef: float, kl_target: float, kl_horizon: int) -> None:
+        super().__init__(kl_coef, kl_target)
+        require(kl_horizon > 0, "kl_horizon", kl_horizon, "greater than 0")
+        self.kl_horizon = kl_horizon
+
+    def update(self, kl: float, episodes: int) -> None:
+        """Move the coefficient after `episodes` sequences with a mean KL of `kl` nats."""
+        error = min(max(kl / self.kl_target - 1, -0.2), 0.2)
+        self.kl_coef *= max(0.0, 1 + error * episodes / self.kl_horizon)  # drift is never rewarded
+
+
+class DoublingKL(SteeredKL):
+    """beta doubled when the KL is above 1.5 times the target, halved when below the target / 1.5.
+
+    Source: PPO, section 4 (https://arxiv.org/abs/1707.06347), of KL(old || new). `kl_target` in nats per token.
+    """
+
+    def update(self, kl: float, episodes: int) -> None:
+        """Once per iteration, with the mean KL in nats per token that it ended with."""
+        if kl > 1.5 * self.kl_target:
+            self.kl_coef *= 2
+        elif kl < self.kl_target / 1.5:
+            self.kl_coef /= 2

@@ -15,6 +15,13 @@ class Figure:
     n: int
     interval: tuple[float, float] | None
 
+    def __format__(self, spec: str) -> str:
+        """`value (low to high)`, each number by `spec`; the value alone where there is no interval."""
+        if self.interval is None:
+            return format(self.value, spec)
+        low, high = (format(end, spec) for end in self.interval)
+        return f"{self.value:{spec}} ({low} to {high})"
+
 
 def bootstrap_mean(rows: list[float], resamples: int = 2000) -> Figure:
     """The mean of `rows` and its 95% percentile bootstrap interval (Efron and Tibshirani, 1993, chapter 13).

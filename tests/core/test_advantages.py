@@ -22,22 +22,6 @@ discounts = pytest.mark.parametrize(("gamma", "lam"), [(1.0, 1.0), (0.9, 0.7), (
 
 
 @pytest.fixture
-def mask() -> Tensor:
-    """All 64 masks of six tokens, one below the other: full, empty, ragged and with gaps."""
-    return torch.cartesian_prod(*[torch.tensor([False, True])] * LENGTH)
-
-
-@pytest.fixture
-def rewards(mask: Tensor) -> Tensor:
-    return torch.randn(mask.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def values(mask: Tensor) -> Tensor:
-    return torch.randn(mask.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture
 def ragged() -> Tensor:
     """Right-padded rows of all lengths from 0 to 6."""
     return torch.arange(LENGTH) < torch.arange(LENGTH + 1).unsqueeze(1)

@@ -28,22 +28,6 @@ quick = settings(deadline=None, derandomize=True, max_examples=60)
 Row = list[float]
 
 
-@pytest.fixture
-def mask() -> Tensor:
-    """All 64 masks of six tokens, one below the other: full, empty, ragged and with gaps."""
-    return torch.cartesian_prod(*[torch.tensor([False, True])] * LENGTH)
-
-
-@pytest.fixture
-def rewards(mask: Tensor) -> Tensor:
-    return torch.randn(mask.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def values(mask: Tensor) -> Tensor:
-    return torch.randn(mask.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
 def returns_by_loop(rewards: Row, gamma: float) -> Row:
     """The classical recursion on one row without padding: G_t = r_t + gamma G_{t+1}."""
     returns: Row = []
