@@ -11,7 +11,9 @@ A review has a mood, and its sentences draw their tones by that mood.
 from __future__ import annotations
 
 import re
+from functools import cache
 from random import Random
+from typing import Any
 
 SLOT = re.compile(r"\{(\w+)\}")
 
@@ -191,3 +193,29 @@ def pattern(slot: str, tone: str) -> str:
         parts = SLOT.split(form)
         forms.append("".join(pattern(part, tone) if place % 2 else re.escape(part) for place, part in enumerate(parts)))
     return f"(?:{'|'.join(forms)})"
+
+
+@cache
+def _sentence() -> re.Pattern[str]:
+    return re.compile("|".join(pattern("sentence", tone) for tone in TONES))
+
+
+def accepts(sentence: str) -> bool:
+    """Whether the grammar can write this one sentence, punctuation included."""
+    return _sentence().fullmatch(sentence) is not None
+
+
+def grammatical_share(text: str) -> float:
+    """The share of a text's sentences that the grammar accepts, 0 for an empty text.
+
+    An unfinished tail is a sentence that is not accepted.
+    """
+    # Each sentence but the first brings the space before it, so with one more in front all look alike.
+    sentences = re.findall(r"[^.!]*[.!]|[^.!]+", f" {text}") if text else []
+    accepted = sum(part[0] == " " and accepts(part[1:]) for part in sentences)
+    return accepted / len(sentences) if sentences else 0.0
+
+
+def grammar_reward(prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
+    """`grammatical_share` of prompt + response, as a reward function."""
+    return [grammatical_share(prompt + response) for prompt, response in zip(prompts, responses, strict=True)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,7 +9,7 @@ from functools import cached_property
 from random import Random
 
 from src.core.checks import require
-from src.data.grammar import MOODS, TONES, pattern, write_review
+from src.data.grammar import MOODS, grammatical_share, write_review
 from src.data.tables import SPLITS, check_split, cut_prompt
 from src.types import PreferencePair, PromptRow, Reward
 
@@ -84,15 +83,7 @@ class Reviews:
 
     def quality(self, texts: list[str]) -> dict[str, list[float]]:
         """Return "grammatical": the share of a text's sentences that the grammar accepts, 0 for an empty text."""
-        return {"grammatical": [self._grammatical(text) for text in texts]}
-
-    def accepts(self, sentence: str) -> bool:
-        """Tell whether the grammar can write this one sentence, punctuation included."""
-        return self._sentence.fullmatch(sentence) is not None
-
-    @cached_property
-    def _sentence(self) -> re.Pattern[str]:
-        return re.compile("|".join(pattern("sentence", tone) for tone in TONES))
+        return {"grammatical": [grammatical_share(text) for text in texts]}
 
     @cached_property
     def _reviews(self) -> list[str]:
@@ -102,13 +93,6 @@ class Reviews:
         while len(found) < self.n_reviews:
             found[write_review(rng.choice(moods), rng)] = None
         return list(found)
-
-    def _grammatical(self, text: str) -> float:
-        """Return the share of accepted sentences; an unfinished tail is a sentence that is not accepted."""
-        # Each sentence but the first brings the space before it, so with one more in front all look alike.
-        sentences = re.findall(r"[^.!]*[.!]|[^.!]+", f" {text}") if text else []
-        accepted = sum(part[0] == " " and self.accepts(part[1:]) for part in sentences)
-        return accepted / len(sentences) if sentences else 0.0
 
     def _make_pairs(self, split: str) -> list[PreferencePair]:
         """Pair the reviews of a split and, in the train split, flip some labels."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from src.data.grammar import MOODS, RULES, SLOT, TONES, pattern, resolve, write_review
+from src.data.grammar import MOODS, RULES, SLOT, TONES, accepts, grammar_reward, pattern, resolve, write_review
 from src.data.reviews import Reviews
 
 SPLITS = ("train", "validation", "test")
@@ -129,10 +129,10 @@ def test_every_sentence_has_a_word_of_tone() -> None:
 
 
 def test_words_of_tone_must_agree_within_a_sentence(small: Reviews) -> None:
-    assert small.accepts("The acting was superb and lovely.")
-    assert small.accepts("The acting was utterly awful.")
-    assert not small.accepts("The acting was truly awful.")
-    assert not small.accepts("The acting was superb and dismal.")
+    assert accepts("The acting was superb and lovely.")
+    assert accepts("The acting was utterly awful.")
+    assert not accepts("The acting was truly awful.")
+    assert not accepts("The acting was superb and dismal.")
 
 
 def test_seed_fixes_everything_and_another_seed_changes_it() -> None:
@@ -217,6 +217,16 @@ def test_a_pattern_accepts_a_whole_small_language_and_nothing_else(monkeypatch: 
 )
 def test_grammatical_share_by_hand(small: Reviews, text: str, share: float) -> None:
     assert small.quality([text])["grammatical"] == [pytest.approx(share)]
+
+
+def test_grammar_as_a_reward_reads_prompt_and_response_together() -> None:
+    texts = {
+        ("The acting was", " superb and lovely."): 1.0,
+        ("The acting was", " superb and lovely. Sunday the."): 0.5,  # one sentence of two
+        ("The acting was", " superb and"): 0.0,  # unfinished
+    }
+    prompts, responses = map(list, zip(*texts, strict=True))
+    assert grammar_reward(prompts, responses, [{}] * 3) == list(texts.values())
 
 
 def test_shuffled_words_are_not_grammatical(small: Reviews) -> None:
