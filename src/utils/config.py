@@ -222,7 +222,9 @@ def _refuse_unread(config: DictConfig, plain: DictConfig) -> None:
 def _setter(config: DictConfig, key: str) -> str:
     """Who has given a value to a key that no group declares: the preset or the experiment with its recipe."""
     preset, recipe = config.choices.preset, config.choices.get("recipe")
-    if OmegaConf.select(OmegaConf.load(CONF / f"preset/{preset}.yaml"), key) is not None:
+    content = OmegaConf.load(CONF / f"preset/{preset}.yaml")
+    assert isinstance(content, DictConfig)
+    if key in leaves(content):
         return f"preset={preset}"
     return f"experiment={config.choices.experiment}" + (f" (conf/recipe/{recipe}.yaml)" if recipe else "")
 
