@@ -50,8 +50,10 @@ def with_option(stage, option):
 
 
 def stages_of(option):
-    """The stages whose file pulls the option's group in; all of them where train.yaml does."""
+    """The stages whose file pulls the option's group in; all of them where train.yaml does, but for presets."""
     group = option.split("=")[0]
+    if group == "preset":
+        return ("ppo",)  # the others refuse it: tests/test_presets.py
     if any(group in entry for entry in OmegaConf.load(CONF / "train.yaml").defaults if entry != "_self_"):
         return STAGES
     return [
@@ -276,17 +278,23 @@ def test_what_is_missing_is_said(overrides, words):
 
 
 @pytest.mark.parametrize(
-    ("folder", "key"), [("experiment/bad.yaml", "experiment=bad"), ("recipe/bad_tiny_ppo.yaml", "bad_tiny_ppo")]
+    ("folder", "key"),
+    [
+        ("experiment/bad.yaml", "set by experiment=bad ("),
+        ("recipe/bad_tiny_ppo.yaml", "bad_tiny_ppo"),
+        ("preset/bad.yaml", "set by preset=bad;"),
+    ],
 )
 def test_a_key_of_an_experiment_that_nothing_reads_is_refused(tmp_path, monkeypatch, folder, key):
     conf = tmp_path / "conf"
     shutil.copytree(CONF, conf)
-    (conf / "experiment/bad.yaml").write_text("# @package _global_\n{}\n")
+    for group in ("experiment", "preset"):
+        (conf / group / "bad.yaml").write_text("# @package _global_\n{}\n")
     (conf / folder).write_text("# @package _global_\nppo:\n  clipp: 0.1\n")
     for module in ("config", "explain"):
         monkeypatch.setattr(f"src.utils.{module}.CONF", conf)
     with pytest.raises(ConfigError, match=r"nothing reads ppo\.clipp, set by .*close to it: ppo\.clip") as refused:
-        compose(["experiment=bad"])
+        compose(["experiment=bad", "preset=bad"])
     assert key in str(refused.value)
 
 

@@ -16,7 +16,18 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, InterpolationToMissingValueError, OmegaConfBaseException
 
 from src.core.checks import SettingError
-from src.utils.explain import CONF, SETS_OTHERS_KEYS, closest, declarations, explain, groups, key_of, refused_key
+from src.utils.explain import (
+    CONF,
+    SETS_OTHERS_KEYS,
+    chosen_along,
+    closest,
+    declarations,
+    explain,
+    groups,
+    key_of,
+    misplaced_preset,
+    refused_key,
+)
 
 FREE_TYPES = ("trainer", "logger", "overrides", "choices")  # Lightning's own arguments take values of several types
 NULLABLE = ("model.lora", "model.scratch", "callbacks")  # nodes that may be null: there is none of it then
@@ -30,12 +41,15 @@ class ConfigError(ValueError):
 def compose(overrides: list[str]) -> DictConfig:
     """The configuration that `python -m src.train OVERRIDES` runs with, its overrides kept in `overrides`.
 
-    Raises `ConfigError` for a key or option that does not exist, for a key that an experiment sets and nothing reads,
-    and for a value of another type than the key's own.
+    Raises `ConfigError` for a key or option that does not exist, for a key that an experiment or preset sets and
+    nothing reads, for a preset in another stage than PPO, and for a value of another type than the key's own.
     """
+    misplaced = misplaced_preset(overrides)
+    if misplaced is not None:
+        raise ConfigError(misplaced)
     try:
         with _hydra():
-            config = hydra.compose("train", overrides, return_hydra_config=True)
+            config = hydra.compose("train", [*overrides, *chosen_along(overrides)], return_hydra_config=True)
             own = groups()
             choices = {group: choice for group, choice in config.hydra.runtime.choices.items() if group in own}
             plain = _compose_once(tuple(_without_experiment(choices, overrides)))
@@ -62,8 +76,11 @@ def settings_hash(config: DictConfig, *others: str) -> str:
 
 
 def taken(stage: str, overrides: list[str]) -> list[str]:
-    """Those of the overrides that mean something to a stage. Raises `ConfigError` for an option that does not exist."""
-    left = list(overrides)
+    """Those of the overrides that mean something to a stage; a preset does to PPO alone.
+
+    Raises `ConfigError` for an option that does not exist.
+    """
+    left = [override for override in overrides if stage == "ppo" or key_of(override) != "preset"]
     while True:
         try:
             with _hydra():
@@ -169,20 +186,20 @@ def _compose_once(overrides: tuple[str, ...]) -> DictConfig:
 
 
 def _without_experiment(choices: dict[str, str], overrides: list[str]) -> list[str]:
-    """The same choices of groups, but no experiment: whatever is missing then was declared by no group.
+    """The same choices of groups, but no experiment or preset: whatever is missing then was declared by no group.
 
     Keys that the command line adds with a `+` are the user's own affair.
     """
     kept = {g: c for g, c in choices.items() if g not in SETS_OTHERS_KEYS and c is not None}
     added = [override for override in overrides if override.startswith("+")]
-    return [*(f"{group}={choice}" for group, choice in kept.items()), "experiment=none", *added]
+    return [*(f"{group}={choice}" for group, choice in kept.items()), "experiment=none", "preset=none", *added]
 
 
 def _refuse_unread(config: DictConfig, plain: DictConfig) -> None:
-    """Hydra refuses an unknown key on the command line, but not one that an experiment or recipe sets.
+    """Hydra refuses an unknown key on the command line, but not one that an experiment, recipe or preset sets.
 
-    A recipe's value for a group whose option the command line has changed, by itself or through another group's option,
-    falls away with the recipe's choice.
+    The value of a recipe or preset for a group whose option the command line has changed, by itself or through another
+    group's option, falls away with their choice.
     """
     declared, owners = leaves(plain), declarations()
     unread = sorted(
@@ -199,14 +216,22 @@ def _refuse_unread(config: DictConfig, plain: DictConfig) -> None:
         with open_dict(config):
             del OmegaConf.select(config, parent)[name]
     if unread:
-        recipe = config.choices.get("recipe")
-        place = f"experiment={config.choices.experiment}" + (f" (conf/recipe/{recipe}.yaml)" if recipe else "")
-        raise ConfigError(f"nothing reads {unread[0]}, set by {place}; {closest(unread[0])}")
+        raise ConfigError(f"nothing reads {unread[0]}, set by {_setter(config, unread[0])}; {closest(unread[0])}")
+
+
+def _setter(config: DictConfig, key: str) -> str:
+    """Who has given a value to a key that no group declares: the preset or the experiment with its recipe."""
+    preset, recipe = config.choices.preset, config.choices.get("recipe")
+    content = OmegaConf.load(CONF / f"preset/{preset}.yaml")
+    assert isinstance(content, DictConfig)
+    if key in leaves(content):
+        return f"preset={preset}"
+    return f"experiment={config.choices.experiment}" + (f" (conf/recipe/{recipe}.yaml)" if recipe else "")
 
 
 def _groups_changed(config: DictConfig) -> set[str]:
-    """The groups that have another option than with the experiment, stage, model and data alone."""
-    told = [o for o in config.overrides if key_of(o) in ("experiment", "stage", "model", "data")]
+    """The groups that have another option than with the experiment, preset, stage, model and data alone."""
+    told = [o for o in config.overrides if key_of(o) in ("experiment", "preset", "stage", "model", "data")]
     with _hydra():
         before = hydra.compose("train", told, return_hydra_config=True).hydra.runtime.choices
     return {group for group, choice in config.choices.items() if before.get(group) != choice}

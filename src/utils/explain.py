@@ -13,12 +13,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 CONF = Path(__file__).parents[2] / "conf"
-SETS_OTHERS_KEYS = ("experiment", "recipe")  # groups that declare nothing of their own
+SETS_OTHERS_KEYS = ("experiment", "recipe", "preset")  # groups that declare nothing of their own
 WIRING = ("module", "datamodule", "tokenizer", "checks")  # nodes that pass on what other keys say
 
 
 def explain(error: Exception, overrides: list[str]) -> str:
     """What is wrong with `overrides`, in one sentence."""
+    misplaced = misplaced_preset(overrides)
+    if misplaced is not None:
+        return misplaced
     if isinstance(error, OverrideParseException):
         return (
             f"{error.override!r} cannot be read as key=value; "
@@ -33,6 +36,14 @@ def explain(error: Exception, overrides: list[str]) -> str:
     if key is not None:
         return _unknown_key(key, overrides)
     return " ".join(str(error).split())
+
+
+def misplaced_preset(overrides: list[str]) -> str | None:
+    """The sentence on a preset that is asked for in another stage than PPO; None if there is none."""
+    preset, stage = _given(overrides, "preset", "none"), _given(overrides, "stage", "ppo")
+    if preset == "none" or stage == "ppo":
+        return None
+    return f"preset={preset}: a preset holds values of PPO, which stage={stage} does not read: remove it"
 
 
 def refused_key(error: Exception) -> str | None:
@@ -80,10 +91,28 @@ def declarations() -> dict[str, list[str]]:
     return found
 
 
+def chosen_along(overrides: list[str]) -> list[str]:
+    """What the chosen options choose for other groups, as overrides: `advantage=rloo` -> `value_loss=none`.
+
+    Without them a preset or experiment, which Hydra asks first, would win over what the command line implies.
+    """
+    given, along = {key_of(override) for override in overrides}, []
+    for group, _, option in (override.partition("=") for override in overrides):
+        path = CONF / group / f"{option}.yaml"
+        if group in SETS_OTHERS_KEYS or not path.is_file():
+            continue
+        for entry in OmegaConf.select(OmegaConf.load(path), "defaults") or []:
+            name, choice = next(iter(entry.items())) if isinstance(entry, DictConfig) else ("", None)
+            other = str(name).removeprefix("override /")
+            if other != name and other not in given:
+                along.append(f"{other}={choice}")
+    return along
+
+
 def _unknown_key(key: str, overrides: list[str]) -> str:
     """Say where the key belongs, or which keys are close to it."""
     given = next((text for text in overrides if key_of(text) == key), key)
-    stage = next((text.removeprefix("stage=") for text in overrides if text.startswith("stage=")), "ppo")
+    stage = _given(overrides, "stage", "ppo")
     stages = {path.stem: _groups_of(path) for path in sorted((CONF / "stage").glob("*.yaml"))}
     owners = [f"{key}=..."] if key in groups() else declarations().get(key, [])
     of_stages = sorted({name for owner in owners for name in stages if _belongs(owner, name, stages)})
@@ -94,6 +123,11 @@ def _unknown_key(key: str, overrides: list[str]) -> str:
     if owners and key not in groups():
         return f"{given}: nothing reads {key} here, it belongs to {_either(owners)}"
     return f"{given}: there is no key {key}; {closest(key)}"
+
+
+def _given(overrides: list[str], group: str, default: str) -> str:
+    """The option of a group that the overrides choose."""
+    return next((text.partition("=")[2] for text in overrides if key_of(text) == group), default)
 
 
 def _belongs(owner: str, stage: str, stages: dict[str, set[str]]) -> bool:
