@@ -106,7 +106,9 @@ def test_every_experiment_for_the_hub_trains(experiment: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama-3.2-1b-instruct"])
-def test_after_sft_with_an_adapter_the_reference_is_the_sft_model(family: str, tmp_path: Path) -> None:
+def test_after_sft_with_an_adapter_the_reference_is_the_sft_model(
+    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Checklist 33. The KL to the reference starts at exactly 0, and the reference is not the bare base."""
     bare = write_family(tmp_path / "hub", family)
     data, folder = own_data(tmp_path, family), with_value("log_dir", str(tmp_path / "logs"))
@@ -114,6 +116,9 @@ def test_after_sft_with_an_adapter_the_reference_is_the_sft_model(family: str, t
     sft = [option for option in SHORT if option.startswith(("sft.", "trainer."))]
     run(["stage=sft", with_value("model.path", bare), *choice, *sft, "sft.max_tokens=128", "name=x"])
     tuned = str(tmp_path / "logs/sft/x/model")
+    account = json.loads((tmp_path / "logs/sft/x/data.json").read_text())
+    assert account["train"] == {"rows": 24, "kept": 24, "fallen": {}}
+    assert f"{tmp_path / 'pairs.jsonl'}, train: 24 of 24 rows\n" in capsys.readouterr().out
     model = instantiate(compose([*choice, with_value("model.path", tuned)]).model)
     assert model.lora is not None
     roles, rollout = build_roles(load_tokenizer(tuned), model, seed=1, critic=True), ragged_rollout()
