@@ -37,7 +37,9 @@ def run_pipeline(overrides: list[str]) -> dict[str, Any]:
     first = compose(["stage=sft", *shared["sft"]])
     folder = run_folder(Path(first.log_dir) / "pipeline", first.name, overrides, first.resume)
     for stage in stages:  # whatever is wrong is said before the first stage runs
-        config = compose([f"stage={stage}", *shared[stage]])
+        # the reward stage will be handed a model of the same architecture; its default may be one that is not here
+        model = [o for o in shared["sft"] if key_of(o).split(".")[0] == "model" and o not in shared[stage]]
+        config = compose([f"stage={stage}", *shared[stage], *model])
         config.run_dir = str(folder / stage)
         preflight(config)
     given: dict[str, list[str]] = {stage: [] for stage in stages}

@@ -20,8 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.artefacts import ensure
 from src.callbacks.checkpoint import checkpoints
+from src.data.table_corpus import TableCorpus
 from src.preflight import preflight
-from src.report import friendly_errors, one_sentence, quiet_libraries, report, write_result
+from src.report import friendly_errors, one_sentence, quiet_libraries, report, write_json, write_result
 from src.utils.config import ConfigError, compose, instantiate
 from src.utils.explain import CONF
 from src.utils.run_folder import make_folder, name_of, run_folder
@@ -38,6 +39,9 @@ def train(config: DictConfig) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"log_dir={config.log_dir}: cannot write to {folder} ({error.strerror})") from error
     OmegaConf.save(config, folder / "config.yaml")
+    if isinstance(corpus, TableCorpus):
+        print(corpus.report())
+        write_json(folder / "data.json", corpus.account)
     trainer = _trainer(config)
     tokenizer = instantiate(config.tokenizer)(corpus=corpus)
     datamodule = instantiate(config.datamodule)(corpus=corpus, tokenizer=tokenizer)

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from src.preflight import preflight
 from src.utils.config import ConfigError, compose, instantiate, leaves, resolve, source_key, with_value
 from src.utils.explain import CONF, declarations
+from tests import families
 
 STAGES = ("sft", "reward", "ppo")
 ROOT = CONF.parent
@@ -24,6 +25,9 @@ NEEDS = {
     "reward=keyword": ["reward.keywords=[good]"],
     "reward=regex": ["reward.pattern=good"],
     "experiment=movie_reviews": ["data.path=here"],
+    "data=base": ["data.path=here"],
+    "data=custom": ["data.path=here"],
+    "data=custom_texts": ["data.path=here"],
 }
 OPTIONS = [
     f"{path.parent.relative_to(CONF)}={path.stem}"
@@ -77,10 +81,21 @@ def test_every_option_composes_and_makes_its_cheap_objects(option):
             instantiate(config.gold_reward)
 
 
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """The folders that stand for the models of the hub: architecture and context of each, without its size."""
+    folders = {family: tmp_path_factory.mktemp("hub") for family in families.CLASSES}
+    for family, folder in folders.items():
+        families.config_of(family, families.tokenizer_of(family)).save_pretrained(folder)
+    return folders
+
+
 @pytest.mark.parametrize("option", EXPERIMENTS)
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_experiment_passes_preflight_in_every_stage(option, stage):
-    preflight(composed(f"stage={stage}", option, *NEEDS.get(option, [])))
+def test_every_experiment_passes_preflight_in_every_stage(option, stage, hub):
+    model = composed(f"stage={stage}", option, *NEEDS.get(option, [])).choices.model
+    path = [with_value("model.path", str(hub[model]))] if model in hub else []
+    preflight(composed(f"stage={stage}", option, *NEEDS.get(option, []), *path))
 
 
 def test_a_recipe_belongs_to_an_experiment_and_a_stage():

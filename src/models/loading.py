@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -81,10 +82,35 @@ def load_tokenizer(path: str, key: str = "model.path") -> PreTrainedTokenizerBas
     return tokenizer
 
 
+def fitted(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer, if every token that it may write has a row in the model's embedding.
+
+    A padding token beyond the embedding, and nothing else, gives way to the end token: what pads is never read. Warns
+    when model and tokenizer name different end tokens. Raises `ModelError` for a tokenizer of another model.
+    """
+    beyond = {token for token, number in tokenizer.get_vocab().items() if number >= config.vocab_size}
+    if beyond == {tokenizer.pad_token} and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        warnings.warn(f"{path}: no embedding for {tokenizer.pad_token}, so the end token pads instead", stacklevel=2)
+        tokenizer.pad_token = tokenizer.eos_token
+    elif beyond:
+        raise ModelError(
+            f"the tokenizer at {path!r} has tokens up to id {max(tokenizer.get_vocab().values())}, but the model's "
+            f"embedding has {config.vocab_size} rows: it is the tokenizer of another model, or tokens were added to it"
+        )
+    end = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if end != [None] and tokenizer.eos_token_id not in end:
+        warnings.warn(
+            f"{path}: the model's configuration ends texts with token {end}, its tokenizer with "
+            f"{tokenizer.eos_token_id} ({tokenizer.eos_token}); responses end with the tokenizer's",
+            stacklevel=2,
+        )
+    return tokenizer
+
+
 def build_tokenizer(model: ModelSettings, corpus: Corpus) -> PreTrainedTokenizerBase:
     """The tokenizer beside the model's weights, or one made from the corpus for a model made from scratch."""
     if model.path is not None:
-        return load_tokenizer(model.path)
+        return fitted(load_tokenizer(model.path), load_config(model.path), model.path)
     assert model.scratch is not None  # ModelSettings refuses a model from nowhere
     return model.scratch.tokenizer(corpus.texts("train"))
 
@@ -144,7 +170,7 @@ def load_reward_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         raise ModelError(f"reward.path={path} is no trained reward model: it lacks the weights {lacking}")
     if model.config.num_labels != 1:
         raise ModelError(f"the reward model at {path!r} has {model.config.num_labels} outputs where 1 is needed")
-    tokenizer = load_tokenizer(path, "reward.path")
+    tokenizer = fitted(load_tokenizer(path, "reward.path"), model.config, path)
     return model.float().eval().requires_grad_(False), tokenizer
 
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 CONF = Path(__file__).parents[2] / "conf"
+SCHEMA = "base"  # the file of a group that its options share, and that is no option itself
 SETS_OTHERS_KEYS = ("experiment", "recipe", "preset")  # groups that declare nothing of their own
 WIRING = ("module", "datamodule", "tokenizer", "checks")  # nodes that pass on what other keys say
 
@@ -31,7 +32,8 @@ def explain(error: Exception, overrides: list[str]) -> str:
         return f"{error.full_key}: {str(error).splitlines()[0]}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
-        return f"{group}={option}: there is no such option; the options are {', '.join(error.options)}"
+        options = [name for name in error.options if name != SCHEMA]
+        return f"{group}={option}: there is no such option; the options are {', '.join(options)}"
     key = refused_key(error)
     if key is not None:
         return _unknown_key(key, overrides)

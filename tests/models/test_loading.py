@@ -8,11 +8,13 @@ import pytest
 import torch
 from peft import PeftModel
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2ForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2ForSequenceClassification, PreTrainedTokenizerBase
 
-from src.models.loading import ModelError, load_causal_lm, load_reward_model, load_tokenizer
+from src.data.tokenizers import byte_level_bpe
+from src.models.loading import ModelError, build_tokenizer, load_causal_lm, load_reward_model, load_tokenizer
 from tests.tiny import (
     FOREIGN_WARNINGS,
+    TinyCorpus,
     gpt2_config,
     make_roles,
     model_settings,
@@ -108,3 +110,58 @@ def test_tokenizers_pad_on_the_left_and_need_an_end_token(tmp_path: Path) -> Non
     assert AutoTokenizer.from_pretrained(tmp_path / "no_end").eos_token_id is None
     with pytest.raises(ModelError, match="no end-of-text token"):
         load_tokenizer(str(tmp_path / "no_end"))
+
+
+def retokenised(folder: Path, *added: str, **special: str | None) -> str:
+    """A model whose tokenizer learned further tokens."""
+    path = write_lm(folder)
+    changed = tokenizer()
+    changed.add_tokens(list(added))
+    for name, token in special.items():
+        setattr(changed, name, token)
+    changed.save_pretrained(path)
+    return path
+
+
+def fit_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    return build_tokenizer(model_settings(path), TinyCorpus())
+
+
+def test_a_tokenizer_with_more_tokens_than_the_embedding_is_refused(tmp_path: Path) -> None:
+    size = len(tokenizer())
+    with pytest.raises(ModelError, match=rf"tokens up to id {size + 1}, but the model's embedding has {size} rows"):
+        fit_tokenizer(retokenised(tmp_path, "one", "two"))
+
+
+def test_the_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    """A byte-level vocabulary beside a model of a few words."""
+    path = write_lm(tmp_path)
+    byte_level_bpe(["some text"], 300).save_pretrained(path)
+    with pytest.raises(ModelError, match="it is the tokenizer of another model, or tokens were added to it"):
+        fit_tokenizer(path)
+
+
+def test_a_padding_token_beyond_the_embedding_gives_way_to_the_end_token(tmp_path: Path) -> None:
+    """Checklist 9. Safe, as masks are made by position."""
+    path = retokenised(tmp_path, "[PAD]", pad_token="[PAD]")
+    with pytest.warns(UserWarning, match=r"no embedding for \[PAD\], so the end token pads instead"):
+        loaded = fit_tokenizer(path)
+    assert loaded.pad_token_id == loaded.eos_token_id < len(tokenizer())
+
+
+def test_a_padding_token_that_is_the_end_token_is_fine(tmp_path: Path) -> None:
+    """Checklist 9."""
+    loaded = fit_tokenizer(retokenised(tmp_path, pad_token=tokenizer().eos_token))
+    assert loaded.pad_token_id == loaded.eos_token_id
+
+
+def test_an_end_token_other_than_the_models_is_said(tmp_path: Path) -> None:
+    path = retokenised(tmp_path, eos_token=str(tokenizer().convert_ids_to_tokens(7)))
+    with pytest.warns(UserWarning, match=r"ends texts with token \[1\], its tokenizer with 7"):
+        fit_tokenizer(path)
+
+
+def test_a_tokenizer_with_fewer_tokens_than_the_embedding_is_fine(tmp_path: Path) -> None:
+    """Many models round the embedding up."""
+    path = write_lm(tmp_path, vocab_size=len(tokenizer()) + 40)
+    assert len(fit_tokenizer(path)) == len(tokenizer())

@@ -1,0 +1,209 @@
+"""How a row becomes a prompt and answers to it: one class per kind of set."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from src.core.checks import require
+from src.data.sources import Row
+from src.data.tables import DataError, cut_prompt
+
+Message = dict[str, str]  # {"role": "system", "user" or "assistant", "content": text}
+Prompt = str | list[Message]
+SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a form reads in a row; an empty text is one that is there and holds nothing."""
+
+    prompt: Prompt | None  # None: a template makes it of the row's columns
+    response: str | None = None  # an answer to imitate
+    chosen: str | None = None
+    rejected: str | None = None
+    gap: float | None = None  # how far apart chosen and rejected are, on the scale of whoever judged them
+    key: str | None = None  # rows of one key stay in one split; None: the prompt is the key
+
+
+class Form(Protocol):
+    """Reads an example, or says in two or three words why the row falls. Raises `DataError` for a wrong column."""
+
+    def read(self, row: Row) -> Example | str:
+        """The example in a row, or the reason why there is none."""
+        ...
+
+
+class Columns:
+    """Each part has a column of its own; `a.b` is column b within column a.
+
+    A part is a text or a list of messages {"role", "content"}. Where answers are lists of messages, their last one is
+    the answer and those before it are the prompt. Without a column for the prompt a template must make it.
+    """
+
+    def __init__(
+        self,
+        prompt: str | None = None,
+        response: str | None = None,
+        chosen: str | None = None,
+        rejected: str | None = None,
+        chosen_score: str | None = None,
+        rejected_score: str | None = None,
+    ) -> None:
+        """Name the columns; None for what the set does not have.
+
+        Raises:
+            DataError: One of two columns that belong together is not named.
+        """
+        for one, other in (
+            (("chosen", chosen), ("rejected", rejected)),
+            (
+                ("chosen_score", chosen_score),
+                ("rejected_score", rejected_score),
+            ),
+        ):
+            if (one[1] is None) != (other[1] is None):
+                raise DataError(f"data.columns: {one[0]} and {other[0]} belong together, name both columns or none")
+        self.prompt, self.response, self.chosen, self.rejected = prompt, response, chosen, rejected
+        self.scores = chosen_score, rejected_score
+
+    def read(self, row: Row) -> Example | str:
+        """The example in a row; answers to different prompts, and pairs that the scores do not order, fall."""
+        prompt = None if self.prompt is None else _part(row, self.prompt)
+        named = {"response": self.response, "chosen": self.chosen, "rejected": self.rejected}
+        parts = {name: _part(row, column) for name, column in named.items() if column is not None}
+        contexts = []
+        for name, part in parts.items():
+            if isinstance(part, list):
+                if part and part[-1]["role"] != "assistant":
+                    return "no answer"
+                contexts.append(part[:-1])
+                parts[name] = part[-1]["content"] if part else ""
+        if any(context != contexts[0] for context in contexts):
+            return "prompts differ"
+        if contexts and contexts[0]:
+            prompt = contexts[0]
+        gap = self._gap(row)
+        if gap is not None and gap <= 0:
+            return "scores do not order the pair"
+        return Example(prompt, gap=gap, **parts)  # type: ignore[arg-type]
+
+    def _gap(self, row: Row) -> float | None:
+        if self.scores[0] is None or self.scores[1] is None:
+            return None
+        better, worse = (_number(row, column) for column in self.scores if column is not None)
+        return better - worse
+
+
+class TextStart:
+    """A whole text: its first `words` words are the prompt, the rest the response.
+
+    White space, and the HTML line breaks of film reviews, become single spaces, so that prompt + response is the text.
+    """
+
+    def __init__(self, text: str, words: int) -> None:
+        require(words >= 1, "words", words, "at least 1")
+        self.text, self.words = text, words
+
+    def read(self, row: Row) -> Example | str:
+        """The text in two; one that has no more words than the prompt falls. The whole text is the key."""
+        part = _part(row, self.text)
+        if isinstance(part, list):
+            raise DataError(f"{row.where}, column {self.text!r} must be a text, but is a list")
+        text = " ".join(part.replace("<br />", " ").split())
+        prompt, response = cut_prompt(text, self.words)
+        return Example(prompt, response, key=text) if response else "too short"
+
+
+class Dialogues:
+    r"""Two dialogues "\n\nHuman: ...\n\nAssistant: ..." that differ in the last answer alone (Anthropic/hh-rlhf).
+
+    The turns before it are the prompt, as messages. Source of the form: https://huggingface.co/datasets/Anthropic/hh-rlhf
+    """
+
+    def __init__(self, chosen: str, rejected: str) -> None:
+        self.chosen, self.rejected = chosen, rejected
+
+    def read(self, row: Row) -> Example | str:
+        """The common prompt and both answers; the chosen one is also the answer to imitate."""
+        chosen, rejected = self._turns(row, self.chosen), self._turns(row, self.rejected)
+        if any(not turns or turns[-1]["role"] != "assistant" for turns in (chosen, rejected)):
+            return "no answer"
+        if chosen[:-1] != rejected[:-1]:
+            return "prompts differ"
+        better, worse = chosen[-1]["content"], rejected[-1]["content"]
+        return Example(chosen[:-1] or "", better, better, worse)
+
+    def _turns(self, row: Row, column: str) -> list[Message]:
+        text = _part(row, column)
+        if isinstance(text, list):
+            raise DataError(f"{row.where}, column {column!r} must be a text, but is a list")
+        parts = re.split(r"\n\n(Human|Assistant):", text)
+        if parts[0].strip():
+            raise DataError(f'{row.where}, column {column!r} must begin with "\\n\\nHuman:", but begins {text[:40]!r}')
+        turns = zip(parts[1::2], parts[2::2], strict=True)
+        return [{"role": SPEAKERS[who], "content": said.strip()} for who, said in turns]
+
+
+class Comparisons:
+    """A list of two answers and the place of the better one, 0 or 1 (openai/summarize_from_feedback).
+
+    `required`: a row in which this column is empty falls (that set mixes posts with news articles). A template makes
+    the prompt. Source of the form: https://huggingface.co/datasets/openai/summarize_from_feedback
+    """
+
+    def __init__(self, answers: str, text: str, choice: str, required: str) -> None:
+        self.answers, self.text, self.choice, self.required = answers, text, choice, required
+
+    def read(self, row: Row) -> Example | str:
+        """Both answers; the better one is also the answer to imitate."""
+        if not column(row, self.required):
+            return f"no {self.required}"
+        answers, choice = column(row, self.answers), column(row, self.choice)
+        if not isinstance(answers, list) or len(answers) != 2:
+            raise DataError(f"{row.where}, column {self.answers!r} must be a list of two answers, but is {answers!r}")
+        if choice not in (0, 1):
+            raise DataError(f"{row.where}, column {self.choice!r} must be 0 or 1, but is {choice!r}")
+        texts = [_part(Row(row.where, answer), self.text) for answer in answers]
+        better, worse = texts[choice], texts[1 - choice]
+        assert isinstance(better, str) and isinstance(worse, str)  # noqa: PT018
+        return Example(None, better, better, worse)
+
+
+def column(row: Row, name: str) -> Any:
+    """A column, or with dots a column within a column. Raises `DataError` that names the columns there are."""
+    if name in row.columns:
+        return row.columns[name]
+    node: Any = row.columns
+    for part in name.split("."):
+        if not isinstance(node, dict) or part not in node:
+            there = sorted(node) if isinstance(node, dict) else f"a {type(node).__name__}"
+            raise DataError(f"{row.where} has no column {name!r}, only {there}")
+        node = node[part]
+    return node
+
+
+def _part(row: Row, name: str) -> Prompt:
+    """A text or messages; null is an empty text, and a number (as csv files give) the text of it."""
+    value = column(row, name)
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, list):
+        return [_message(row, name, message) for message in value]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise DataError(f"{row.where}, column {name!r} must be a text or a list of messages, but is {value!r}")
+
+
+def _message(row: Row, name: str, message: Any) -> Message:
+    if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+        raise DataError(f"{row.where}, column {name!r}: a message needs a text role and content, but is {message!r}")
+    return {"role": message["role"], "content": message["content"]}
+
+
+def _number(row: Row, name: str) -> float:
+    value = column(row, name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DataError(f"{row.where}, column {name!r} must be a number, but is {value!r}")
+    return float(value)

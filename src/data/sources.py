@@ -1,0 +1,123 @@
+"""Rows of a data set: from a file, from a folder, or from the hub, with one clear sentence when that fails."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from src.data.tables import SPLITS, DataError, read_jsonl
+
+FORMATS = (".jsonl", ".json", ".csv", ".parquet")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row and where it lies: `file.jsonl:12`, or `openai/gsm8k, split train, row 12`."""
+
+    where: str
+    columns: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a set lies and what it calls its splits.
+
+    `path` is a file (.jsonl, .json, .csv, .parquet), a folder, or a name on the hub. A file is the train split; other
+    splits are there when `splits` names a file for them. A folder has one file per split, `FOLDER/NAME.jsonl` and the
+    like; any other folder, and the hub, are read by the library `datasets`.
+    """
+
+    path: str
+    name: str | None  # the configuration of a set that has several
+    revision: str | None  # branch or commit on the hub
+    folder: str | None  # folder within the set, where only that is wanted
+    splits: dict[str, str | None]  # train, validation, test -> the set's own name, None where it has none
+
+    def read(self) -> dict[str, list[Row]]:
+        """The rows of every split that the set has. Raises `DataError`."""
+        if set(self.splits) != set(SPLITS):
+            raise DataError(f"data.splits must name {', '.join(SPLITS)} (null where there is none): {self.splits}")
+        if Path(self.path).suffix in FORMATS:
+            files = {"train": self.path}
+            files |= {k: v for k, v in self.splits.items() if k != "train" and v and Path(v).suffix in FORMATS}
+            return {split: read_file(Path(file).expanduser()) for split, file in files.items()}
+        if self.splits["train"] is None:
+            raise DataError("data.splits.train=null: the set's own name of the training split is needed")
+        return {split: self._split(own) for split, own in self.splits.items() if own is not None}
+
+    def _split(self, own: str) -> list[Row]:
+        folder = Path(self.path).expanduser()
+        for suffix in FORMATS if folder.is_dir() else ():
+            if (folder / f"{own}{suffix}").is_file():
+                return read_file(folder / f"{own}{suffix}")
+        if not folder.is_dir() and (
+            folder.is_absolute() or self.path.startswith((".", "~")) or self.path.count("/") > 1
+        ):
+            raise DataError(f"there is no file or folder {folder}: give one with data.path, or a name on the hub")
+        options = {"name": self.name, "revision": self.revision, "data_dir": self.folder, "split": own}
+        where = f"{self.path}, split {own}"
+        return _borrowed(str(folder) if folder.is_dir() else self.path, options, where)
+
+
+def read_file(file: Path) -> list[Row]:
+    """The rows of one file. Raises `DataError` with file and line where the format has lines."""
+    if not file.is_file():
+        raise DataError(f"there is no file {file}, looked for at {file.absolute()}")
+    if file.suffix == ".jsonl":
+        return _numbered(read_jsonl(file, []), file)
+    if file.suffix == ".json":
+        return _read_json(file)
+    return _borrowed(file.suffix.removeprefix("."), {"data_files": str(file), "split": "train"}, str(file))
+
+
+def _read_json(file: Path) -> list[Row]:
+    """A list of objects; or one object per line, as many sets call their JSON lines `.json`."""
+    content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
+    if not content.lstrip().startswith(b"["):
+        return _numbered(read_jsonl(file, []), file)
+    try:
+        rows = json.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{file}:{line} is not valid UTF-8: there is a byte {content[error.start]:#04x}") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{file}:{error.lineno} is not valid JSON: {error.msg}") from None
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise DataError(f"{file}, row {number} must be a JSON object, but is a {type(row).__name__}")
+    return [Row(f"{file}, row {number}", row) for number, row in enumerate(rows, start=1)]
+
+
+def _numbered(rows: Iterable[dict[str, Any]], file: Path) -> list[Row]:
+    return [Row(f"{file}:{number}", row) for number, row in enumerate(rows, start=1)]
+
+
+def _borrowed(path: str, options: dict[str, Any], where: str) -> list[Row]:
+    """Rows that the library `datasets` reads; its errors, which say little, become one sentence."""
+    import datasets  # takes a second, which only those pay who need it
+
+    datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
+    try:
+        loaded = datasets.load_dataset(path, **options)
+        return [Row(f"{where}, row {number}", row) for number, row in enumerate(loaded, start=1)]
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(_why(path, options, where, error)) from error
+
+
+def _why(path: str, options: dict[str, Any], where: str, error: Exception) -> str:
+    """What could not be read, the library's reason, and what to do."""
+    reason = " ".join(str(error.__cause__ or error).split()).split(" Example of usage")[0]
+    if "data_files" in options or Path(path).is_dir():
+        return f"cannot read {where}: {reason}"
+    if not isinstance(error, OSError):  # the set is there, and has no such configuration or split
+        return f"cannot read {where} (data.name={options['name']}): {reason}"
+    return (
+        f"no usable data set at {path!r} (data.path): it is no local file or folder, not in the cache of `datasets`, "
+        f"and the hub cannot be reached or does not have it ({reason}); give a local copy with data.path=FILE or "
+        f"data.path=FOLDER, made where there is a network: `hf download --repo-type dataset {path} --local-dir FOLDER`"
+    )

@@ -1,0 +1,230 @@
+"""A corpus from a table of rows, on the hub or in files: texts, prompts and preference pairs, filtered and counted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from src.core.checks import require
+from src.data.forms import Example, Form
+from src.data.prompts import PromptWriter
+from src.data.sources import Row, Source
+from src.data.tables import SPLITS, DataError, check_split
+from src.types import PreferencePair, PromptRow
+
+ORDER = ("test", "validation", "train")  # a row that is in two splits falls from the later one
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A row that was read: prompt and answers as the models see them."""
+
+    where: str
+    key: str
+    prompt: str
+    answers: dict[str, str]  # response, chosen, rejected: those that the set has
+    gap: float | None
+    metadata: dict[str, Any]
+
+
+class Filters:
+    """Counts what fell from which split and why, and where the first row of a kind was."""
+
+    def __init__(self) -> None:
+        self.fallen: dict[str, dict[str, list[str]]] = {split: defaultdict(list) for split in SPLITS}
+
+    def drop(self, split: str, reason: str, where: str) -> None:
+        """Note that a row fell."""
+        self.fallen[split][reason].append(where)
+
+    def counts(self, split: str) -> dict[str, int]:
+        """Rows that fell, by reason."""
+        return {reason: len(rows) for reason, rows in self.fallen[split].items()}
+
+    def sentence(self, split: str, kept: int) -> str:
+        """How many rows are left, and which filter took the others."""
+        total = kept + sum(self.counts(split).values())
+        fallen = [f"{len(rows)} {reason} (first: {rows[0]})" for reason, rows in self.fallen[split].items()]
+        return f"{kept} of {total} rows" + (f"; fallen: {', '.join(fallen)}" if fallen else "")
+
+
+class TableCorpus:
+    """Rows of a set, read by a form, written as text, filtered, and split so that no prompt is in two splits.
+
+    A split that the set does not have is cut from its train split, `held_out` of the prompts each, chosen by the seed
+    and the prompt alone: other filters or further rows hardly change it.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        columns: Form,
+        splits: dict[str, str | None],
+        name: str | None = None,
+        revision: str | None = None,
+        folder: str | None = None,
+        template: str | None = None,
+        chat: bool = False,
+        system: str | None = None,
+        chat_template: str | None = None,
+        tokenizer: str | None = None,
+        max_prompt_tokens: int | None = None,
+        max_response_tokens: int | None = None,
+        held_out: float = 0.1,
+        seed: int = 1,
+        pairs: TableCorpus | None = None,
+    ) -> None:
+        """Read everything; what the arguments mean is said in conf/data/base.yaml.
+
+        Raises:
+            DataError: The set cannot be read, a column is wrong, or no row is left of a split.
+        """
+        require(0 < held_out < 0.5, "held_out", held_out, "above 0 and below 0.5")
+        for limit, value in (("max_prompt_tokens", max_prompt_tokens), ("max_response_tokens", max_response_tokens)):
+            require(value is None or value >= 1, limit, value, "at least 1, or null")
+        self.path, self.columns, self.held_out, self.seed, self._pair_corpus = path, columns, held_out, seed, pairs
+        self.limits = {"prompt": max_prompt_tokens, "answer": max_response_tokens}
+        self.writer = PromptWriter(template, chat, system, chat_template, tokenizer)
+        self.filters = Filters()
+        rows = Source(path, name, revision, folder, splits).read()
+        read = {split: list(self._read(split, part)) for split, part in rows.items()}
+        self._rows = self._kept(self._with_all_splits(read))
+        for split, kept in self._rows.items():
+            if not kept:
+                raise DataError(f"{path} leaves the {split} split empty: {self.filters.sentence(split, 0)}")
+
+    @property
+    def account(self) -> dict[str, Any]:
+        """Per split the rows read (or cut from train), those kept, and those that fell, by reason."""
+        own: dict[str, Any] = {}
+        for split, kept in self._rows.items():
+            fallen = self.filters.counts(split)
+            own[split] = {"rows": len(kept) + sum(fallen.values()), "kept": len(kept), "fallen": fallen}
+        return own if self._pair_corpus is None else {**own, "pairs": self._pair_corpus.account}
+
+    def report(self) -> str:
+        """The account in words, a line per split."""
+        lines = [
+            f"{self.path}, {split}: {self.filters.sentence(split, len(kept))}" for split, kept in self._rows.items()
+        ]
+        return "\n".join([*lines, *([self._pair_corpus.report()] if self._pair_corpus is not None else [])])
+
+    def texts(self, split: str) -> list[str]:
+        """Prompt and answer of each row; the chosen answer where the set has no other."""
+        check_split(split)
+        return [sample.prompt + self._answer(sample, "response", "chosen") for sample in self._rows[split]]
+
+    def prompts(self, split: str) -> list[PromptRow]:
+        """The prompts, with all columns of their rows, and `prompt_messages` where they are chats."""
+        check_split(split)
+        return [PromptRow(sample.prompt, sample.metadata) for sample in self._rows[split]]
+
+    def pairs(self, split: str) -> list[PreferencePair]:
+        """The preference pairs; from a set of pairs beside this one, none whose prompt is held out here."""
+        check_split(split)
+        if self._pair_corpus is not None:
+            held_out = {sample.prompt for own in SPLITS if own != split for sample in self._rows[own]}
+            pairs = self._pair_corpus.pairs(split)
+            return [pair for pair in pairs if split != "train" or pair.prompt not in held_out]
+        return [
+            PreferencePair(s.prompt, self._answer(s, "chosen"), self._answer(s, "rejected"), s.gap)
+            for s in self._rows[split]
+        ]
+
+    def quality(self, texts: list[str]) -> dict[str, list[float]]:
+        """Nothing exact is known about the form of these texts."""
+        return {}
+
+    def _answer(self, sample: Sample, *names: str) -> str:
+        for name in names:
+            if name in sample.answers:
+                return sample.answers[name]
+        raise DataError(f"{self.path} has no {names[0]} answers here: name their column with data.columns.{names[0]}")
+
+    def _read(self, split: str, rows: list[Row]) -> Iterator[Sample]:
+        for row in rows:
+            example = self.columns.read(row)
+            if isinstance(example, str):
+                self.filters.drop(split, example, row.where)
+            elif example.prompt is not None and not example.prompt:
+                self.filters.drop(split, "no prompt", row.where)
+            else:
+                yield self._sample(row, example)
+
+    def _sample(self, row: Row, example: Example) -> Sample:
+        prompt, messages = self.writer.write(example.prompt, row)
+        given = {"response": example.response, "chosen": example.chosen, "rejected": example.rejected}
+        answers = {k: self.writer.follow(prompt, v, messages, row) for k, v in given.items() if v is not None}
+        metadata = row.columns if messages is None else {**row.columns, "prompt_messages": messages}
+        return Sample(row.where, example.key or prompt, prompt, answers, example.gap, metadata)
+
+    def _with_all_splits(self, read: dict[str, list[Sample]]) -> dict[str, list[Sample]]:
+        """The splits in `ORDER`; missing ones take their share of the prompts of train."""
+        missing = [split for split in ORDER if split not in read]
+        keys = sorted({sample.key for sample in read["train"]}, key=self._place)
+        share = max(1, round(self.held_out * len(keys)))
+        places = {key: number // share for number, key in enumerate(keys[: share * len(missing)])}
+        for number, split in enumerate(missing):
+            read[split] = [sample for sample in read["train"] if places.get(sample.key) == number]
+        read["train"] = [sample for sample in read["train"] if sample.key not in places]
+        return {split: read[split] for split in ORDER}
+
+    def _place(self, key: str) -> bytes:
+        return hashlib.sha256(f"{self.seed}/{key}".encode()).digest()
+
+    def _kept(self, read: dict[str, list[Sample]]) -> dict[str, list[Sample]]:
+        """What passes every filter."""
+        kept: dict[str, list[Sample]] = {}
+        elsewhere: set[str] = set()
+        for split, samples in read.items():
+            long = self._too_long(samples)
+            seen: set[tuple[str, ...]] = set()
+            kept[split] = []
+            for sample, reason in zip(samples, long, strict=True):
+                content = (sample.key, *sample.answers.values())
+                if sample.key in elsewhere:
+                    reason = "in another split"
+                elif content in seen:
+                    reason = "repeated"
+                reason = _unusable(sample) or reason
+                seen.add(content)
+                if reason:
+                    self.filters.drop(split, reason, sample.where)
+                else:
+                    kept[split].append(sample)
+            elsewhere |= {sample.key for sample in kept[split]}
+        return {split: kept[split] for split in SPLITS}
+
+    def _too_long(self, samples: list[Sample]) -> list[str]:
+        """For each row the part that has too many tokens, in words, or ""."""
+        reasons = [""] * len(samples)
+        for part, limit in self.limits.items():
+            if limit is None or not samples:
+                continue
+            tokenizer = self.writer.tokenizer
+            if tokenizer is None:
+                key = f"data.max_{'prompt' if part == 'prompt' else 'response'}_tokens"
+                raise DataError(
+                    f"{key}={limit}: a model made from scratch has no tokenizer yet to count with: {key}=null"
+                )
+            texts = [[s.prompt] if part == "prompt" else list(s.answers.values()) for s in samples]
+            flat = [text for row in texts for text in row]
+            ids = iter(tokenizer(flat, add_special_tokens=part == "prompt", return_attention_mask=False)["input_ids"])
+            end = part == "answer"  # the end token counts
+            for number, row in enumerate(texts):
+                if any([len(next(ids)) + end > limit for _ in row]):
+                    reasons[number] = f"{part} longer than {limit} tokens"
+        return reasons
+
+
+def _unusable(sample: Sample) -> str:
+    if not sample.prompt.strip():
+        return "no prompt"
+    if any(not answer.strip() for answer in sample.answers.values()):
+        return "an empty answer"
+    if "chosen" in sample.answers and sample.answers["chosen"] == sample.answers["rejected"]:
+        return "identical sides"
+    return ""

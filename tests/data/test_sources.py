@@ -1,0 +1,137 @@
+"""Rows from files of every format and from folders; every error is one sentence with its place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src.data.sources import Source, read_file
+from src.data.tables import DataError
+from tests.data.sets import write_rows
+
+NAMES = {"train": "train", "validation": None, "test": None}
+ROWS = [{"q": f"naïve {i}", "n": i, "m": [{"role": "user", "content": "x"}]} for i in range(3)]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library keeps what it read."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def source(path: Path | str, splits: dict[str, str | None] = NAMES, **options: Any) -> Source:
+    return Source(str(path), **({"name": None, "revision": None, "folder": None} | options), splits=splits)
+
+
+def write(folder: Path, name: str) -> Path:
+    """The rows in the format that the name ends in."""
+    import datasets
+
+    file = folder / name
+    if name.endswith(".jsonl"):
+        return write_rows(file, ROWS)
+    if name.endswith(".json"):
+        file.write_text(json.dumps(ROWS, indent=1), encoding="utf-8")
+    elif name.endswith(".parquet"):
+        datasets.Dataset.from_list(ROWS).to_parquet(str(file))
+    else:
+        file.write_text("q,n\n" + "".join(f"{row['q']},{row['n']}\n" for row in ROWS), encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet", "a.csv"])
+def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
+    file = write(tmp_path, name)
+    wanted = [{k: v for k, v in row.items() if k != "m" or not name.endswith(".csv")} for row in ROWS]
+    found = source(file).read()
+    assert list(found) == ["train"]
+    assert [row.columns for row in found["train"]] == wanted
+    assert found["train"][1].where == (f"{file}:2" if name == "a.jsonl" else f"{file}, row 2")
+
+
+def test_json_lines_may_be_called_json(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "a.json", ROWS)
+    assert [row.columns for row in read_file(file)] == ROWS
+
+
+def test_a_folder_has_a_file_for_each_split(tmp_path: Path) -> None:
+    write(tmp_path, "learn.jsonl")
+    write(tmp_path, "dev.parquet")
+    found = source(tmp_path, {"train": "learn", "validation": "dev", "test": None}).read()
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 3, "validation": 3}
+
+
+def test_a_folder_as_the_hub_has_it(tmp_path: Path) -> None:
+    """Configurations and splits in the front matter, shards in folders; and the folder of a converted set."""
+    (tmp_path / "main").mkdir()
+    write(tmp_path, "main/train_prefs-00000-of-00001.parquet")
+    write(tmp_path, "main/other-00000-of-00001.parquet")
+    configs = "- config_name: {}\n  data_files:\n  - split: train_prefs\n    path: main/train_prefs-*\n"
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs.format('main')}{configs.format('second')}---\n")
+    splits = {"train": "train_prefs", "validation": None, "test": None}
+    (row, *_), where = source(tmp_path, splits, name="main").read()["train"], f"{tmp_path}, split train_prefs, row 1"
+    assert (row.columns, row.where) == (ROWS[0], where)
+    for name, words in ((None, r"Config name is missing.*\['main', 'second'\]"), ("mein", "'mein' not found")):
+        with pytest.raises(DataError, match=words) as refused:
+            source(tmp_path, splits, name=name).read()
+        assert "\n" not in str(refused.value)
+    with pytest.raises(DataError, match=r"Unknown split \"train\"\. Should be one of \['train_prefs'\]"):
+        source(tmp_path, NAMES, name="main").read()
+
+
+def test_a_folder_within_the_set(tmp_path: Path) -> None:
+    for name in ("comparisons/train", "comparisons/validation", "axis/train"):
+        (tmp_path / name).mkdir(parents=True)
+        write(tmp_path, f"{name}/0000.parquet")
+    splits = {"train": "train", "validation": "validation", "test": None}
+    found = source(tmp_path, splits, folder="comparisons").read()
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 3, "validation": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", b'{"q": 1}\n{"q": \n', "{path}:2 is not valid JSON: Expecting value"),
+        ("a.jsonl", b'{"q": 1}\n{"q": "\xff"}\n', "{path}:2 is not valid UTF-8: byte 8 of the line is 0xff"),
+        ("a.json", b'[{"q": 1},\n {"q": 2,}]', "{path}:2 is not valid JSON"),
+        ("a.json", b'[{"q": 1},\n\n {"q": "\xff"}]', "{path}:3 is not valid UTF-8: there is a byte 0xff"),
+        ("a.json", b"[{}, 2]", "{path}, row 2 must be a JSON object, but is a int"),
+        ("a.csv", b"q,a\n1,2\n1,2,3,4\n", "cannot read {path}: Error tokenizing data. C error: Expected 2 fields in"),
+        ("a.csv", b"q,a\n1,\xff\n", "cannot read {path}: 'utf-8' codec can't decode byte 0xff"),
+        ("a.csv", b"", "cannot read {path}: No columns to parse from file"),
+        ("a.parquet", b"nonsense", "cannot read {path}: Parquet magic bytes not found in footer"),
+    ],
+)
+def test_a_broken_file_is_one_sentence(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as refused:
+        source(tmp_path / name).read()
+    assert str(refused.value).startswith(words.format(path=tmp_path / name))
+    assert "\n" not in str(refused.value)
+
+
+def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=r"there is no file .*absent\.jsonl, looked for at"):
+        source(tmp_path / "absent.jsonl").read()
+    with pytest.raises(DataError, match=r"no file or folder .*absent: give one with data\.path, or a name on the hub"):
+        source(tmp_path / "absent").read()
+
+
+def test_a_set_that_the_hub_does_not_give_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError) as refused:
+        source("openai/gsm8k", name="main").read()
+    message = str(refused.value)
+    assert message.startswith("no usable data set at 'openai/gsm8k' (data.path): it is no local file or folder")
+    assert "`hf download --repo-type dataset openai/gsm8k --local-dir FOLDER`" in message
+    assert "\n" not in message
+
+
+def test_splits_have_three_names(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.splits must name train, validation, test"):
+        source(tmp_path, {"train": "train", "valid": "x"}).read()
+    with pytest.raises(DataError, match=r"data\.splits\.train=null"):
+        source(tmp_path, {"train": None, "validation": None, "test": "x"}).read()
