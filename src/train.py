@@ -73,6 +73,8 @@ def run(overrides: list[str]) -> dict[str, Any]:
     folder = run_folder(Path(config.log_dir) / config.stage, config.name, overrides, config.resume)
     config.run_dir = str(folder)
     preflight(config)
+    if "strategy" in config.trainer and launched():
+        _refuse_what_ranks_cannot_share(config)
     _refuse_another_run(folder, config)
     ensure(config, train)
     return train(config)
@@ -117,6 +119,20 @@ def _refuse_another_run(folder: Path, config: DictConfig) -> None:
         raise ConfigError(
             f"name={config.name}: the unfinished run in {folder} has other settings ({before}, not {now}); "
             f"give another name, or resume=never"
+        )
+
+
+def _refuse_what_ranks_cannot_share(config: DictConfig) -> None:
+    """Processes that torchrun or Slurm has started come here each by itself, and cannot ask one another as yet."""
+    if config.resume == "never":
+        raise ConfigError(
+            "resume=never: processes that torchrun or Slurm has started may choose different folders; use name"
+        )
+    needs = {"model": config.stage != "sft", "reward": config.stage == "ppo"}
+    for key in [key for key, needed in needs.items() if needed and config[key].get("path", "") is None]:
+        raise ConfigError(
+            f"{key}.path must be given to processes that torchrun or Slurm has started: without them the same command "
+            f"trains what it needs"
         )
 
 
