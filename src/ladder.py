@@ -30,7 +30,7 @@ from src.report import friendly_errors, quiet_libraries, write_json
 from src.rewards.prefix import PrefixGain
 from src.rollout.ladder import EveryEstimator, compare
 from src.train import train
-from src.utils.config import compose, instantiate
+from src.utils.config import ConfigError, compose, instantiate
 from src.utils.explain import CONF
 from src.utils.figures import Figure, as_result
 from src.utils.run_folder import make_folder, run_folder
@@ -52,6 +52,8 @@ def climb(overrides: list[str], warmup: int, batches: int) -> dict[str, dict[str
     )
     config.run_dir = str(run_folder(Path(config.log_dir) / "ladder", config.name, overrides, "never"))
     preflight(config)
+    if "strategy" in config.trainer:
+        raise ConfigError("trainer=ddp: the ladder takes its gradients in one process; leave it out")
     require(
         config.rollout.samples_per_prompt >= 2, "rollout.samples_per_prompt", 1, "at least 2 for the group estimators"
     )

@@ -20,6 +20,7 @@ from src.report import friendly_errors, quiet_libraries, write_json
 from src.train import train
 from src.utils.config import ConfigError, compose, taken, with_value
 from src.utils.explain import key_of
+from src.utils.processes import launched
 from src.utils.run_folder import FINISHED, run_folder
 
 STAGES = ("sft", "reward", "ppo")
@@ -42,6 +43,8 @@ def run_pipeline(overrides: list[str]) -> dict[str, Any]:
         config = compose([f"stage={stage}", *shared[stage], *model])
         config.run_dir = str(folder / stage)
         preflight(config)
+        if "strategy" in config.trainer and launched():
+            raise ConfigError("the pipeline starts its processes by itself: run it without torchrun and srun")
     given: dict[str, list[str]] = {stage: [] for stage in stages}
     results: dict[str, Any] = {}
     for number, stage in enumerate(stages, start=1):

@@ -14,6 +14,7 @@ from src.models.loading import context_length, load_config, unmatched_targets
 from src.models.settings import LoraSettings, ModelSettings
 from src.utils.config import ConfigError, instantiate, resolve, source_key
 from src.utils.explain import key_of
+from src.utils.processes import launched
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,7 @@ def preflight(config: DictConfig) -> None:
     if not re.fullmatch(r"sdpa|eager|flash_attention.*", model.attn_implementation):
         value = model.attn_implementation
         raise ConfigError(f"model.attn_implementation={value!r}: must be sdpa, eager or flash_attention_2")
-    if str(config.trainer.devices) != "1":
-        raise ConfigError(f"trainer.devices={config.trainer.devices}: only one process is supported, so it must be 1")
+    _check_processes(config)
     for name in config.checks:
         instantiate(config.checks[name])
     _check_ranges(config)
@@ -76,6 +76,31 @@ def _check_ranges(config: DictConfig) -> None:
             value = OmegaConf.select(config, key)
             if allowed.refuses(value):
                 raise ConfigError(f"{source_key(config, key)}={value!r}: must be {allowed}")
+
+
+def _check_processes(config: DictConfig) -> None:
+    """How many processes train together, by what strategy, and whether batches can be shared out among them."""
+    trainer = config.trainer
+    for key in ("devices", "num_nodes"):
+        value = trainer.get(key, 1)
+        if type(value) is not int or value < 1:
+            raise ConfigError(f"trainer.{key}={value!r}: must be a whole number, at least 1")
+    processes, strategy = trainer.devices * trainer.get("num_nodes", 1), trainer.get("strategy")
+    together = isinstance(strategy, DictConfig) and strategy.get("_target_", "").endswith(".SummedGradients")
+    if strategy is not None and not together:
+        name = strategy.get("_target_") if isinstance(strategy, DictConfig) else strategy
+        raise ConfigError(f"trainer.strategy={name}: is not supported; several processes train by trainer=ddp")
+    if processes > 1 and not together:
+        raise ConfigError(f"trainer.devices={trainer.devices}: several processes need trainer=ddp")
+    if trainer.get("num_nodes", 1) > 1 and not launched():
+        raise ConfigError(f"trainer.num_nodes={trainer.num_nodes}: start the processes by torchrun or srun")
+    for key in ("ppo.batch_size", "ppo.minibatch_size", "sft.batch_size", "reward_model.batch_size"):
+        value = OmegaConf.select(config, key)
+        if isinstance(value, int) and value % processes:
+            raise ConfigError(
+                f"{key}={value}: counts the rows of all processes together, so it must be a multiple of {processes} "
+                f"(trainer.devices{' x trainer.num_nodes' if trainer.get('num_nodes', 1) > 1 else ''})"
+            )
 
 
 def _check_theory(config: DictConfig, model: ModelSettings) -> None:

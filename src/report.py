@@ -31,7 +31,7 @@ from src.rollout.evaluation import Evaluation, merge
 from src.utils.config import ConfigError, settings_hash
 from src.utils.explain import explain
 from src.utils.figures import Figure, as_result
-from src.utils.run_folder import FINISHED
+from src.utils.processes import RankError
 
 ROWS = {
     "score": "score of the reward",
@@ -58,6 +58,19 @@ class JobFailedError(RuntimeError):
     """One job of a sweep failed, and has said why."""
 
 
+MENDABLE = (
+    ConfigError,
+    HydraException,
+    OmegaConfBaseException,
+    SettingError,
+    DataError,
+    ModelError,
+    RewardError,
+    RankError,
+    MisconfigurationException,
+)
+
+
 @contextmanager
 def friendly_errors(overrides: list[str] | None = None, job_of_sweep: bool = False) -> Iterator[None]:
     """Turn errors that a person can mend into one sentence on stderr and exit code 2, and Ctrl-C into exit code 130.
@@ -69,16 +82,7 @@ def friendly_errors(overrides: list[str] | None = None, job_of_sweep: bool = Fal
     except JobFailedError:
         print("error: not every job of the sweep worked; the others have their results", file=sys.stderr)
         raise SystemExit(2) from None
-    except (
-        ConfigError,
-        HydraException,
-        OmegaConfBaseException,
-        SettingError,
-        DataError,
-        ModelError,
-        RewardError,
-        MisconfigurationException,
-    ) as error:
+    except MENDABLE as error:
         given = sys.argv[1:] if overrides is None else overrides
         sentence = (
             explain(error, given) if isinstance(error, HydraException | OmegaConfBaseException) else one_sentence(error)
@@ -99,11 +103,9 @@ def one_sentence(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def write_result(
-    folder: Path, config: DictConfig, figures: dict[str, dict[str, Figure]], seconds: float
-) -> dict[str, Any]:
-    """Write `result.json` (docs/results_format.md says what is in it) and return its content."""
-    result = {
+def make_result(config: DictConfig, figures: dict[str, dict[str, Figure]], seconds: float) -> dict[str, Any]:
+    """The content of `result.json`; docs/results_format.md says what is in it."""
+    return {
         "format": 1,
         "stage": config.stage,
         "seconds": round(seconds, 1),
@@ -112,8 +114,6 @@ def write_result(
         "seed": config.seed,
         **{name: as_result(group) for name, group in figures.items()},
     }
-    write_json(folder / FINISHED, result)
-    return result
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ python -m src.train -m ppo.clip=0.1,0.2 seed=1,2        a sweep
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -22,34 +23,40 @@ from src.artefacts import ensure
 from src.callbacks.checkpoint import checkpoints
 from src.data.table_corpus import TableCorpus
 from src.preflight import preflight
-from src.report import friendly_errors, one_sentence, quiet_libraries, report, write_json, write_result
+from src.report import MENDABLE, friendly_errors, make_result, one_sentence, quiet_libraries, report, write_json
 from src.utils.config import ConfigError, compose, instantiate
 from src.utils.explain import CONF
-from src.utils.run_folder import make_folder, name_of, run_folder
+from src.utils.processes import in_processes, launched
+from src.utils.run_folder import FINISHED, make_folder, name_of, run_folder
 
 
 def train(config: DictConfig) -> dict[str, Any]:
-    """Run the stage that `config` describes in `config.run_dir`; returns what `result.json` holds."""
-    started = time.perf_counter()
+    """Run the stage that `config` describes in `config.run_dir`; returns what `result.json` holds.
+
+    Several processes are started here, and nowhere else: each comes back to this function as one of them.
+    """
     folder = Path(config.run_dir)
+    if "strategy" in config.trainer and not launched():
+        in_processes(config.trainer.devices, train, config, MENDABLE)
+        return json.loads((folder / FINISHED).read_text(encoding="utf-8"))
+    started = time.perf_counter()
+    quiet_libraries()
     preflight(config)
     corpus = instantiate(config.data)
-    try:
-        make_folder(folder)
-    except OSError as error:
-        raise ConfigError(f"log_dir={config.log_dir}: cannot write to {folder} ({error.strerror})") from error
-    OmegaConf.save(config, folder / "config.yaml")
-    if isinstance(corpus, TableCorpus):
-        print(corpus.report())
-        write_json(folder / "data.json", corpus.account)
     trainer = _trainer(config)
+    if trainer.is_global_zero:
+        _make_folder(folder, config)
+        if isinstance(corpus, TableCorpus):
+            print(corpus.report())
+            write_json(folder / "data.json", corpus.account)
     tokenizer = instantiate(config.tokenizer)(corpus=corpus)
     datamodule = instantiate(config.datamodule)(corpus=corpus, tokenizer=tokenizer)
     module = instantiate(config.module)(tokenizer=tokenizer)
     saved = checkpoints(folder / "checkpoints") if config.resume == "auto" else []
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=saved[-1] if saved else None, weights_only=True)
-        module.save(folder)
+        if trainer.is_global_zero:
+            module.save(folder)
         trainer.test(module, datamodule=datamodule, verbose=False)
     except SystemExit:  # Lightning's answer to Ctrl-C, with exit code 1
         if trainer.interrupted:
@@ -57,8 +64,10 @@ def train(config: DictConfig) -> dict[str, Any]:
         raise
     finally:
         _close(trainer)
-    result = write_result(folder, config, module.result(), time.perf_counter() - started)
-    report(folder, module)
+    result = make_result(config, module.result(), time.perf_counter() - started)
+    if trainer.is_global_zero:
+        write_json(folder / FINISHED, result)
+        report(folder, module)
     return result
 
 
@@ -68,9 +77,21 @@ def run(overrides: list[str]) -> dict[str, Any]:
     folder = run_folder(Path(config.log_dir) / config.stage, config.name, overrides, config.resume)
     config.run_dir = str(folder)
     preflight(config)
+    if "strategy" in config.trainer and launched():
+        _refuse_what_ranks_cannot_share(config)
     _refuse_another_run(folder, config)
     ensure(config, train)
     return train(config)
+
+
+def _make_folder(folder: Path, config: DictConfig) -> None:
+    """The run's folder with its configuration. Raises `ConfigError` when nothing can be written there."""
+    try:
+        make_folder(folder)
+    except OSError as error:
+        raise ConfigError(f"log_dir={config.log_dir}: cannot write to {folder} ({error.strerror})") from error
+    OmegaConf.save(config, folder / "config.tmp")
+    (folder / "config.tmp").replace(folder / "config.yaml")
 
 
 def _trainer(config: DictConfig) -> Trainer:
@@ -102,6 +123,20 @@ def _refuse_another_run(folder: Path, config: DictConfig) -> None:
         raise ConfigError(
             f"name={config.name}: the unfinished run in {folder} has other settings ({before}, not {now}); "
             f"give another name, or resume=never"
+        )
+
+
+def _refuse_what_ranks_cannot_share(config: DictConfig) -> None:
+    """Processes that torchrun or Slurm has started come here each by itself, and cannot ask one another as yet."""
+    if config.resume == "never":
+        raise ConfigError(
+            "resume=never: processes that torchrun or Slurm has started may choose different folders; use name"
+        )
+    needs = {"model": config.stage != "sft", "reward": config.stage == "ppo"}
+    for key in [key for key, needed in needs.items() if needed and config[key].get("path", "") is None]:
+        raise ConfigError(
+            f"{key}.path must be given to processes that torchrun or Slurm has started: without them the same command "
+            f"trains what it needs"
         )
 
 

@@ -310,7 +310,17 @@ OUT_OF_RANGE = {
     "model.dtype=int3": "model.dtype='int3': must be one of float32, bfloat16, float16, float64",
     "model.attn_implementation=x": "model.attn_implementation='x': must be sdpa, eager or flash_attention_2",
     "callbacks.checkpoint.every=0": "callbacks.checkpoint.every=0: must be at least 1",
-    "trainer.devices=2": "trainer.devices=2: only one process is supported, so it must be 1",
+    "trainer.devices=2": "trainer.devices=2: several processes need trainer=ddp",
+    "trainer.devices=auto": "trainer.devices='auto': must be a whole number, at least 1",
+    "trainer=ddp trainer.num_nodes=2": "trainer.num_nodes=2: start the processes by torchrun or srun",
+    "+trainer.strategy=fsdp": "trainer.strategy=fsdp: is not supported; several processes train by trainer=ddp",
+    "+trainer.strategy=deepspeed": "trainer.strategy=deepspeed: is not supported; several processes train by trainer=ddp",
+    "trainer=ddp trainer.devices=3": "ppo.batch_size=16: counts the rows of all processes together, so it must be a "
+    "multiple of 3 (trainer.devices)",
+    "trainer=ddp ppo.minibatch_size=5": "ppo.minibatch_size=5: counts the rows of all processes together, so it must be "
+    "a multiple of 2 (trainer.devices)",
+    "stage=sft trainer=ddp sft.batch_size=5": "sft.batch_size=5: counts the rows of all processes together, so it must "
+    "be a multiple of 2 (trainer.devices)",
     "stage=sft sft.steps=0": "sft.steps=0: must be at least 1",
     "stage=sft sft.max_tokens=1000": "sft.max_tokens (1000) may reach 1000 tokens, but model 'tiny' reads at most 64",
     "stage=reward reward_model.max_tokens=1000": "reward_model.max_tokens=1000: the reward model reads at most 512 tokens",

@@ -331,8 +331,12 @@ def fit(
     seed: int = 3,
     callbacks: tuple[Callback, ...] = (),
     ckpt_path: Path | None = None,
+    **options: Any,
 ) -> tuple[Recorder, Trainer]:
-    """A real Lightning fit on the tiny corpus; with the rollout callback when a maker is given."""
+    """A real Lightning fit on the tiny corpus; with the rollout callback when a maker is given.
+
+    `options` are the Trainer's own (`devices`, `strategy`).
+    """
     settings = module.settings
     data = PromptData(
         TinyCorpus(),
@@ -351,7 +355,6 @@ def fit(
     rollout = (RolloutCallback(maker, seed=seed),) if maker is not None else ()
     trainer = Trainer(
         accelerator="cpu",
-        devices=1,
         max_epochs=1,
         log_every_n_steps=1,
         num_sanity_val_steps=0,
@@ -361,6 +364,7 @@ def fit(
         default_root_dir=tmp_path,
         logger=[recorder],
         callbacks=[*rollout, *callbacks],
+        **({"devices": 1} | options),
     )
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     return recorder, trainer

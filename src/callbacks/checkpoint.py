@@ -28,7 +28,9 @@ class IterationCheckpoint(Callback):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary, final = self.folder / "writing.tmp", self.folder / f"iteration-{done}.ckpt"
-        trainer.save_checkpoint(temporary)
+        trainer.save_checkpoint(temporary)  # all ranks come here; the first writes
+        if not trainer.is_global_zero:
+            return
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(final)
@@ -37,7 +39,7 @@ class IterationCheckpoint(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say what an interrupted run leaves."""
-        if isinstance(exception, KeyboardInterrupt):
+        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
             saved = checkpoints(self.folder)
             kept = f"{saved[-1]} is kept" if saved else "no iteration was finished"
             print(f"\ninterrupted: {kept}; the same command goes on from there (resume=never starts anew)")

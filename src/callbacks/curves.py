@@ -30,7 +30,7 @@ class Curves(Callback):
         for logger in trainer.loggers:
             logger.save()
         rows = read_table(self.folder / "metrics.csv")
-        if rows:
+        if rows and trainer.is_global_zero:
             draw(rows, self.folder / "curves.png")
 
 

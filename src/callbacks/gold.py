@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 
 from src.callbacks.csv_logger import read_table
@@ -27,7 +28,7 @@ class GoldCurve(Callback):
         table = read_table(self.folder / "metrics.csv")
         wanted = ("rollout/score", "rollout/gold", "rollout/kl")
         rows = [[row[name] for name in wanted] for _, row in sorted(table.items()) if all(n in row for n in wanted)]
-        if len({kl for _, _, kl in rows if kl > 0}) >= 2:
+        if trainer.is_global_zero and len({kl for _, _, kl in rows if kl > 0}) >= 2:
             draw(rows, self.folder / "gold.png")
 
 
@@ -55,7 +56,7 @@ class GoldStop(Callback):
         self.rows.append((float(metrics["rollout/score"]), float(metrics["rollout/gold"])))
         if len(self.rows) % self.window == 0 and self._parted():
             trainer.should_stop = True
-            print(f"stopped after iteration {batch_idx + 1}: gold falls while the score rises")
+            rank_zero_only(print)(f"stopped after iteration {batch_idx + 1}: gold falls while the score rises")
 
     def _parted(self) -> bool:
         """Whether the last `patience` windows all lie below the best gold, with a higher score."""

@@ -26,7 +26,8 @@ class RolloutCallback(Callback):
         """Sample, score and credit before the module learns."""
         started = time.perf_counter()
         prompts = as_prompts(batch["prompts"])
-        draws = generator(self.seed, "sampling", trainer.global_rank, batch_idx, device=prompts.ids.device)
+        # 0: the same on every rank, of which each takes what falls to its rows
+        draws = generator(self.seed, "sampling", 0, batch_idx, device=prompts.ids.device)
         with trainer.precision_plugin.forward_context():
             experience, measures = self.maker.make(pl_module.roles, pl_module.reward, prompts, batch_idx, draws)
         if pl_module.gold_reward is not None:

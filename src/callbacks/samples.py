@@ -27,6 +27,8 @@ class SampleTable(Callback):
     ) -> None:
         """Keep a few samples of the first, of every `every`-th, and of the last iteration."""
         done = batch_idx + 1
+        if not trainer.is_global_zero:
+            return
         if done != 1 and done % self.every and done != trainer.num_training_batches:
             return
         experience: Experience = batch["experience"]

@@ -28,7 +28,8 @@ def clipped_squared_error(
     unclipped = squared_error(values, returns, mask)
     near_old = old_values + (values - old_values).clamp(-value_clip, value_clip)
     clipped = squared_error(near_old, returns, mask)
-    return torch.maximum(unclipped, clipped), (clipped > unclipped).to(unclipped)
+    moved_too_far = (values - old_values).abs() > value_clip  # else the two differ by rounding alone
+    return torch.maximum(unclipped, clipped), ((clipped > unclipped) & moved_too_far).to(unclipped)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ class Roles(nn.Module, ABC):
         super().__init__()
         require_plain_head(base)
         self.tokenizer, self.checkpointing = tokenizer, checkpointing
-        self.value_head = value_head(base.config.hidden_size) if critic else None
+        at_least = torch.promote_types(base.dtype, torch.float32)
+        self.value_head = value_head(base.config.hidden_size).to(at_least) if critic else None
 
     @abstractmethod
     def acting(self, role: Role) -> AbstractContextManager[PreTrainedModel]:

@@ -7,6 +7,8 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
+from src.utils.ranks import gather
+
 
 class Averages:
     """Weighted means of named numbers, updated piece by piece."""
@@ -30,6 +32,13 @@ class Averages:
         for name, total in other._sums.items():
             self._sums[name] += total
             self._counts[name] += other._counts[name]
+
+    def over_ranks(self) -> Averages:
+        """Everything that all ranks hold together."""
+        whole = Averages()
+        for own in gather(self):
+            whole.merge(own)
+        return whole
 
     def compute(self) -> dict[str, float]:
         """The means, by name; names without any element are left out."""

@@ -25,9 +25,10 @@ from src.modules.objective import PolicyLoss, PolicyObjective
 from src.rollout.evaluation import Evaluation, merge
 from src.rollout.experience import ReferenceKL
 from src.rollout.kl_controller import KLController
-from src.rollout.minibatches import micro_batches, minibatches
+from src.rollout.minibatches import minibatches, own_micro_batches
 from src.types import Experience, Reward, select
 from src.utils.figures import Figure
+from src.utils.ranks import dealt, even, sum_gradients
 from src.utils.streams import generator
 
 ValueLoss = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -162,7 +163,7 @@ class PPOModule(LightningModule):
         return steps
 
     def _order(self, rows: int, iteration: int, epoch: int) -> Iterator[Tensor]:
-        order = generator(self.seed, "minibatches", self.global_rank, iteration, epoch)
+        order = generator(self.seed, "minibatches", 0, iteration, epoch)  # 0: the same on every rank
         return minibatches(rows, self.settings.minibatch_size, order)
 
     def _learn_minibatch(
@@ -174,6 +175,7 @@ class PPOModule(LightningModule):
             self.manual_backward(self.objective.loss(micro, weights, mine))
         if text is not None:
             self._text_backward(text, mine)
+        mine = mine.over_ranks()
         averages.merge(mine)
         limit = self.settings.old_kl_limit
         if limit is not None and mine.compute()["policy/old_kl"] > limit:
@@ -189,25 +191,28 @@ class PPOModule(LightningModule):
         return self.value_loss is not None and iteration < self.settings.critic_warmup
 
     def _micros(self, minibatch: Experience) -> Iterator[tuple[Experience, Tensor]]:
-        """Micro-batches with the weights (N, T') of their tokens in the loss of the whole minibatch."""
+        """This rank's micro-batches with the weights (N, T') of their tokens in the loss of the whole minibatch."""
         weights = self.aggregation(minibatch.mask)
-        for index, micro in micro_batches(minibatch, self.settings.micro_batch_size):
+        for index, micro in own_micro_batches(minibatch, self.settings.micro_batch_size):
             yield micro, weights[index, : micro.mask.shape[1]]
 
     def _learn_values(self, value_loss: ValueLoss, minibatch: Experience, averages: Averages) -> None:
         """One step of the critic on sum_t w_t L_t."""
+        mine = Averages()
         for micro, weights in self._micros(minibatch):
             values = self.roles.values(micro.rollout)
             losses, clipped = value_loss(values, micro.old_values, micro.returns, micro.mask)
             self.manual_backward(weighted_sum(losses, weights, micro.mask))
-            averages.add_tokens("critic/loss", losses, micro.mask)
-            averages.add_tokens("critic/clip_fraction", clipped, micro.mask)
+            mine.add_tokens("critic/loss", losses, micro.mask)
+            mine.add_tokens("critic/clip_fraction", clipped, micro.mask)
+        averages.merge(mine.over_ranks())
         self._step("critic", averages)
 
     def _text_backward(self, text: dict[str, Tensor], averages: Averages) -> None:
         """Add the gradient of lm_coef times the mean negative logprob of the text's tokens (InstructGPT's PPO-ptx)."""
         tokens = int((text["mask"][:, 1:] & text["mask"][:, :-1]).sum())
-        for rows in torch.arange(len(text["ids"])).split(self.settings.micro_batch_size):
+        texts = len(text["ids"])
+        for rows in dealt(torch.arange(texts).split(even(texts, self.settings.micro_batch_size))):
             with self.roles.acting("policy") as lm:
                 logprobs = next_token_logprobs(lm, text["ids"][rows], text["mask"][rows])
             self.manual_backward(-self.settings.lm_coef * logprobs.sum() / max(tokens, 1))
@@ -216,6 +221,7 @@ class PPOModule(LightningModule):
     def _step(self, role: str, averages: Averages, skip: bool = False) -> None:
         optimizer = self._optimizers()[role]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        sum_gradients(parameters)
         norm = nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
         averages.add(f"{role}/grad_norm", norm)
         if skip:

@@ -16,6 +16,7 @@ from src.models.forward import sequence_scores
 from src.models.settings import ScratchSettings
 from src.modules.supervised import SupervisedModule
 from src.utils.figures import Figure, bootstrap_mean
+from src.utils.ranks import on_shares, share, total
 from src.utils.streams import stream_seed
 
 
@@ -47,25 +48,27 @@ class RewardModule(SupervisedModule):
         self.scores_and_lengths: list[Tensor] = []
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The mean over the pairs of the batch."""
-        chosen, rejected = self._scores(batch)
-        margin = self.margin_coef * batch["gap"].nan_to_num(0.0)
-        loss = pairwise_loss(chosen, rejected, margin).mean()
-        self.log("reward/loss", loss, prog_bar=True)
+        """The mean over the pairs of the batch, as far as this rank's pairs go."""
+        mine = share(len(batch["gap"]))
+        chosen, rejected = self._scores(batch, mine.index)
+        margin = self.margin_coef * batch["gap"][mine.index].nan_to_num(0.0)
+        loss = pairwise_loss(chosen, rejected, margin).sum() / mine.rows
+        self.log("reward/loss", total(loss.detach()), prog_bar=True)
         if self.centre_coef > 0:
-            loss = loss + self.centre_coef * centring(chosen, rejected).mean()
-        self.log("reward/accuracy", pairwise_accuracy(chosen, rejected).mean(), prog_bar=True)
+            loss = loss + self.centre_coef * centring(chosen, rejected).sum() / mine.rows
+        accuracy = pairwise_accuracy(chosen, rejected).sum() / mine.rows
+        self.log("reward/accuracy", total(accuracy), prog_bar=True)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Loss and accuracy on held-out pairs."""
-        chosen, rejected = self._scores(batch)
+        chosen, rejected = self._all_scores(batch)
         self.log("reward/val_loss", pairwise_loss(chosen, rejected).mean(), batch_size=len(chosen))
         self.log("reward/val_accuracy", pairwise_accuracy(chosen, rejected).mean(), batch_size=len(chosen))
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Collect gap, order and margin of each held-out pair, and score and length of each of its texts."""
-        chosen, rejected = self._scores(batch)
+        chosen, rejected = self._all_scores(batch)
         right = pairwise_accuracy(chosen, rejected)
         self.test_rows += list(zip(batch["gap"].tolist(), right.tolist(), strict=True))
         self.margins.append((chosen - rejected).cpu())
@@ -100,8 +103,14 @@ class RewardModule(SupervisedModule):
         self.tokenizer.save_pretrained(folder / "model")
         return folder / "model"
 
-    def _scores(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        chosen, rejected = sequence_scores(self.net, batch["ids"], batch["mask"]).chunk(2)
+    def _all_scores(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        own = on_shares(lambda mine: self._scores(batch, mine.index), len(batch["gap"]))
+        chosen, rejected = map(torch.cat, zip(*own, strict=True))
+        return chosen, rejected
+
+    def _scores(self, batch: dict[str, Tensor], pairs: Tensor) -> tuple[Tensor, Tensor]:
+        rows = torch.cat([pairs, pairs + len(batch["gap"])])
+        chosen, rejected = sequence_scores(self.net, batch["ids"][rows], batch["mask"][rows]).chunk(2)
         return chosen, rejected
 
 

@@ -17,6 +17,7 @@ from src.models.roles import add_adapter
 from src.models.settings import DTYPES, LoraSettings, ModelSettings
 from src.modules.supervised import SupervisedModule
 from src.utils.figures import Figure, bootstrap_mean
+from src.utils.ranks import on_shares, share, total
 from src.utils.streams import stream_seed
 
 
@@ -33,19 +34,20 @@ class SFTModule(SupervisedModule):
         self.test_rows: list[float] = []
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The mean over the tokens of the batch."""
-        loss = -self._logprobs(batch).mean()
-        self.log("sft/loss", loss, prog_bar=True)
+        """The mean over the tokens of the batch, as far as this rank's texts go."""
+        tokens = (batch["mask"][:, :-1] & batch["mask"][:, 1:]).sum()
+        loss = -self._logprobs(batch, share(len(batch["ids"])).index).sum() / tokens
+        self.log("sft/loss", total(loss.detach()), prog_bar=True)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Nats per token on held-out text."""
-        logprobs = self._logprobs(batch)
-        self.log("sft/val_loss", -logprobs.mean(), batch_size=len(logprobs))
+        nats = self._nats(batch)
+        self.log("sft/val_loss", nats.mean(), batch_size=len(nats))
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Collect the nats of each held-out token."""
-        self.test_rows += (-self._logprobs(batch)).tolist()
+        self.test_rows += self._nats(batch).tolist()
 
     def result(self) -> dict[str, dict[str, Figure]]:
         """What the test measured."""
@@ -58,9 +60,13 @@ class SFTModule(SupervisedModule):
         self.tokenizer.save_pretrained(folder / "model")
         return folder / "model"
 
-    def _logprobs(self, batch: dict[str, Tensor]) -> Tensor:
+    def _nats(self, batch: dict[str, Tensor]) -> Tensor:
+        """Of every token of the batch, (N,)."""
+        return -torch.cat(on_shares(lambda mine: self._logprobs(batch, mine.index), len(batch["ids"])))
+
+    def _logprobs(self, batch: dict[str, Tensor], rows: Tensor) -> Tensor:
         lm = self.net.get_base_model() if isinstance(self.net, PeftModel) else self.net
-        return next_token_logprobs(lm, batch["ids"], batch["mask"])
+        return next_token_logprobs(lm, batch["ids"][rows], batch["mask"][rows])
 
 
 def build_lm(

@@ -12,11 +12,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
+from src.utils.ranks import sum_gradients
 from src.utils.streams import stream_seed
 
 
 class SupervisedModule(LightningModule):
-    """Automatic optimization of everything in `net` that asks for a gradient."""
+    """Automatic optimization of everything in `net` that asks for a gradient.
+
+    A batch is the same on every rank; `training_step` returns this rank's part of the loss over the whole of it.
+    """
 
     prefix: ClassVar[str]  # of the logged names
 
@@ -43,6 +47,10 @@ class SupervisedModule(LightningModule):
         """Dropout draws from a stream of its own for each step."""
         torch.manual_seed(stream_seed(self.seed, "dropout", self.global_rank, batch_idx))
         self.log("step", float(batch_idx + 1))
+
+    def on_after_backward(self) -> None:
+        """The gradient of the whole batch is the sum of what the ranks have found."""
+        sum_gradients(self.net.parameters())
 
     def configure_gradient_clipping(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
         """Clip once per optimizer step, and log the norm before clipping."""

@@ -19,6 +19,7 @@ from src.models.roles import write
 from src.modules.averages import Averages
 from src.modules.ppo import PPOModule
 from src.types import Experience, select
+from src.utils.ranks import gather, total
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,13 @@ class TRPOModule(PPOModule):
     def _natural_step(self, micros: list[tuple[Experience, Tensor]], averages: Averages, skip: bool) -> None:
         parameters = self.roles.policy_parameters()
         old = [self.roles.distribution(micro.rollout, self.settings.temperature).detached() for micro, _ in micros]
-        before, gradient = 0.0, torch.zeros_like(parameters_to_vector(parameters))
+        before, gradient, mine = 0.0, torch.zeros_like(parameters_to_vector(parameters)), Averages()
         for micro, weights in micros:
-            loss = self.objective.loss(micro, weights, averages)
+            loss = self.objective.loss(micro, weights, mine)
             before += loss.item()
             gradient += flat(torch.autograd.grad(loss, parameters, materialize_grads=True))
+        before, gradient = sum(gather(before)), total(gradient)
+        averages.merge(mine.over_ranks())
         averages.add("policy/grad_norm", gradient.norm())
         if skip:
             return
@@ -93,7 +96,7 @@ class TRPOModule(PPOModule):
             kl = weighted_sum(self._kl(micro, before), weights, micro.mask)
             slope = flat(torch.autograd.grad(kl, parameters, create_graph=True, materialize_grads=True))
             product += flat(torch.autograd.grad(slope.dot(vector), parameters, materialize_grads=True))
-        return product
+        return total(product)
 
     def _kl(self, micro: Experience, old: TokenDistribution) -> Tensor:
         return old.kl(self.roles.distribution(micro.rollout, self.settings.temperature))
@@ -105,7 +108,8 @@ class TRPOModule(PPOModule):
         for (micro, weights), before in zip(micros, old, strict=True):
             loss += self.objective.loss(micro, weights, Averages()).item()
             kl += weighted_sum(self._kl(micro, before), weights, micro.mask).item()
-        return loss, kl
+        losses, kls = zip(*gather((loss, kl)), strict=True)
+        return sum(losses), sum(kls)
 
     @torch.no_grad()
     def _line_search(

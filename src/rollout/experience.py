@@ -18,10 +18,11 @@ from src.models.roles import Role, Roles
 from src.models.text import response_text
 from src.rollout.judging import Judge, Verdict
 from src.rollout.kl_controller import KLController
-from src.rollout.minibatches import join, micro_batches
+from src.rollout.minibatches import join, own_micro_batches, stacked
 from src.rollout.sampling import Sampler
 from src.rollout.shaping import ScoreShaping
 from src.types import Episodes, Experience, Prompts, Reward, Rollout, TokenReward, select
+from src.utils.ranks import Share, gather, on_shares
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,14 @@ class ExperienceMaker:
         """Responses of `role`, drawn from `generator` (None: greedy)."""
         tokenizer = roles.tokenizer
         stop_ids = torch.tensor([tokenizer.eos_token_id], device=prompts.ids.device)
+
+        def answer(share: Share) -> tuple[Tensor, ...]:
+            mine = prompts.ids[share.index], prompts.mask[share.index]
+            return self.sampler.sample(lm, *mine, stop_ids, tokenizer.pad_token_id, generator, share)
+
         with roles.acting(role) as lm:
-            ids, mask, logprobs, finished = self.sampler.sample(
-                lm, prompts.ids, prompts.mask, stop_ids, tokenizer.pad_token_id, generator
-            )
+            answers = on_shares(answer, len(prompts.texts))
+        ids, mask, logprobs, finished = map(stacked, zip(*answers, strict=True), (tokenizer.pad_token_id, 0, 0, 0))
         responses = tuple(
             response_text(tokenizer, prompt[prompt_mask], response[response_mask])
             for prompt, prompt_mask, response, response_mask in zip(prompts.ids, prompts.mask, ids, mask, strict=True)
@@ -147,7 +152,7 @@ class ExperienceMaker:
         estimator, temperature = self.reference_kl.estimator, self.sampler.temperature
         ask_reference = estimator is not None and self.kl_controller.kl_coef > 0
         pieces: dict[str, list[tuple[Tensor, Tensor]]] = {"logprobs": [], "ref_logprobs": [], "kl": [], "values": []}
-        for index, micro in micro_batches(rollout, self.batch_size):
+        for index, micro in own_micro_batches(rollout, self.batch_size):
             policy = roles.distribution(micro, temperature)
             logprobs = policy.logprobs()
             pieces["logprobs"].append((index, logprobs))
@@ -159,8 +164,9 @@ class ExperienceMaker:
                 pieces["kl"].append((index, masked(kl, micro.response_mask)))
             if self.advantage.needs_values:
                 pieces["values"].append((index, roles.values(micro)))
-        shape = rollout.response_mask.shape
-        whole = {name: join(parts, shape) for name, parts in pieces.items() if parts}
+        shape, ranks = rollout.response_mask.shape, gather(pieces)
+        all_pieces = {name: [piece for own in ranks for piece in own[name]] for name in pieces}
+        whole = {name: join(parts, shape) for name, parts in all_pieces.items() if parts}
         return Judged(
             whole["logprobs"],
             whole.get("ref_logprobs"),
@@ -171,8 +177,8 @@ class ExperienceMaker:
     @torch.no_grad()
     def in_micro_batches(self, judge: Callable[[Rollout], Tensor], rollout: Rollout) -> Tensor:
         """`judge` of the whole rollout, (B, T), computed `batch_size` rows at a time."""
-        micros = micro_batches(rollout, self.batch_size)
-        return join([(index, judge(micro)) for index, micro in micros], rollout.response_mask.shape)
+        pieces = [(index, judge(micro)) for index, micro in own_micro_batches(rollout, self.batch_size)]
+        return join([piece for own in gather(pieces) for piece in own], rollout.response_mask.shape)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,10 @@ from src.core.masking import masked
 from src.rewards.errors import RewardError
 from src.rewards.learned import LearnedReward
 from src.types import PartedReward, Reward, Rollout, TokenReward, select
+from src.utils.ranks import on_shares
+
+# scores (N,), NaN where there is none; credit (N, T); parts of the scores; what is to be said of the first failure
+Answers = tuple[Tensor, Tensor, dict[str, Tensor], RewardError | None]
 
 
 @dataclass(frozen=True)
@@ -45,14 +49,33 @@ class Judge:
         require(self.timeout is None or self.timeout > 0, "timeout", self.timeout, "greater than 0 seconds, or null")
 
     def judge(self, reward: Reward | TokenReward, rollout: Rollout) -> Verdict:
-        """Ask for every row. Raises `RewardError` that names the reward, the prompt and what came back."""
+        """Ask for every row, each rank for its own. Raises `RewardError`: the reward, the prompt and what came back."""
+        own = on_shares(lambda share: self._answers(reward, select(rollout, share.index)), len(rollout.prompts))
+        scores, credit = (torch.cat(given) for given in list(zip(*own, strict=True))[:2])
+        names = {name: None for _, _, parts, _ in own for name in parts}
+        none = [torch.full(scores.shape, torch.nan) for scores, *_ in own]  # where a rank has no row with an answer
+        parts = {n: torch.cat([given[2].get(n, nan) for given, nan in zip(own, none, strict=True)]) for n in names}
+        kept = scores.isfinite().nonzero().flatten()
+        if not len(kept):
+            raise next(failure for *_, failure in own if failure is not None)
+        if len(kept) == len(scores):
+            return Verdict(rollout, scores, credit, parts, 0)
+        left = {name: part[kept.cpu()] for name, part in parts.items()}
+        return Verdict(select(rollout, kept), scores[kept], credit[kept], left, len(scores) - len(kept))
+
+    def _answers(self, reward: Reward | TokenReward, rollout: Rollout) -> Answers:
         if isinstance(reward, TokenReward):
             credit = masked(self._within_limit(reward, partial(reward.score_tokens, rollout)), rollout.response_mask)
-            return self._verdict(reward, rollout, credit.sum(dim=1), credit, {}, {})
-        scores, parts, raised = self._ask(reward, rollout)
-        device = rollout.finished.device
-        credit = torch.zeros_like(rollout.behaviour_logprobs)
-        return self._verdict(reward, rollout, scores.to(device), credit, parts, raised)
+            answers: Answers = credit.sum(dim=1), credit, {}, failed(reward, rollout, credit.sum(dim=1), {})
+        else:
+            scores, parts, raised = self._ask(reward, rollout)
+            scores, credit = scores.to(rollout.finished.device), torch.zeros_like(rollout.behaviour_logprobs)
+            parts = {name: part.cpu() for name, part in parts.items()}
+            answers = scores, credit, parts, failed(reward, rollout, scores, raised)
+        failure = answers[-1]
+        if failure is not None and not self.drop_failed:
+            raise failure
+        return answers
 
     def _ask(self, reward: Reward, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor], dict[int, Exception]]:
         """Scores, parts and the rows on which the reward raised: asked all at once, row by row when that fails."""
@@ -76,24 +99,6 @@ class Judge:
                 message = f"reward {name_of(reward)} raised {error!r} for the batch, and for no row of it alone"
                 raise RewardError(message) from error
             return *spread(answers, list(raised), len(rollout.prompts)), raised
-
-    def _verdict(
-        self, reward: Any, rollout: Rollout, scores: Tensor, credit: Tensor, parts: dict[str, Tensor],
-        raised: dict[int, Exception],
-    ) -> Verdict:  # fmt: skip
-        bad = (~scores.isfinite()).nonzero().flatten().tolist()
-        kept = scores.isfinite().nonzero().flatten()
-        if bad and (not self.drop_failed or not len(kept)):
-            row = bad[0]
-            said = f"raised {raised[row]!r}" if row in raised else f"gave {scores[row].item()}"
-            raise RewardError(
-                f"reward {name_of(reward)} {said} for prompt {rollout.prompts[row]!r}, "
-                f"response {rollout.responses[row]!r}; a score must be a finite number"
-            ) from raised.get(row)
-        if not bad:
-            return Verdict(rollout, scores, credit, parts, 0)
-        left = {name: part[kept.to(part.device)] for name, part in parts.items()}
-        return Verdict(select(rollout, kept), scores[kept], credit[kept], left, len(bad))
 
     def _within_limit(self, reward: Any, call: Callable[[], Any]) -> Any:
         """The result of `call`; a reward model of our own cannot hang and is not watched."""
@@ -132,6 +137,21 @@ def ask(reward: Reward, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
     if scores.shape != rollout.finished.shape:
         raise RewardError(f"reward {name_of(reward)} gave {tuple(scores.shape)} scores for {len(texts[0])} sequences")
     return scores, parts
+
+
+def failed(reward: Any, rollout: Rollout, scores: Tensor, raised: dict[int, Exception]) -> RewardError | None:
+    """What is to be said of the first row without a finite score; None when every row has one."""
+    bad = (~scores.isfinite()).nonzero().flatten().tolist()
+    if not bad:
+        return None
+    row = bad[0]
+    said = f"raised {raised[row]!r}" if row in raised else f"gave {scores[row].item()}"
+    error = RewardError(
+        f"reward {name_of(reward)} {said} for prompt {rollout.prompts[row]!r}, "
+        f"response {rollout.responses[row]!r}; a score must be a finite number"
+    )
+    error.__cause__ = raised.get(row)
+    return error
 
 
 def spread(

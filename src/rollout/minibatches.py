@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from src.types import Experience, Record, select
+from src.types import Experience, Record, Rollout, select
+from src.utils.ranks import dealt, even
 
 
 def minibatches(rows: int, minibatch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -22,10 +24,15 @@ def micro_batches(record: Record, size: int) -> Iterator[tuple[Tensor, Record]]:
 
     Yields (index (N,) int64 of the rows, the trimmed record).
     """
-    rollout = record.rollout if isinstance(record, Experience) else record
+    rollout = _rollout(record)
     lengths = rollout.prompt_mask.sum(1) + rollout.response_mask.sum(1)
     for index in lengths.argsort(stable=True).split(size):
         yield index, trim(select(record, index))
+
+
+def own_micro_batches(record: Record, size: int) -> Iterator[tuple[Tensor, Record]]:
+    """Those of the micro-batches that fall to this rank, none larger than its share; all of them in one process."""
+    return dealt(micro_batches(record, even(len(_rollout(record).prompts), size)))
 
 
 def trim(record: Record) -> Record:
@@ -46,6 +53,19 @@ def trim(record: Record) -> Record:
         response_mask=record.response_mask[:, :response_width],
         behaviour_logprobs=record.behaviour_logprobs[:, :response_width],
     )
+
+
+def _rollout(record: Rollout | Experience) -> Rollout:
+    return record.rollout if isinstance(record, Experience) else record
+
+
+def stacked(parts: Iterable[Tensor], fill: float) -> Tensor:
+    """The rows of all parts, (N,) or (N, T'), one below the other; on the right `fill` up to the longest."""
+    parts = list(parts)
+    if parts[0].dim() == 1:
+        return torch.cat(parts)
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([F.pad(part, (0, width - part.shape[1]), value=fill) for part in parts])
 
 
 def join(pieces: list[tuple[Tensor, Tensor]], shape: torch.Size) -> Tensor:

@@ -10,6 +10,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from src.core.checks import require
 from src.core.masking import masked, position_ids, until_first_stop
+from src.utils.ranks import Share
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,11 @@ class Sampler:
         stop_ids: Tensor,
         pad_id: int,
         generator: torch.Generator | None,
+        share: Share | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Answer each prompt; without a generator the most probable token is taken (greedy).
 
+        `share` says which rows of a larger batch the prompts are: they draw what they would draw in the whole of it.
         Shapes: prompt_ids and prompt_mask (B, P), padded on the left; stop_ids (K,). Returns response_ids (B, T),
         response_mask (B, T), logprobs (B, T) in nats and 0 outside the mask, finished (B,); T <= max_new_tokens.
         """
@@ -56,7 +59,7 @@ class Sampler:
                 use_cache=True,
                 logits_to_keep=1,
             )
-            token, logprob = self._draw(output.logits[:, -1], generator)
+            token, logprob = self._draw(output.logits[:, -1], generator, share)
             tokens.append(torch.where(finished, pad_id, token))
             logprobs.append(logprob)
             finished = finished | torch.isin(token, stop_ids)
@@ -68,10 +71,13 @@ class Sampler:
         response_mask, finished = until_first_stop(response_ids, stop_ids)
         return response_ids, response_mask, masked(torch.stack(logprobs, dim=1), response_mask), finished
 
-    def _draw(self, logits: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def _draw(self, logits: Tensor, generator: torch.Generator | None, share: Share | None) -> tuple[Tensor, Tensor]:
         logprobs = torch.log_softmax(logits.float() / self.temperature, dim=-1)
         if generator is None:
             token = logprobs.argmax(dim=-1)
         else:
-            token = torch.multinomial(logprobs.exp(), 1, generator=generator).squeeze(1)
+            # p / e is largest at a with probability p_a, for independent e ~ Exp(1): as torch.multinomial does it
+            rows = len(logprobs) if share is None else share.rows
+            races = logprobs.new_empty(rows, logprobs.shape[1]).exponential_(generator=generator)
+            token = (logprobs.exp() / (races if share is None else races[share.index])).argmax(dim=-1)
         return token, logprobs.gather(1, token.unsqueeze(1)).squeeze(1)

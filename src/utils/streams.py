@@ -1,4 +1,4 @@
-"""Named random streams: the same (seed, stream, rank, iteration) always gives the same numbers.
+"""Named random streams: the same (seed, stream, counters) always gives the same numbers.
 
 Nothing draws from a shared generator, so evaluating, logging or resuming never shifts what training draws.
 """
@@ -11,7 +11,7 @@ import torch
 
 
 def stream_seed(seed: int, stream: str, *counters: int) -> int:
-    """A 63-bit seed derived from the run's seed, the name of the stream and counters (rank, iteration, epoch)."""
+    """A 63-bit seed derived from the run's seed, the name of the stream and counters (iteration, epoch)."""
     key = "/".join([str(seed), stream, *map(str, counters)])
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
 

@@ -93,6 +93,15 @@ def test_a_wide_clip_is_none(batch: tuple[Tensor, Tensor, Tensor], mask: Tensor)
     assert indicator.eq(0).all()
 
 
+def test_rounding_is_no_clipping() -> None:
+    """Checklist 45. old + (V - old) need not be V to the last bit; nothing is clipped all the same."""
+    old, values, returns = torch.randn(3, 100, 10, generator=torch.Generator().manual_seed(0)) * 0.1
+    losses, indicator = clipped_squared_error(values, old, returns, torch.ones(100, 10, dtype=torch.bool), 1e3)
+    assert (old + (values - old) != values).any()
+    assert_close(losses, 0.5 * (values - returns) ** 2)
+    assert indicator.eq(0).all()
+
+
 def test_objects_apply_their_functions(batch: tuple[Tensor, Tensor, Tensor], mask: Tensor) -> None:
     """Checklist 45. Clip off is the plain loss whatever the old values; clip on is the clipped one."""
     values, old_values, returns = batch

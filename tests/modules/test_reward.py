@@ -51,10 +51,11 @@ def make(**config: Any) -> RewardModule:
     )  # fmt: skip
 
 
-def trainer(tmp_path: Path, recorder: Recorder) -> Trainer:
+def trainer(tmp_path: Path, recorder: Recorder, **options: Any) -> Trainer:
     return Trainer(
-        accelerator="cpu", devices=1, max_epochs=1, log_every_n_steps=1, num_sanity_val_steps=0, logger=[recorder],
-        enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False, default_root_dir=tmp_path,
+        **({"devices": 1} | options), accelerator="cpu", max_epochs=1, log_every_n_steps=1, num_sanity_val_steps=0,
+        logger=[recorder], enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
+        default_root_dir=tmp_path,
     )  # fmt: skip
 
 

@@ -44,11 +44,12 @@ def data(batch_size: int = 6, steps: int = 2, max_tokens: int = 9) -> TextData:
     )
 
 
-def run(module: SFTModule, tmp_path: Path, what: str = "fit", steps: int = 2) -> Recorder:
+def run(module: SFTModule, tmp_path: Path, what: str = "fit", steps: int = 2, **options: Any) -> Recorder:
     recorder = Recorder()
     trainer = Trainer(
-        accelerator="cpu", devices=1, max_epochs=1, log_every_n_steps=1, num_sanity_val_steps=0, logger=[recorder],
-        enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False, default_root_dir=tmp_path,
+        **({"devices": 1} | options), accelerator="cpu", max_epochs=1, log_every_n_steps=1, num_sanity_val_steps=0,
+        logger=[recorder], enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
+        default_root_dir=tmp_path,
     )  # fmt: skip
     if what == "fit":
         trainer.fit(module, datamodule=data(steps=steps))

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from src.core.checks import SettingError
 from src.rollout.sampling import Sampler
+from src.utils.ranks import Share
 from tests.tiny import EOS, PAD, PROMPTS, make_prompts, write_lm
 
 STOP = torch.tensor([EOS])
@@ -165,3 +166,28 @@ def test_a_generation_config_in_the_folder_is_not_obeyed(tmp_path: Path) -> None
 def test_settings_without_a_response_or_a_distribution_are_refused(tokens: int, temperature: float, name: str) -> None:
     with pytest.raises(SettingError, match=name):
         Sampler(tokens, temperature)
+
+
+def test_draws_are_those_of_multinomial(lm: PreTrainedModel) -> None:
+    """Checklist 15. Token by token, from the same stream."""
+    prompts = make_prompts(["the film"] * 500)
+    tokens, *_ = Sampler(1, 0.8).sample(lm, prompts.ids, prompts.mask, STOP, PAD, draws(4))
+    with torch.no_grad():
+        probabilities = (lm(prompts.ids).logits[:, -1] / 0.8).softmax(dim=-1)
+    assert torch.equal(tokens, torch.multinomial(probabilities, 1, generator=draws(4)))
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [4, 5, 6, 7], [6], [1, 5, 2]])
+def test_some_rows_of_a_batch_draw_what_they_draw_in_the_whole(lm: PreTrainedModel, rows: list[int]) -> None:
+    """Checklist 48. However the batch is shared out; also when the others would have gone on for longer."""
+    prompts, index = make_prompts(PROMPTS), torch.tensor(rows)
+    ids, mask, logprobs, finished = sample(lm, 12, draws(3))
+    own = Sampler(12, 1.0).sample(
+        lm, prompts.ids[index], prompts.mask[index], STOP, PAD, draws(3), Share(index, len(PROMPTS))
+    )
+    width = own[0].shape[1]
+    assert torch.equal(own[0], ids[index, :width])
+    assert torch.equal(own[1], mask[index, :width])
+    assert not mask[index, width:].any()
+    assert_close(own[2], logprobs[index, :width])
+    assert torch.equal(own[3], finished[index])

@@ -1,0 +1,110 @@
+"""Work that several processes share: each does its part, and all of them hold the same result.
+
+Every function is the identity in a run of one process. Nothing here knows what is computed: an expensive step runs on a
+share of the rows or micro-batches and its results are gathered; whatever follows is cheap and done by every rank on the
+same numbers. So whitening, moments, baselines and logged means are over all ranks without a word about ranks.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Share:
+    """The rows `index` (N,) int64 of a batch of `rows`."""
+
+    index: Tensor
+    rows: int
+
+
+def world_size() -> int:
+    """The number of processes that train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this one, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def share(rows: int) -> Share:
+    """This rank's rows of a batch: a contiguous block, empty where there are more ranks than rows."""
+    return Share(torch.arange(rows).tensor_split(world_size())[rank()], rows)
+
+
+def on_shares(function: Callable[[Share], T], rows: int) -> list[T]:
+    """`function` of each rank's share, in the order of the rows; a rank without rows is not asked."""
+    mine = share(rows)
+    return [answer for own in gather([function(mine)] if len(mine.index) else []) for answer in own]
+
+
+def even(rows: int, size: int) -> int:
+    """The size of pieces, at most `size`, so small that no rank is left without one while there are rows enough."""
+    return max(1, min(size, -(-rows // world_size())))
+
+
+def dealt(pieces: Iterable[T]) -> Iterator[T]:
+    """Those of the pieces that fall to this rank when they are dealt out in turn."""
+    return islice(pieces, rank(), None, world_size())
+
+
+def gather(x: T) -> list[T]:
+    """What each rank brings, in the order of ranks; tensors arrive on this rank's device."""
+    if world_size() == 1:
+        return [x]
+    brought = io.BytesIO()
+    torch.save(x, brought)
+    parts: list[Any] = [None] * world_size()
+    dist.all_gather_object(parts, brought.getvalue())
+    return [torch.load(io.BytesIO(part), map_location=_here, weights_only=False) for part in parts]
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum of a tensor over ranks, the same bits on each."""
+    if world_size() == 1:
+        return x
+    x = x.clone()
+    dist.all_reduce(x)
+    return x
+
+
+@torch.no_grad()
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace each gradient by its sum over ranks; one that no rank has stays None, and its parameter is not touched.
+
+    Sums, not means: each rank's loss is its part of the loss over the whole batch.
+    """
+    if world_size() == 1:
+        return
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    found = pieces[0].new_tensor([p.grad is not None for p in trained])
+    summed, found = total(torch.cat([*(piece.flatten() for piece in pieces), found])).split(
+        [sum(map(torch.numel, pieces)), len(trained)]
+    )
+    for parameter, piece, somewhere in zip(trained, summed.split([p.numel() for p in trained]), found, strict=True):
+        if somewhere:
+            parameter.grad = piece.view_as(parameter).to(parameter.dtype)
+
+
+@torch.no_grad()
+def agree(parameters: Iterable[nn.Parameter]) -> None:
+    """Every rank takes the numbers of rank 0."""
+    if world_size() > 1:
+        for parameter in parameters:
+            dist.broadcast(parameter.data, src=0)
+
+
+def _here(storage: Any, location: str) -> Any:
+    return storage.cuda() if location.startswith("cuda") else storage
