@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from src.artefacts import ensure
-from src.callbacks.checkpoint import checkpoints
+from src.callbacks.checkpoint import IterationCheckpoint, checkpoints
+from src.callbacks.record import RunRecord
+from src.callbacks.stopping import GracefulStop, Interrupted
 from src.data.table_corpus import TableCorpus
 from src.preflight import preflight
-from src.report import friendly_errors, one_sentence, quiet_libraries, report, write_json, write_result
+from src.report import friendly_errors, git_revision, one_sentence, quiet_libraries, report, write_json, write_result
+from src.resume import plain, start_of
 from src.utils.config import ConfigError, compose, instantiate
 from src.utils.explain import CONF
-from src.utils.run_folder import make_folder, name_of, run_folder
+from src.utils.run_folder import make_folder, run_folder
 
 
 def train(config: DictConfig) -> dict[str, Any]:
@@ -33,6 +37,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     started = time.perf_counter()
     folder = Path(config.run_dir)
     preflight(config)
+    start = start_of(config)
     corpus = instantiate(config.data)
     try:
         make_folder(folder)
@@ -46,14 +51,14 @@ def train(config: DictConfig) -> dict[str, Any]:
     tokenizer = instantiate(config.tokenizer)(corpus=corpus)
     datamodule = instantiate(config.datamodule)(corpus=corpus, tokenizer=tokenizer)
     module = instantiate(config.module)(tokenizer=tokenizer)
-    saved = checkpoints(folder / "checkpoints") if config.resume == "auto" else []
     try:
-        trainer.fit(module, datamodule=datamodule, ckpt_path=saved[-1] if saved else None, weights_only=True)
-        module.save(folder)
-        trainer.test(module, datamodule=datamodule, verbose=False)
-    except SystemExit:  # Lightning's answer to Ctrl-C, with exit code 1
-        if trainer.interrupted:
-            raise KeyboardInterrupt("the checkpoint callback has said what is kept") from None
+        with _listening(trainer):
+            trainer.fit(module, datamodule=datamodule, ckpt_path=start, weights_only=True)
+            module.save(folder)
+            trainer.test(module, datamodule=datamodule, verbose=False)
+    except Interrupted as interruption:
+        saved = checkpoints(folder / "checkpoints")
+        interruption.kept = str(saved[-1]) if saved else None
         raise
     finally:
         _close(trainer)
@@ -68,7 +73,7 @@ def run(overrides: list[str]) -> dict[str, Any]:
     folder = run_folder(Path(config.log_dir) / config.stage, config.name, overrides, config.resume)
     config.run_dir = str(folder)
     preflight(config)
-    _refuse_another_run(folder, config)
+    start_of(config)  # whatever is wrong with it is said before a model is trained for this run
     ensure(config, train)
     return train(config)
 
@@ -76,10 +81,12 @@ def run(overrides: list[str]) -> dict[str, Any]:
 def _trainer(config: DictConfig) -> Trainer:
     """Lightning's Trainer with the callbacks and loggers of the run. Raises `ConfigError` for what it refuses."""
     callbacks = [callback for callback in instantiate(config.callbacks).values() if callback is not None]
+    callbacks.sort(key=lambda callback: (isinstance(callback, IterationCheckpoint), isinstance(callback, GracefulStop)))
+    record = RunRecord(plain(config), git_revision(), config.resume_changed)
     loggers = [logger for logger in instantiate(config.logger).values() if logger is not None]
     make = instantiate(config.trainer)
     try:
-        return make(callbacks=callbacks, logger=loggers)
+        return make(callbacks=[record, *callbacks], logger=loggers)
     except (TypeError, ValueError, RuntimeError) as error:  # MisconfigurationException is none of these
         raise ConfigError(f"trainer: {one_sentence(error)}") from error
 
@@ -92,17 +99,10 @@ def _close(trainer: Trainer) -> None:
             finish()
 
 
-def _refuse_another_run(folder: Path, config: DictConfig) -> None:
-    """An unfinished run is gone on with by the same overrides only."""
-    saved = folder / "config.yaml"
-    if not saved.is_file():
-        return
-    before, now = (name_of(list(c.overrides)) for c in (OmegaConf.load(saved), config))
-    if before != now:
-        raise ConfigError(
-            f"name={config.name}: the unfinished run in {folder} has other settings ({before}, not {now}); "
-            f"give another name, or resume=never"
-        )
+def _listening(trainer: Trainer) -> AbstractContextManager[None]:
+    """Whatever the run's callbacks do about signals."""
+    stops = [callback for callback in trainer.callbacks if isinstance(callback, GracefulStop)]
+    return stops[0].listening() if stops else nullcontext()
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")

@@ -25,6 +25,7 @@ class RolloutCallback(Callback):
     ) -> None:
         """Sample, score and credit before the module learns."""
         started = time.perf_counter()
+        trainer._results.reset()  # Lightning would log again what an earlier iteration logged and this one does not
         prompts = as_prompts(batch["prompts"])
         draws = generator(self.seed, "sampling", trainer.global_rank, batch_idx, device=prompts.ids.device)
         with trainer.precision_plugin.forward_context():

@@ -1,0 +1,47 @@
+"""Files that are there whole or not at all, and that show when they were damaged later."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+SEAL = b"sha256:"  # a sealed file ends in this and the 32 bytes of the SHA-256 of all before it
+LENGTH = len(SEAL) + 32
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written, read, or gone on from."""
+
+
+def seal(temporary: Path, final: Path) -> None:
+    """Append the checksum, flush the file to the disk, rename it, flush the folder; both lie in the same folder.
+
+    A kill at any moment leaves `final` as it was, or whole. Readers of zip files, torch.load among them, pay no heed
+    to the bytes at the end. Raises `OSError` when the disk is full.
+    """
+    with temporary.open("rb+") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()  # leaves the file at its end
+        file.write(SEAL + digest)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(final)
+    folder = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether the file ends in the checksum of all before its end; False also for one that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            left = path.stat().st_size - LENGTH
+            digest = hashlib.sha256()
+            while left > 0 and (piece := file.read(min(left, 1 << 20))):
+                digest.update(piece)
+                left -= len(piece)
+            return left == 0 and file.read() == SEAL + digest.digest()
+    except OSError:
+        return False
