@@ -92,7 +92,7 @@ class IterationCheckpoint(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Which checkpoint is the best one."""
-        return {"saved": self.saved, "best": list(self.best) if self.best else None}
+        return {"best": list(self.best) if self.best else None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it up again; a best one that is not in this folder is forgotten."""

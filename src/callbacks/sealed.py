@@ -25,6 +25,11 @@ def seal(temporary: Path, final: Path) -> None:
         file.write(SEAL + digest)
         file.flush()
         os.fsync(file.fileno())
+    rename(temporary, final)
+
+
+def rename(temporary: Path, final: Path) -> None:
+    """Put a flushed file into its place, and flush the folder, so that the new name lasts."""
     temporary.replace(final)
     folder = os.open(final.parent, os.O_RDONLY)
     try:
