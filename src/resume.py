@@ -90,7 +90,7 @@ def changed_keys(before: dict[str, Any], config: DictConfig) -> list[str]:
     """The keys whose values differ from a checkpoint's resolved configuration, each where it was written, sorted."""
     old, new = flat(before), flat(plain(config))
     differing = [key for key in old.keys() | new.keys() if old.get(key, KeyError) != new.get(key, KeyError)]
-    return sorted({source_key(config, key) if key in new else key for key in differing})
+    return sorted({source_key(config, key) for key in differing})
 
 
 def is_safe(key: str, config: DictConfig) -> bool:

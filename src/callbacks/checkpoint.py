@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from src.callbacks.csv_logger import CsvTables
-from src.callbacks.sealed import CheckpointError, seal
+from src.callbacks.sealed import CheckpointError, PlainWrite, seal
 from src.core.checks import require
 
 BEST = "best.ckpt"  # a link to the best checkpoint
@@ -34,6 +34,10 @@ class IterationCheckpoint(Callback):
         self.best_metric, self.best_mode = best_metric, best_mode
         self.saved = 0  # iterations in the newest checkpoint
         self.best: tuple[int, float] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Have checkpoints written where they are wanted."""
+        trainer.strategy.checkpoint_io = PlainWrite()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

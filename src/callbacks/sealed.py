@@ -5,6 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 
 SEAL = b"sha256:"  # a sealed file ends in this and the 32 bytes of the SHA-256 of all before it
 LENGTH = len(SEAL) + 32
@@ -12,6 +16,20 @@ LENGTH = len(SEAL) + 32
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be written, read, or gone on from."""
+
+
+class PlainWrite(TorchCheckpointIO):
+    """Writes straight to the path it is given; Lightning's own takes the way through the folder for temporary files."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Raises `OSError` when the disk is full."""
+        try:
+            with open(path, "wb") as file:  # a path given to torch.save would hide what was wrong with the disk
+                torch.save(checkpoint, file)
+        except RuntimeError as error:  # torch closes its archive on the way out, and stumbles again
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
 
 
 def seal(temporary: Path, final: Path) -> None:
