@@ -16,9 +16,9 @@ from tests.kills import PPO, Fault, Runner, differences, faults_of_ppo
 
 RESULTS = Path(__file__).parent / "results"
 HEAD = """\
-A tiny PPO run (6 iterations, a checkpoint every second one) is killed with SIGKILL and gone on with by the same command.
-Compared to the bit: model and adapter, the checkpoints with both optimizers, metrics.csv, samples, and result.json but
-for its seconds.
+A tiny PPO run (6 iterations, a checkpoint every second one) is killed with SIGKILL and gone on with by the same
+command. Compared to the bit: model and adapter, the checkpoints with both optimizers, metrics.csv, samples, and
+result.json but for its seconds.
 
 | phase | moment | equal? |
 |---|---|---|

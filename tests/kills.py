@@ -1,7 +1,7 @@
 """Runs that are killed at a chosen or a random moment, and the comparison with a run that was not.
 
 Each run is a process of its own with the command line of `python -m src.train`, forked from a server that has done the
-imports. A fault is armed in that process alone: the n-th call of a named function ends it with SIGKILL.
+imports. A fault is armed in that process alone: the n-th call of a named function ends it with a signal.
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ REWARD = ("stage=reward", "reward_model.steps=12", "reward_model.batch_size=10",
 
 @dataclass(frozen=True)
 class Fault:
-    """SIGKILL at the `call`-th call of `target` ("module:name" or "module:Class.method"); what came before is done."""
+    """A signal at the `call`-th call of `target` ("module:name" or "module:Class.method"); what came before is done."""
 
     phase: str
     target: str
     call: int = 1
     spoils: str | None = None  # cut this file of the run folder's checkpoints in half first: a torn write
+    signum: int = signal.SIGKILL
 
     def arm(self) -> None:
         """Put the fault in place, in this process."""
@@ -60,7 +61,7 @@ class Fault:
         def dying(*args: Any, **kwargs: Any) -> Any:
             if next(calls) == self.call:
                 self._spoil(args)
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), self.signum)
             return original(*args, **kwargs)
 
         setattr(owner, name, dying)
@@ -222,16 +223,20 @@ def unequal(one: Any, two: Any, place: str = "") -> Iterator[str]:
     elif isinstance(one, dict):
         if list(one) != list(two):
             yield f"{place}: keys {list(one)} and {list(two)}"
-        else:
-            for key in one:
-                yield from unequal(one[key], two[key], f"{place}.{key}")
+        for key in [key for key in one if key in two]:
+            yield from unequal(one[key], two[key], f"{place}.{key}")
     elif isinstance(one, list | tuple):
         if len(one) != len(two):
             yield f"{place}: {len(one)} and {len(two)} elements"
         for number, pair in enumerate(zip(one, two, strict=False)):
             yield from unequal(*pair, f"{place}[{number}]")
-    elif isinstance(one, torch.Tensor):
-        if one.dtype != two.dtype or not torch.equal(one.view(-1).view(torch.uint8), two.view(-1).view(torch.uint8)):
-            yield f"{place}: tensors"
-    elif one != two and not (one != one and two != two):
-        yield f"{place}: {one} and {two}"
+    elif not same_leaf(one, two):
+        yield f"{place}: tensors" if isinstance(one, torch.Tensor) else f"{place}: {one} and {two}"
+
+
+def same_leaf(one: Any, two: Any) -> bool:
+    """Whether two plain values or tensors have the same bits; a NaN equals itself."""
+    if isinstance(one, torch.Tensor):
+        bits = [x.contiguous().view(-1).view(torch.uint8) for x in (one, two)]
+        return one.dtype == two.dtype and one.shape == two.shape and torch.equal(*bits)
+    return repr(one) == repr(two)

@@ -6,16 +6,29 @@
 from __future__ import annotations
 
 import random
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.kills import (
-    EDGES, GROUPS, MINIBATCH, PPO, RENAME, REWARD, ROLLOUT, SCORING, SEAL, SFT, TIDY, Fault, Runner, differences,
-    faults_of_supervised, unequal,
+    EDGES,
+    GROUPS,
+    MINIBATCH,
+    PPO,
+    RENAME,
+    REWARD,
+    ROLLOUT,
+    SCORING,
+    SEAL,
+    SFT,
+    TIDY,
+    Fault,
+    Runner,
+    differences,
+    faults_of_supervised,
+    unequal,
 )  # fmt: skip
-
-DRAW = random.Random(20)
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +47,9 @@ def assert_equal_after(runner: Runner, overrides: tuple[str, ...], name: str, *m
 @pytest.mark.parametrize(
     "fault",
     [
-        Fault("scoring", SCORING, DRAW.randint(2, 12)),
-        Fault("between minibatches", MINIBATCH, DRAW.randint(2, 24)),
-        Fault("inside a checkpoint, flushed and not renamed", RENAME, DRAW.randint(1, 3)),
+        Fault("scoring", SCORING, 8),
+        Fault("between minibatches", MINIBATCH, 11),
+        Fault("inside a checkpoint, flushed and not renamed", RENAME, 2),
         Fault("before result.json", "src.train:write_result"),
     ],
     ids=lambda fault: fault.phase,
@@ -48,11 +61,11 @@ def test_ppo_killed_in_a_phase_equals_the_run_that_was_not(runner: Runner, fault
 
 @pytest.mark.slow
 def test_ppo_killed_again_and_again_equals_the_run_that_was_not(runner: Runner) -> None:
-    """Checklist 61. A torn write, a file that the disk has lost half of, and a moment by the clock, one after the other."""
+    """Checklist 61. In turn: a torn write, a file that the disk has lost half of, and a moment by the clock."""
     moments = [
         Fault("inside a checkpoint, half written", SEAL, 1, spoils="writing.tmp"),
         Fault("after a checkpoint, its file torn", TIDY, 2, spoils="iteration-*.ckpt"),
-        DRAW.uniform(0.5, 2.0),
+        random.Random(23).uniform(0.2, 1.0),  # seconds
     ]
     assert_equal_after(runner, PPO, "thrice", *moments)
 
@@ -60,7 +73,7 @@ def test_ppo_killed_again_and_again_equals_the_run_that_was_not(runner: Runner) 
 @pytest.mark.slow
 def test_a_group_run_killed_in_its_rollout_equals_the_run_that_was_not(runner: Runner) -> None:
     """Checklist 61. Two samples of each prompt, no critic."""
-    assert_equal_after(runner, GROUPS, "groups", Fault("rollout", ROLLOUT, DRAW.randint(1, 6)))
+    assert_equal_after(runner, GROUPS, "groups", Fault("rollout", ROLLOUT, 5))
 
 
 @pytest.mark.slow
@@ -83,6 +96,32 @@ def test_sft_killed_equals_the_run_that_was_not(runner: Runner, fault: Fault) ->
 def test_a_reward_model_killed_equals_the_one_that_was_not(runner: Runner, fault: Fault) -> None:
     """Checklist 61, 62. Its head is normalised once, whenever the kill came."""
     assert_equal_after(runner, REWARD, fault.phase.replace(" ", "-").replace(",", ""), fault)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "kept"),
+    [
+        (Fault("rollout", ROLLOUT, 3, signum=signal.SIGTERM), "iteration-3.ckpt is kept"),
+        (Fault("learning", MINIBATCH, 10, signum=signal.SIGTERM), "iteration-3.ckpt is kept"),
+        (Fault("checkpoint", RENAME, 1, signum=signal.SIGTERM), "iteration-2.ckpt is kept"),
+        (Fault("learning", MINIBATCH, 10, signum=signal.SIGINT), "iteration-3.ckpt is kept"),
+        (Fault("test", "lightning.pytorch:Trainer.test", signum=signal.SIGTERM), "iteration-6.ckpt is kept"),
+    ],
+    ids=lambda value: value.phase if isinstance(value, Fault) else "",
+)
+def test_a_signal_saves_and_says_so_and_the_same_command_goes_on(runner: Runner, fault: Fault, kept: str) -> None:
+    """Checklist 61. Exit code 128 + signal; an extra checkpoint changes nothing of what follows."""
+    whole, name = runner.folder(f"whole-{hash(PPO)}", PPO), f"{fault.phase}-{fault.signum}"
+    if not whole.exists():
+        runner.whole(whole.name, PPO)
+    assert runner.run((*PPO, f"name={name}"), fault) == 128 + fault.signum, runner.said()
+    last_line = runner.said().splitlines()[-1]
+    assert kept in last_line
+    assert "the same command goes on from there" in last_line
+    assert "Traceback" not in runner.said()
+    assert runner.run((*PPO, f"name={name}")) == 0, runner.said()
+    assert differences(whole, runner.folder(name, PPO)) == []
 
 
 def test_the_comparison_notices_a_bit(tmp_path: Path) -> None:

@@ -21,7 +21,16 @@ from src.rollout.shaping import IgnoreMissingEos, ScoreShaping
 from src.utils.config import compose, instantiate
 from src.utils.explain import CONF
 from tests.tiny import (
-    FOREIGN_WARNINGS, LORA, ScriptedReward, TinyCorpus, fit, make_maker, make_module, make_roles, snapshot, write_lm,
+    FOREIGN_WARNINGS,
+    LORA,
+    ScriptedReward,
+    TinyCorpus,
+    fit,
+    make_maker,
+    make_module,
+    make_roles,
+    snapshot,
+    write_lm,
 )  # fmt: skip
 
 pytestmark = FOREIGN_WARNINGS
