@@ -188,7 +188,7 @@ def child(command: list[str], fault: Fault | None, output: str) -> None:
 
 
 def differences(whole: Path, other: Path) -> list[str]:
-    """What differs between two finished run folders, clocks, names and places aside; empty when nothing does."""
+    """What differs between two finished run folders, clocks, commits, names and places aside; empty when nothing does."""
     found = []
     for path in sorted(whole.rglob("*")):
         relative = path.relative_to(whole)
@@ -200,7 +200,9 @@ def differences(whole: Path, other: Path) -> list[str]:
         elif path.suffix == ".ckpt":
             found += [f"{relative}: {what}" for what in unequal(read_checkpoint(mine), read_checkpoint(theirs))]
         elif relative.name == "result.json":
-            one, two = (json.loads(p.read_text(encoding="utf-8")) | {"seconds": 0} for p in (mine, theirs))
+            one, two = (
+                json.loads(p.read_text(encoding="utf-8")) | {"seconds": 0, "git_revision": ""} for p in (mine, theirs)
+            )
             found += [f"{relative}: {what}" for what in unequal(one, two)]
         elif mine.read_bytes() != theirs.read_bytes():
             found.append(f"{relative} differs")
@@ -210,9 +212,9 @@ def differences(whole: Path, other: Path) -> list[str]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """All of a checkpoint but seconds and the configuration, in which the run's name is."""
+    """All of a checkpoint but seconds, the commit, and the configuration, in which the run's name is."""
     checkpoint = torch.load(path, weights_only=True)
-    del checkpoint["tables"]["timing"], checkpoint["run"]["config"]
+    del checkpoint["tables"]["timing"], checkpoint["run"]["config"], checkpoint["run"]["git_revision"]
     return checkpoint
 
 

@@ -101,7 +101,7 @@ def test_the_best_checkpoint_is_kept_too(base: str, mode: str, values: list[floa
 
 
 def test_a_best_metric_that_nobody_logs_is_refused(base: str, tmp_path: Path) -> None:
-    callback = IterationCheckpoint(str(tmp_path), every=1, keep=1, best_metric="rollout/scroe")
+    callback = IterationCheckpoint(str(tmp_path), every=1, keep=1, best_metric="rollout/scores")
     with pytest.raises(SettingError, match="rollout/score"):
         fit(make_module(make_roles(base)), tmp_path, maker=make_maker(), callbacks=(callback,))
     with pytest.raises(SettingError, match="best_mode"):
