@@ -188,7 +188,7 @@ def child(command: list[str], fault: Fault | None, output: str) -> None:
 
 
 def differences(whole: Path, other: Path) -> list[str]:
-    """What differs between two finished run folders, clocks, commits, names and places aside; empty when nothing does."""
+    """What differs between two finished run folders, but for clocks, commits, names and places."""
     found = []
     for path in sorted(whole.rglob("*")):
         relative = path.relative_to(whole)
