@@ -61,6 +61,8 @@ def share_out(overrides: list[str]) -> dict[str, list[str]]:
     for override in overrides:
         if key_of(override) == "stage":
             raise ConfigError(f"{override}: the pipeline runs every stage; one alone: python -m src.train {override}")
+        if key_of(override) == "resume" and override not in ("resume=auto", "resume=never"):
+            raise ConfigError(f"{override}: a checkpoint belongs to one stage: python -m src.train {override}")
     shared = {stage: taken(stage, overrides) for stage in STAGES}
     for override in overrides:
         if not any(override in own for own in shared.values()):

@@ -22,6 +22,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from src.callbacks.checkpoint import FULL_DISK
+from src.callbacks.sealed import CheckpointError
+from src.callbacks.stopping import Interrupted
 from src.core.checks import SettingError
 from src.data.tables import DataError
 from src.models.loading import ModelError
@@ -67,13 +70,14 @@ MENDABLE = (
     ModelError,
     RewardError,
     RankError,
+    CheckpointError,
     MisconfigurationException,
 )
 
 
 @contextmanager
 def friendly_errors(overrides: list[str] | None = None, job_of_sweep: bool = False) -> Iterator[None]:
-    """Turn errors that a person can mend into one sentence on stderr and exit code 2, and Ctrl-C into exit code 130.
+    """Turn errors that a person can mend into one sentence on stderr and exit code 2, signals into 128 + their number.
 
     A job of a sweep says its sentence at once and raises `JobFailedError`, so that the other jobs run all the same.
     """
@@ -92,9 +96,21 @@ def friendly_errors(overrides: list[str] | None = None, job_of_sweep: bool = Fal
             raise JobFailedError(sentence) from None
         print(f"error: {sentence}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt as interrupt:
-        if not interrupt.args:
-            print("interrupted: the same command goes on with what was finished", file=sys.stderr)
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror}{where}: make room, then the same command goes on", file=sys.stderr)
+        raise SystemExit(2) from None
+    except Interrupted as interrupted:
+        kept = f"{interrupted.kept} is kept" if interrupted.kept else "no iteration was saved"
+        print(
+            f"interrupted by {interrupted}: {kept}; the same command goes on from there (resume=never starts anew)",
+            file=sys.stderr,
+        )
+        raise SystemExit(128 + interrupted.signum) from None
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on with what was finished", file=sys.stderr)
         raise SystemExit(130) from None
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,26 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from src.artefacts import ensure
-from src.callbacks.checkpoint import checkpoints
+from src.callbacks.checkpoint import IterationCheckpoint, checkpoints
+from src.callbacks.record import RunRecord
+from src.callbacks.stopping import GracefulStop, Interrupted
 from src.data.table_corpus import TableCorpus
 from src.preflight import preflight
-from src.report import MENDABLE, friendly_errors, make_result, one_sentence, quiet_libraries, report, write_json
+from src.report import (
+    MENDABLE,
+    friendly_errors,
+    git_revision,
+    make_result,
+    one_sentence,
+    quiet_libraries,
+    report,
+    write_json,
+)
+from src.resume import plain, start_of
 from src.utils.config import ConfigError, compose, instantiate
 from src.utils.explain import CONF
 from src.utils.processes import in_processes, launched
-from src.utils.run_folder import FINISHED, make_folder, name_of, run_folder
+from src.utils.run_folder import FINISHED, make_folder, run_folder
 
 
 def train(config: DictConfig) -> dict[str, Any]:
@@ -42,6 +55,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     started = time.perf_counter()
     quiet_libraries()
     preflight(config)
+    start = start_of(config)
     corpus = instantiate(config.data)
     trainer = _trainer(config)
     if trainer.is_global_zero:
@@ -52,15 +66,15 @@ def train(config: DictConfig) -> dict[str, Any]:
     tokenizer = instantiate(config.tokenizer)(corpus=corpus)
     datamodule = instantiate(config.datamodule)(corpus=corpus, tokenizer=tokenizer)
     module = instantiate(config.module)(tokenizer=tokenizer)
-    saved = checkpoints(folder / "checkpoints") if config.resume == "auto" else []
     try:
-        trainer.fit(module, datamodule=datamodule, ckpt_path=saved[-1] if saved else None, weights_only=True)
-        if trainer.is_global_zero:
-            module.save(folder)
-        trainer.test(module, datamodule=datamodule, verbose=False)
-    except SystemExit:  # Lightning's answer to Ctrl-C, with exit code 1
-        if trainer.interrupted:
-            raise KeyboardInterrupt("the checkpoint callback has said what is kept") from None
+        with _listening(trainer):
+            trainer.fit(module, datamodule=datamodule, ckpt_path=start, weights_only=True)
+            if trainer.is_global_zero:
+                module.save(folder)
+            trainer.test(module, datamodule=datamodule, verbose=False)
+    except Interrupted as interruption:
+        saved = checkpoints(folder / "checkpoints")
+        interruption.kept = str(saved[-1]) if saved else None
         raise
     finally:
         _close(trainer)
@@ -79,7 +93,7 @@ def run(overrides: list[str]) -> dict[str, Any]:
     preflight(config)
     if "strategy" in config.trainer and launched():
         _refuse_what_ranks_cannot_share(config)
-    _refuse_another_run(folder, config)
+    start_of(config)  # whatever is wrong with it is said before a model is trained for this run
     ensure(config, train)
     return train(config)
 
@@ -97,10 +111,12 @@ def _make_folder(folder: Path, config: DictConfig) -> None:
 def _trainer(config: DictConfig) -> Trainer:
     """Lightning's Trainer with the callbacks and loggers of the run. Raises `ConfigError` for what it refuses."""
     callbacks = [callback for callback in instantiate(config.callbacks).values() if callback is not None]
+    callbacks.sort(key=lambda callback: (isinstance(callback, IterationCheckpoint), isinstance(callback, GracefulStop)))
+    record = RunRecord(plain(config), git_revision(), config.resume_changed)
     loggers = [logger for logger in instantiate(config.logger).values() if logger is not None]
     make = instantiate(config.trainer)
     try:
-        return make(callbacks=callbacks, logger=loggers)
+        return make(callbacks=[record, *callbacks], logger=loggers)
     except (TypeError, ValueError, RuntimeError) as error:  # MisconfigurationException is none of these
         raise ConfigError(f"trainer: {one_sentence(error)}") from error
 
@@ -113,17 +129,10 @@ def _close(trainer: Trainer) -> None:
             finish()
 
 
-def _refuse_another_run(folder: Path, config: DictConfig) -> None:
-    """An unfinished run is gone on with by the same overrides only."""
-    saved = folder / "config.yaml"
-    if not saved.is_file():
-        return
-    before, now = (name_of(list(c.overrides)) for c in (OmegaConf.load(saved), config))
-    if before != now:
-        raise ConfigError(
-            f"name={config.name}: the unfinished run in {folder} has other settings ({before}, not {now}); "
-            f"give another name, or resume=never"
-        )
+def _listening(trainer: Trainer) -> AbstractContextManager[None]:
+    """Whatever the run's callbacks do about signals."""
+    stops = [callback for callback in trainer.callbacks if isinstance(callback, GracefulStop)]
+    return stops[0].listening() if stops else nullcontext()
 
 
 def _refuse_what_ranks_cannot_share(config: DictConfig) -> None:

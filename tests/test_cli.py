@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -271,9 +272,23 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(given, logs):
 
 
 def test_an_unfinished_run_is_gone_on_with_by_the_same_settings_only(given, logs):
-    (logs / "ppo/half").mkdir()
-    OmegaConf.save({"overrides": [*given, "name=half"]}, logs / "ppo/half/config.yaml")
-    assert "has other settings" in refusal([*given, "name=half", "ppo.clip=0.4"])
+    shutil.copytree(logs / "ppo/first", logs / "ppo/half")
+    (logs / "ppo/half/result.json").unlink()
+    refused = refusal([*given, "name=half", "ppo.clip=0.4"])
+    assert "iteration-2.ckpt was made with other settings, and these change results: ppo.clip (0.2 -> 0.4)" in refused
+    run([*given, "name=half"])  # nothing is left to learn: the same result once more
+    for name in ("metrics.csv", "model/model.safetensors", "adapter/adapter_model.safetensors"):
+        assert (logs / "ppo/half" / name).read_bytes() == (logs / "ppo/first" / name).read_bytes()
+
+
+def test_a_run_starts_from_the_checkpoint_of_another(given, logs):
+    longer = ["lr_schedule=constant", "ppo.iterations=4", f"resume={logs / 'ppo/constant'}"]
+    run([*given, "lr_schedule=constant", "name=constant"])
+    run([*given, "lr_schedule=constant", "ppo.iterations=4", "name=whole4"])
+    run([*given, *longer, "name=longer"])
+    for name in ("metrics.csv", "model/model.safetensors"):
+        assert (logs / "ppo/longer" / name).read_bytes() == (logs / "ppo/whole4" / name).read_bytes()
+    assert "resume_changed=true" in refusal([*given, *longer, "name=other", "seed=5"])
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input

@@ -269,7 +269,7 @@ def test_a_knob_reaches_its_reader(overrides, key, value):
         (["ppo.epochs=1.5"], "ppo.epochs=1.5: must be a whole number"),
         (["ppo=3"], "ppo=3: must be a group of keys"),
         (["ppo.value_loss=null"], "ppo.value_loss=null: must be a group of keys"),
-        (["resume=maybe"], "resume='maybe': must be auto or never"),
+        (["resume=maybe"], "resume='maybe': must be auto, never, or the path of a checkpoint or a run folder"),
     ],
 )
 def test_what_means_nothing_is_refused(overrides, words):

@@ -2,47 +2,154 @@
 
 from __future__ import annotations
 
-import os
+import errno
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from src.callbacks.csv_logger import CsvTables
+from src.callbacks.sealed import CheckpointError, PlainWrite, seal
 from src.core.checks import require
+
+BEST = "best.ckpt"  # a link to the best checkpoint
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class IterationCheckpoint(Callback):
-    """Saves `folder/iteration-N.ckpt` after every `every` batches and after the last, and keeps the newest `keep`."""
+    """Saves `folder/iteration-N.ckpt` after every `every` batches and after the last.
 
-    def __init__(self, folder: str, every: int, keep: int) -> None:
+    The newest `keep` stay, and the best one: that with the highest (`best_mode` "min": lowest) value of the logged
+    number `best_metric` (None: none), to which `best.ckpt` is a link. The rows that were logged are part of a
+    checkpoint, so tables and weights never differ in what they hold. Must be the last callback but `GracefulStop`.
+    """
+
+    def __init__(
+        self, folder: str, every: int, keep: int, best_metric: str | None = None, best_mode: str = "max"
+    ) -> None:
         require(every >= 1, "every", every, "at least 1")
         require(keep >= 1, "keep", keep, "at least 1")
+        require(best_mode in ("max", "min"), "best_mode", best_mode, "max or min")
         self.folder, self.every, self.keep = Path(folder), every, keep
+        self.best_metric, self.best_mode = best_metric, best_mode
+        self.saved = 0  # iterations in the newest checkpoint
+        self.best: tuple[int, float] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Have checkpoints written where they are wanted."""
+        trainer.strategy.checkpoint_io = PlainWrite()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write to a temporary file, flush it to the disk, rename it."""
-        done = batch_idx + 1
-        if done % self.every and done != trainer.num_training_batches:
+        """Save when it is time; the last iteration of a stage that validates at its end waits for that."""
+        if at_end(trainer, batch_idx + 1) and trainer.enable_validation:
             return
+        note_row(trainer)
+        if (batch_idx + 1) % self.every == 0 or at_end(trainer, batch_idx + 1):
+            self.save(trainer, batch_idx + 1)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the end of a stage together with its validation."""
+        done = trainer.fit_loop.total_batch_idx + 1
+        if trainer.state.fn == "fit" and at_end(trainer, done):
+            self.save(trainer, done)
+
+    def save(self, trainer: Trainer, done: int) -> None:
+        """Write the checkpoint of `done` iterations, if it is not the newest one already, and drop old ones.
+
+        Raises `CheckpointError` when the disk is full; the one before is left as it was.
+        """
+        if done == self.saved:
+            return
+        better = self._is_better(trainer)
+        if better is not None:
+            self.best = (done, better)
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary, final = self.folder / "writing.tmp", self.folder / f"iteration-{done}.ckpt"
-        trainer.save_checkpoint(temporary)  # all ranks come here; the first writes
-        if not trainer.is_global_zero:
-            return
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(final)
-        for old in checkpoints(self.folder)[: -self.keep]:
-            old.unlink()
+        try:
+            trainer.save_checkpoint(temporary)
+            if trainer.is_global_zero:
+                seal(temporary, final)
+        except OSError as error:
+            if error.errno not in FULL_DISK:
+                raise
+            raise CheckpointError(self._no_room(final, error)) from error
+        finally:
+            if trainer.is_global_zero:
+                temporary.unlink(missing_ok=True)
+        self.saved = done
+        if trainer.is_global_zero:
+            self._tidy()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Say what an interrupted run leaves."""
-        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
-            saved = checkpoints(self.folder)
-            kept = f"{saved[-1]} is kept" if saved else "no iteration was finished"
-            print(f"\ninterrupted: {kept}; the same command goes on from there (resume=never starts anew)")
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the rows logged so far."""
+        for logger in trainer.loggers:
+            if isinstance(logger, CsvTables):
+                checkpoint["tables"] = logger.state_dict()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put the tables back to what they were at that moment."""
+        for logger in trainer.loggers:
+            if isinstance(logger, CsvTables):
+                logger.load_state_dict(checkpoint.get("tables"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which checkpoint is the best one."""
+        return {"best": list(self.best) if self.best else None}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it up again; a best one that is not in this folder is forgotten."""
+        best = state_dict["best"]
+        if best is not None and (self.folder / f"iteration-{best[0]}.ckpt").is_file():
+            self.best = (best[0], best[1])
+
+    def _is_better(self, trainer: Trainer) -> float | None:
+        """The value of `best_metric`, if it beats the best one so far."""
+        if self.best_metric is None:
+            return None
+        logged = trainer.callback_metrics
+        allowed = f"null or a number that is logged: {', '.join(sorted(logged))}"
+        require(self.best_metric in logged, "best_metric", self.best_metric, allowed)
+        value = float(logged[self.best_metric])
+        if value != value:
+            return None
+        sign = 1 if self.best_mode == "max" else -1
+        return value if self.best is None or sign * value > sign * self.best[1] else None
+
+    def _tidy(self) -> None:
+        """Drop all but the newest and the best, and point at the best."""
+        best = self.folder / f"iteration-{self.best[0]}.ckpt" if self.best else None
+        for old in checkpoints(self.folder)[: -self.keep]:
+            if old != best:
+                old.unlink()
+        if best is not None:
+            link = self.folder / "best.tmp"
+            link.unlink(missing_ok=True)
+            link.symlink_to(best.name)
+            link.replace(self.folder / BEST)
+
+    def _no_room(self, final: Path, error: OSError) -> str:
+        """What to say when the disk is full."""
+        saved = checkpoints(self.folder)
+        kept = f"{saved[-1]} is kept as it was" if saved else "there is none before it"
+        return f"{final} could not be written ({error.strerror}): {kept}; make room, then the same command goes on"
+
+
+def at_end(trainer: Trainer, done: int) -> bool:
+    """Whether no iteration follows."""
+    return done == trainer.num_training_batches or trainer.should_stop
+
+
+def note_row(trainer: Trainer) -> None:
+    """Hand this iteration's row to the tables before the checkpoint is written; Lightning does so after it."""
+    connector = trainer._logger_connector
+    if connector.should_update_logs:
+        row = {name: float(value) for name, value in connector.metrics["log"].items()}
+        step = int(row.pop("step", trainer.fit_loop.epoch_loop._batches_that_stepped))
+        for logger in trainer.loggers:
+            if isinstance(logger, CsvTables):
+                logger.log_metrics(row, step)
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 class CsvTables(Logger):
-    """One row per step in each table; a step that is logged again, after a resume, takes the place of the old one.
+    """One row per step in each table. Checkpoints hold the rows: what an interrupted run logged later is logged anew.
 
     Lightning's own CSVLogger deletes what an interrupted run had written.
     """
@@ -41,7 +41,7 @@ class CsvTables(Logger):
     def experiment(self) -> dict[str, dict[int, dict[str, float]]]:
         """Rows by table and step."""
         if self._tables is None:
-            self._tables = {name: read_table(self.folder / f"{name}.csv") for name in ("metrics", "timing")}
+            self._tables = {"metrics": {}, "timing": {}}
         return self._tables
 
     @rank_zero_only
@@ -63,6 +63,17 @@ class CsvTables(Logger):
         """Write both tables."""
         for name, rows in self.experiment.items():
             write_table(self.folder / f"{name}.csv", rows)
+
+    @rank_zero_only
+    def state_dict(self) -> dict[str, dict[int, dict[str, float]]]:
+        """A copy of the rows by table and step."""
+        return {name: {step: dict(row) for step, row in rows.items()} for name, rows in self.experiment.items()}
+
+    @rank_zero_only
+    def load_state_dict(self, state: dict[str, dict[int, dict[str, float]]]) -> None:
+        """Take up the rows of a checkpoint; whatever else was logged or written is forgotten."""
+        self._tables = {name: {step: dict(row) for step, row in rows.items()} for name, rows in state.items()}
+        self.save()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

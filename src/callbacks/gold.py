@@ -46,6 +46,10 @@ class GoldStop(Callback):
         self.window, self.drop, self.patience = window, drop, patience
         self.rows: list[tuple[float, float]] = []
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that was interrupted just after its stop stays stopped."""
+        trainer.should_stop = trainer.should_stop or self._ends()
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -54,9 +58,13 @@ class GoldStop(Callback):
         if "rollout/gold" not in metrics:
             raise RuntimeError("early_stop=gold needs a gold score: choose one with gold_reward")
         self.rows.append((float(metrics["rollout/score"]), float(metrics["rollout/gold"])))
-        if len(self.rows) % self.window == 0 and self._parted():
+        if self._ends():
             trainer.should_stop = True
             rank_zero_only(print)(f"stopped after iteration {batch_idx + 1}: gold falls while the score rises")
+
+    def _ends(self) -> bool:
+        """Whether a window is full and the scores have parted."""
+        return bool(self.rows) and len(self.rows) % self.window == 0 and self._parted()
 
     def _parted(self) -> bool:
         """Whether the last `patience` windows all lie below the best gold, with a higher score."""

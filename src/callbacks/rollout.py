@@ -25,6 +25,7 @@ class RolloutCallback(Callback):
     ) -> None:
         """Sample, score and credit before the module learns."""
         started = time.perf_counter()
+        trainer._results.reset()  # Lightning would log again what an earlier iteration logged and this one does not
         prompts = as_prompts(batch["prompts"])
         # 0: the same on every rank, of which each takes what falls to its rows
         draws = generator(self.seed, "sampling", 0, batch_idx, device=prompts.ids.device)

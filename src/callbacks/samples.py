@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,30 @@ class SampleTable(Callback):
         finished = rollout.finished.tolist()
         columns = zip(rollout.prompts, rollout.responses, scores, finished, strict=True)
         rows = [[done, *row] for row in list(columns)[: self.rows]]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(dict(zip(self.columns, row, strict=True)), ensure_ascii=False) for row in rows]
-        (self.folder / f"iteration-{done:06d}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        self._write(done, rows)
         self.table += rows
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_table("samples", columns=list(self.columns), data=self.table)
+
+    def on_train_start(self, trainer: Trainer, pl_module: PPOModule) -> None:
+        """The folder holds the tables of the checkpoint, and none of what an interrupted run wrote later."""
+        by_iteration = {done: list(rows) for done, rows in groupby(self.table, key=lambda row: row[0])}
+        for path in self.folder.glob("iteration-*.jsonl"):
+            if int(path.stem.removeprefix("iteration-")) not in by_iteration:
+                path.unlink()
+        for done, rows in by_iteration.items():
+            self._write(done, rows)
+
+    def _write(self, done: int, rows: list[list[Any]]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(dict(zip(self.columns, row, strict=True)), ensure_ascii=False) for row in rows]
+        (self.folder / f"iteration-{done:06d}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far."""
+        return {"table": [list(row) for row in self.table]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them up again."""
+        self.table = [list(row) for row in state_dict["table"]]

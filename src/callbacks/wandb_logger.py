@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 
 
 def wandb_logger(project: str, name: str | None, save_dir: str, offline: bool | None) -> WandbLogger:
-    """Lightning's logger; with `offline=None` the run stays on disk unless there is a login (see `wandb sync`)."""
+    """Lightning's logger; with `offline=None` the run stays on disk unless there is a login (see `wandb sync`).
+
+    A run folder keeps one run there: when it is gone on with, so is that run, online or offline.
+    """
     offline = not wandb.login(prompt=False) if offline is None else offline
-    return WandbLogger(project=project, name=name, save_dir=save_dir, mode="offline" if offline else "online")
+    mode = "offline" if offline else "online"
+    return WandbLogger(project=project, name=name, save_dir=save_dir, id=earlier_id(Path(save_dir)), mode=mode)
+
+
+def earlier_id(save_dir: Path) -> str | None:
+    """The id of the run that was begun below `save_dir`, from its folder `wandb/[offline-]run-TIME-ID`."""
+    folders = sorted((save_dir / "wandb").glob("*run-*-*"), key=lambda path: path.name.removeprefix("offline-"))
+    return folders[0].name.rsplit("-", 1)[-1] if folders else None

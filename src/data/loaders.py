@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -35,6 +37,7 @@ class StreamLoader(Generic[Row]):
         self.rows, self.collate, self.batch_size, self.batches = rows, collate, batch_size, batches
         self.seed, self.stream = seed, stream
         self.cursor = 0
+        self.changed = False  # the rows are not those that a checkpoint counted in
         self._order_of_pass = -1, torch.empty(0, dtype=torch.int64)
 
     def __len__(self) -> int:
@@ -48,13 +51,22 @@ class StreamLoader(Generic[Row]):
             self.cursor += 1
             yield self.collate([self.rows[i] for i in indices], indices)
 
-    def state_dict(self) -> dict[str, int]:
-        """The number of batches handed out."""
-        return {"cursor": self.cursor}
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over all rows in their order, and over the size of a batch, in which the cursor counts."""
+        digest = hashlib.sha256(str(self.batch_size).encode())
+        for row in self.rows:
+            digest.update(f"{row!r}\n".encode())
+        return digest.hexdigest()
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after the batches that were handed out."""
-        self.cursor = state["cursor"]
+    def state_dict(self) -> dict[str, Any]:
+        """The number of batches handed out, and of what."""
+        return {"cursor": self.cursor, "fingerprint": self.fingerprint}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after the batches that were handed out; other rows begin at their beginning."""
+        self.changed = state["fingerprint"] != self.fingerprint
+        self.cursor = 0 if self.changed else state["cursor"]
 
     def _row_at(self, place: int) -> int:
         number, offset = divmod(place, len(self.rows))

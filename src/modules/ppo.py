@@ -22,6 +22,7 @@ from src.models.forward import next_token_logprobs
 from src.models.roles import Roles
 from src.modules.averages import Averages
 from src.modules.objective import PolicyLoss, PolicyObjective
+from src.modules.trainable import keep_trainable, require_trainable
 from src.rollout.evaluation import Evaluation, merge
 from src.rollout.experience import ReferenceKL
 from src.rollout.kl_controller import KLController
@@ -248,20 +249,13 @@ class PPOModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trainable tensors only; the frozen ones are named by the configuration."""
-        trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
+        keep_trainable(self, checkpoint)
         checkpoint["episodes"], checkpoint["tokens"] = self.episodes, self.tokens
         checkpoint["old_kl_controller"] = self.objective.old_kl_controller.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the counters, and refuse a checkpoint that lacks or exceeds what is trained."""
-        trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        found = set(checkpoint["state_dict"])
-        if found != trainable:
-            raise RuntimeError(
-                f"the checkpoint does not fit this model: missing {sorted(trainable - found)[:3]}, "
-                f"unexpected {sorted(found - trainable)[:3]}"
-            )
+        require_trainable(self, checkpoint)
         self.episodes, self.tokens = checkpoint["episodes"], checkpoint["tokens"]
         self.objective.old_kl_controller.load_state_dict(checkpoint["old_kl_controller"])
 

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
+from src.modules.trainable import keep_trainable, require_trainable
 from src.utils.ranks import sum_gradients
 from src.utils.streams import stream_seed
 
@@ -52,6 +53,10 @@ class SupervisedModule(LightningModule):
         """The gradient of the whole batch is the sum of what the ranks have found."""
         sum_gradients(self.net.parameters())
 
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """What is measured belongs to the row of the last step."""
+        self.log("step", float(self.trainer.fit_loop.total_batch_idx + 1), batch_size=1)
+
     def configure_gradient_clipping(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
         """Clip once per optimizer step, and log the norm before clipping."""
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.max_grad_norm)
@@ -59,5 +64,8 @@ class SupervisedModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trainable tensors only."""
-        trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
+        keep_trainable(self, checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that lacks or exceeds what is trained."""
+        require_trainable(self, checkpoint)

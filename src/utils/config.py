@@ -7,6 +7,7 @@ import hashlib
 import json
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -61,8 +62,8 @@ def compose(overrides: list[str]) -> DictConfig:
         config.choices = choices
     _refuse_unread(config, plain)
     _refuse_other_types(config, plain)
-    if config.resume not in RESUME:
-        raise ConfigError(f"resume={config.resume!r}: must be {' or '.join(RESUME)}")
+    if config.resume not in RESUME and not Path(str(config.resume)).expanduser().exists():
+        raise ConfigError(f"resume={config.resume!r}: must be auto, never, or the path of a checkpoint or a run folder")
     return config
 
 
@@ -70,7 +71,7 @@ def settings_hash(config: DictConfig, *others: str) -> str:
     """SHA-256 of what a run is asked to do; where its folder lies and what it is called (and `others`) do not count."""
     settings = OmegaConf.to_container(config, resolve=False)
     assert isinstance(settings, dict)
-    for name in ("overrides", "choices", "run_dir", "log_dir", "name", "resume", *others):
+    for name in ("overrides", "choices", "run_dir", "log_dir", "name", "resume", "resume_changed", *others):
         settings.pop(name, None)
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 

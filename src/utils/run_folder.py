@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 FINISHED = "result.json"  # written last: a folder with this file is a finished run
-NOT_IN_NAMES = ("resume=", "stage=", "log_dir=", "name=")
+NOT_IN_NAMES = ("resume=auto", "resume=never", "resume_changed=", "stage=", "log_dir=", "name=")
 
 
 def run_folder(parent: Path, name: str | None, overrides: list[str], resume: str) -> Path:

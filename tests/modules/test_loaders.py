@@ -58,9 +58,31 @@ def test_a_loader_at_its_end_starts_over() -> None:
     """Checklist 62. The next epoch is not empty."""
     loader = stream()
     once = read(loader)
-    assert loader.state_dict() == {"cursor": 9}
+    assert loader.state_dict()["cursor"] == 9
     assert len(loader) == 9
     assert read(loader) == once
+
+
+@pytest.mark.parametrize(("rows", "batch_size"), [(ROWS[::-1], 3), (ROWS[:-1], 3), (ROWS, 5)])
+def test_other_rows_begin_at_their_beginning(rows: list[str], batch_size: int) -> None:
+    """Checklist 63. Other rows, fewer, or batches of another size; the same rows go on."""
+    first = stream()
+    iterator = iter(first)
+    next(iterator), next(iterator)
+    same = stream()
+    same.load_state_dict(first.state_dict())
+    assert (same.changed, same.cursor) == (False, 2)
+
+    def collate_any(rows: list[str], indices: list[int]) -> dict[str, Any]:
+        return {"indices": indices}
+
+    def other() -> StreamLoader[str]:
+        return StreamLoader(rows, collate_any, batch_size=batch_size, batches=9, seed=1, stream="prompts")
+
+    changed = other()
+    changed.load_state_dict(first.state_dict())
+    assert changed.changed
+    assert read(changed) == read(other())
 
 
 def test_an_ordered_loader_gives_every_row_once_in_order() -> None:
