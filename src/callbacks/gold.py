@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from src.callbacks.csv_logger import read_table
 from src.core.checks import require
 from src.core.overoptimisation import fit_gao_form, gao_form, turning_point
+from src.models.roles import write
+from src.modules.ppo import PPOModule
 
 
 class GoldCurve(Callback):
@@ -21,22 +24,21 @@ class GoldCurve(Callback):
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: PPOModule) -> None:
         """Draw, if a gold score and a KL were logged and moved."""
         for logger in trainer.loggers:
             logger.save()
-        table = read_table(self.folder / "metrics.csv")
-        wanted = ("rollout/score", "rollout/gold", "rollout/kl")
-        rows = [[row[name] for name in wanted] for _, row in sorted(table.items()) if all(n in row for n in wanted)]
+        rows = gold_rows(self.folder)
         if trainer.is_global_zero and len({kl for _, _, kl in rows if kl > 0}) >= 2:
             draw(rows, self.folder / "gold.png")
 
 
 class GoldStop(Callback):
-    """Stops training when the gold score falls while the score rises.
+    """Stops training when the gold score falls while the score rises, and takes the policy back to its best.
 
     Both are averaged over windows of `window` iterations. Training ends when `patience` windows in a row have a gold
-    lower than the best window's by more than `drop`, and a score above that window's.
+    lower than the best window's by more than `drop`, and a score above that window's; the policy then is again what it
+    was at the end of the best window.
     """
 
     def __init__(self, window: int, drop: float, patience: int) -> None:
@@ -45,45 +47,80 @@ class GoldStop(Callback):
         require(patience >= 1, "patience", patience, "at least 1")
         self.window, self.drop, self.patience = window, drop, patience
         self.rows: list[tuple[float, float]] = []
+        self.best_policy: list[Tensor] = []
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: PPOModule) -> None:
         """A run that was interrupted just after its stop stays stopped."""
         trainer.should_stop = trainer.should_stop or self._ends()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: PPOModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take note of the iteration, and decide at the end of each window."""
+        """Take note of the iteration; at the end of each window keep the policy or decide."""
         metrics = trainer.callback_metrics
         if "rollout/gold" not in metrics:
             raise RuntimeError("early_stop=gold needs a gold score: choose one with gold_reward")
         self.rows.append((float(metrics["rollout/score"]), float(metrics["rollout/gold"])))
-        if self._ends():
+        if len(self.rows) % self.window:
+            return
+        windows = self._windows()
+        parameters = pl_module.roles.policy_parameters()
+        if best(windows) == len(windows) - 1:
+            self.best_policy = [parameter.detach().cpu().clone() for parameter in parameters]
+        elif self._ends():
             trainer.should_stop = True
-            rank_zero_only(print)(f"stopped after iteration {batch_idx + 1}: gold falls while the score rises")
+            with torch.no_grad():
+                write(self.best_policy, parameters)
+            rank_zero_only(print)(
+                f"stopped after iteration {batch_idx + 1}, gold falls while the score rises: "
+                f"back to the policy of iteration {(best(windows) + 1) * self.window}"
+            )
+
+    def _windows(self) -> list[tuple[float, float]]:
+        """Mean (score, gold) of each full window."""
+        size = self.window
+        starts = range(0, len(self.rows) - size + 1, size)
+        windows = [zip(*self.rows[start : start + size], strict=True) for start in starts]
+        return [(sum(scores) / size, sum(gold) / size) for scores, gold in windows]
 
     def _ends(self) -> bool:
-        """Whether a window is full and the scores have parted."""
-        return bool(self.rows) and len(self.rows) % self.window == 0 and self._parted()
-
-    def _parted(self) -> bool:
         """Whether the last `patience` windows all lie below the best gold, with a higher score."""
-        size = self.window
-        windows = [self.rows[start : start + size] for start in range(0, len(self.rows), size)]
-        means = [tuple(sum(column) / size for column in zip(*window, strict=True)) for window in windows]
-        best = max(range(len(means)), key=lambda i: means[i][1])
-        later = means[best + 1 :][-self.patience :]
+        windows = self._windows()
+        if len(self.rows) % self.window or not windows:
+            return False
+        best_score, best_gold = windows[best(windows)]
+        later = windows[best(windows) + 1 :][-self.patience :]
         return len(later) == self.patience and all(
-            gold < means[best][1] - self.drop and score > means[best][0] for score, gold in later
+            gold < best_gold - self.drop and score > best_score for score, gold in later
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The scores so far."""
-        return {"rows": [list(row) for row in self.rows]}
+        """The scores so far, and the best policy."""
+        return {"rows": [list(row) for row in self.rows], "best_policy": self.best_policy}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take them up again."""
         self.rows = [(score, gold) for score, gold in state_dict["rows"]]
+        self.best_policy = state_dict["best_policy"]
+
+
+def best(windows: list[tuple[float, float]]) -> int:
+    """The number of the (first) window with the highest gold."""
+    return max(range(len(windows)), key=lambda i: windows[i][1])
+
+
+def gold_rows(folder: Path) -> list[list[float]]:
+    """[score, gold, KL] of each iteration of a run that has all three in its metrics.csv."""
+    wanted = ("rollout/score", "rollout/gold", "rollout/kl")
+    table = read_table(folder / "metrics.csv")
+    return [[row[name] for name in wanted] for _, row in sorted(table.items()) if all(name in row for name in wanted)]
+
+
+def fit_of(rows: list[list[float]]) -> tuple[float, float, float | None]:
+    """alpha, beta and the turning point of Gao's form, fitted to the rise of gold over its first iteration."""
+    _, gold, kl = torch.tensor(rows, dtype=torch.float64).T
+    alpha, beta = fit_gao_form(kl.clamp(min=0).sqrt(), gold - gold[0])
+    return alpha, beta, turning_point(alpha, beta)
 
 
 def draw(rows: list[list[float]], path: Path) -> None:
@@ -91,8 +128,7 @@ def draw(rows: list[list[float]], path: Path) -> None:
     scores, gold, kl = torch.tensor(rows, dtype=torch.float64).T
     distance = kl.clamp(min=0).sqrt()
     start = gold[0].item()
-    alpha, beta = fit_gao_form(distance, gold - start)
-    turn = turning_point(alpha, beta)
+    alpha, beta, turn = fit_of(rows)
     figure = Figure(figsize=(8, 5), layout="constrained")
     axis = figure.subplots()
     axis.plot(distance, scores, ".", label="score (trained on)")

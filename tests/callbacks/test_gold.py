@@ -14,12 +14,22 @@ from src.callbacks.gold import GoldCurve, GoldStop
 from src.core.checks import SettingError
 
 
-def stops_at(stop: GoldStop, scores: list[float], gold: list[float]) -> int | None:
+class Policy(SimpleNamespace):
+    """A module whose policy is one number: the iteration after which it was last changed."""
+
+    def __init__(self) -> None:
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        super().__init__(roles=SimpleNamespace(policy_parameters=lambda: [self.weight]))
+
+
+def stops_at(stop: GoldStop, scores: list[float], gold: list[float], policy: Policy | None = None) -> int | None:
     """The iteration after which a trainer that logs these numbers is told to stop."""
     trainer: Any = SimpleNamespace(should_stop=False, callback_metrics={})
+    policy = policy or Policy()
     for i, (score, true) in enumerate(zip(scores, gold, strict=True)):
         trainer.callback_metrics = {"rollout/score": torch.tensor(score), "rollout/gold": torch.tensor(true)}
-        stop.on_train_batch_end(trainer, SimpleNamespace(), None, None, i)  # type: ignore[arg-type]
+        policy.weight.data.fill_(i + 1)
+        stop.on_train_batch_end(trainer, policy, None, None, i)  # type: ignore[arg-type]
         if trainer.should_stop:
             return i + 1
     return None
@@ -42,12 +52,23 @@ def test_it_does_not_stop_while_gold_holds_or_both_fall() -> None:
     assert stops_at(GoldStop(window=2, drop=0.6, patience=1), RISING, TURNING) is None
 
 
+def test_it_takes_the_policy_back_to_the_end_of_its_best_window() -> None:
+    """The best window holds iterations 5 and 6; without a stop the policy stays what it is."""
+    policy = Policy()
+    stops_at(GoldStop(window=2, drop=0.1, patience=2), RISING, TURNING, policy)
+    assert policy.weight.item() == 6
+    stops_at(GoldStop(window=2, drop=0.6, patience=2), RISING, TURNING, policy)
+    assert policy.weight.item() == len(TURNING)
+
+
 def test_an_interrupted_meter_goes_on() -> None:
     """Checklist 61. Six iterations, then the state in a fresh one: it stops where an uninterrupted one does."""
     first, second = (GoldStop(window=2, drop=0.1, patience=2) for _ in range(2))
     assert stops_at(first, RISING[:6], TURNING[:6]) is None
     second.load_state_dict(first.state_dict())
-    assert stops_at(second, RISING[6:], TURNING[6:]) == 4
+    policy = Policy()
+    assert stops_at(second, RISING[6:], TURNING[6:], policy) == 4
+    assert policy.weight.item() == 6
 
 
 def test_without_gold_it_says_so() -> None:
@@ -68,5 +89,5 @@ def test_the_curve_is_drawn_when_the_policy_has_moved(tmp_path: Path, moved: boo
     for step in range(1, 5):
         kl = 0.5 * (step - 1) if moved else 0.0
         logger.log_metrics({"rollout/score": 0.1 * step, "rollout/gold": 0.2, "rollout/kl": kl}, step)
-    GoldCurve(str(tmp_path)).on_fit_end(SimpleNamespace(loggers=[logger]), SimpleNamespace())  # type: ignore[arg-type]
+    GoldCurve(str(tmp_path)).on_fit_end(SimpleNamespace(loggers=[logger], is_global_zero=True), SimpleNamespace())  # type: ignore[arg-type]
     assert (tmp_path / "gold.png").exists() == drawn
