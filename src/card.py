@@ -50,7 +50,7 @@ def model_card(run: Run, adapter: bool, iteration: int | None) -> ModelCard:
         name=f"{run.folder.name} ({run.stage})",
         stage=run.stage,
         summary=KINDS[run.stage] + (f" Taken from the checkpoint of step {iteration} of an unfinished run." if iteration else ""),
-        data={k: v for k, v in settings["data"].items() if not isinstance(v, dict) and not k.startswith("_")},
+        data={k: v for k, v in settings["data"].items() if not (isinstance(v, dict) or k.startswith("_") or "${" in str(v))},
         choices={group: option for group, option in settings["choices"].items() if option != "none"},
         command=" ".join([f"python -m src.train stage={run.stage}", *_without_stage(run)]),
         seed=run.config.seed,
