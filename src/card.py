@@ -49,8 +49,8 @@ def model_card(run: Run, adapter: bool, iteration: int | None) -> ModelCard:
         template_path=str(TEMPLATE),
         name=f"{run.folder.name} ({run.stage})",
         stage=run.stage,
-        summary=KINDS[run.stage] + (f" Taken from the checkpoint of step {iteration} of an unfinished run." if iteration else ""),
-        data={k: v for k, v in settings["data"].items() if not (isinstance(v, dict) or k.startswith("_") or "${" in str(v))},
+        summary=KINDS[run.stage] + (f" Taken from the checkpoint of step {iteration} of an unfinished run." if iteration else ""),  # noqa: E501
+        data={k: v for k, v in settings["data"].items() if not (isinstance(v, dict) or k.startswith("_") or "${" in str(v))},  # noqa: E501
         choices={group: option for group, option in settings["choices"].items() if option != "none"},
         command=" ".join([f"python -m src.train stage={run.stage}", *_without_stage(run)]),
         seed=run.config.seed,

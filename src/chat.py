@@ -40,7 +40,7 @@ def open_talk(given: str, arguments: list[str]) -> Talk:
     if run is not None and run.stage == "reward":
         raise ConfigError(f"{given}: this is a reward model, which does not talk; give the folder of an SFT or PPO run")
     if run is not None and not run.model.is_dir():
-        raise ConfigError(f"{given}: the run is unfinished and has saved no model; python -m src.export takes its checkpoint")
+        raise ConfigError(f"{given}: the run is unfinished and has saved no model: use python -m src.export")
     policy = str(run.model if run is not None else Path(given).expanduser())
     trained = run is not None and run.stage == "ppo"
     limit = context_length(load_config(policy))

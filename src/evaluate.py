@@ -4,10 +4,10 @@ python -m src.evaluate logs/ppo/default prompts=prompts.jsonl            the run
 python -m src.evaluate logs/ppo/default prompts=p.txt reward=vader       judged by another reward
 python -m src.evaluate FOLDER prompts=p.txt reward=vader                 a plain model, without a reference
 python -m src.evaluate FOLDER prompts=p.txt reward=vader reference=BASE  and with one
-python -m src.evaluate logs/ppo/default prompts=answered.jsonl           the column `responses`: given answers are scored
+python -m src.evaluate logs/ppo/default prompts=answered.jsonl           the column `responses` is scored
 
-prompts=FILE is .jsonl (column `prompt`, all others go to the reward) or text, one prompt a line. All other key=value are
-those of python -m src.train, upon the run's own (rollout.temperature=0.7, gold_reward=vader, ...). Writes result.json
+prompts=FILE is .jsonl (column `prompt`, all others go to the reward) or text, one prompt a line. All other key=value
+are those of python -m src.train, upon the run's own (rollout.temperature=0.7, gold_reward=vader, ...). Writes result.json
 (every figure with n and 95% interval) and rows.jsonl (a line per answer) into out=FOLDER, by default
 RUN/evaluation/NAME-OF-THE-FILE.
 """
@@ -34,7 +34,7 @@ SETTINGS = {"prompts": None, "reference": None, "out": None}
 
 
 def evaluate(given: str, arguments: list[str]) -> Path:
-    """Measure, show and write; returns the folder of the result. Raises `ConfigError`, `DataError`, `ModelError`, `RewardError`."""
+    """Measure, show and write; returns the folder of the result."""
     started = time.perf_counter()
     own, overrides = own_settings(arguments, SETTINGS)
     if own["prompts"] is None:
@@ -43,7 +43,7 @@ def evaluate(given: str, arguments: list[str]) -> Path:
     if run is not None and run.stage == "reward":
         raise ConfigError(f"{given}: this is a reward model; give the folder of an SFT or PPO run")
     if run is not None and not run.model.is_dir():
-        raise ConfigError(f"{given}: the run is unfinished and has saved no model; python -m src.export takes its checkpoint")
+        raise ConfigError(f"{given}: the run is unfinished and has saved no model: use python -m src.export")
     config = settings_of(run, given, overrides)
     if "path" in config.reward and config.reward.path is None:
         raise ConfigError(f"{given} says of no reward model: add reward=vader, or reward=learned reward.path=FOLDER")
@@ -53,7 +53,12 @@ def evaluate(given: str, arguments: list[str]) -> Path:
     found = score_given(config, policy, own["prompts"]) or generate(config, policy, reference, own["prompts"])
     make_folder(folder)
     write_rows(folder / "rows.jsonl", found)
-    facts = {"model": policy, "reference_model": reference, "prompts": str(own["prompts"]), "command": said(given, arguments)}
+    facts = {
+        "model": policy,
+        "reference_model": reference,
+        "prompts": str(own["prompts"]),
+        "command": said(given, arguments),
+    }
     result = make_result(config, found.figures, time.perf_counter() - started)
     write_json(folder / FINISHED, result | {"stage": "evaluation", **facts})
     Console().print(figures_table(found.figures))

@@ -3,8 +3,8 @@
 python -m src.export logs/ppo/default                  into logs/ppo/default/export
 python -m src.export logs/pipeline/default out=FOLDER  of a pipeline, its PPO stage; into another folder
 
-The folder holds the merged model (safetensors), the tokenizer with its chat template, generation_config.json (samples as
-in training), README.md (the model card) and, for a LoRA policy, adapter/ for peft. At the end it is loaded and compared
+The folder holds the merged model (safetensors), the tokenizer with its chat template, generation_config.json (samples
+as in training), README.md (the model card) and, for a LoRA policy, adapter/ for peft. At the end it is loaded and compared
 with the run's own model. Of an unfinished run its last checkpoint is taken, and the card says so.
 """
 
@@ -31,7 +31,7 @@ HALF_TOLERANCE = 0.5
 
 
 def export(given: str, out: str | None) -> Path:
-    """Write the folder, compare, and return where it is. Raises `ConfigError` or `ModelError`; then there is no folder."""
+    """Write the folder, compare, and return where it is. Raises `ConfigError` or `ModelError` and leaves nothing."""
     run = find_run(given)
     if run is None:
         raise ConfigError(f"{given}: this is a model folder already; give the folder of a run")
@@ -61,7 +61,7 @@ def restore(run: Run, folder: Path) -> int:
     """Write what the last checkpoint of an unfinished run holds, as the run itself would; returns its iteration."""
     saved = checkpoints(run.folder / "checkpoints")
     if not saved:
-        raise ConfigError(f"{run.folder}: the run is unfinished and has no checkpoint yet, so there is nothing to export")
+        raise ConfigError(f"{run.folder}: the run is unfinished and has no checkpoint yet")
     corpus = instantiate(run.config.data)
     tokenizer = instantiate(run.config.tokenizer)(corpus=corpus)
     module = instantiate(run.config.module)(tokenizer=tokenizer)

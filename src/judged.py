@@ -49,7 +49,9 @@ def generate(config: DictConfig, policy: str, reference: str | None, path: str) 
     with progress() as bar:
         task = bar.add_task("answering", total=len(prompts.rows))
         for number, batch in enumerate(loader):
-            asked = as_prompts({k: v.to(device()) if isinstance(v, torch.Tensor) else v for k, v in batch["prompts"].items()})
+            asked = as_prompts(
+                {k: v.to(device()) if isinstance(v, torch.Tensor) else v for k, v in batch["prompts"].items()}
+            )
             for role, parts in answers.items():
                 parts.append(evaluator.answers(roles, role, rewards, asked, number, kl=reference is not None))
             bar.advance(task, len(asked.texts))
@@ -90,8 +92,12 @@ def score_given(config: DictConfig, model: str, path: str) -> Found | None:
 def as_rollout(prompts: PromptFile, responses: list[list[str]], model: str) -> Rollout:
     """Given answers in the form that rewards are asked in; each counts as finished."""
     tokenizer = load_tokenizer(model)
-    flat = [(i, row, text) for i, (row, texts) in enumerate(zip(prompts.rows, responses, strict=True)) for text in texts]
-    prompt_ids, prompt_mask = pad_left(tokenizer([row.prompt for _, row, _ in flat])["input_ids"], tokenizer.pad_token_id)
+    flat = [
+        (i, row, text) for i, (row, texts) in enumerate(zip(prompts.rows, responses, strict=True)) for text in texts
+    ]
+    prompt_ids, prompt_mask = pad_left(
+        tokenizer([row.prompt for _, row, _ in flat])["input_ids"], tokenizer.pad_token_id
+    )
     rows = encode_with_end(tokenizer, [text for _, _, text in flat])
     width = max(map(len, rows))
     ids = torch.tensor([[*row, *[tokenizer.pad_token_id] * (width - len(row))] for row in rows])
@@ -150,7 +156,9 @@ class RateColumn(ProgressColumn):
 
 def progress() -> Progress:
     """A bar with count, rate and time left."""
-    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn()
+    )
 
 
 def device() -> torch.device:

@@ -4,8 +4,8 @@ python -m src.ledger                                     the embedded default
 python -m src.ledger model=gpt2 ppo.micro_batch_size=8   another model, another size
 python -m src.ledger model.lora=null                     every weight trained
 
-Each row is what a role or phase takes at its fullest; weights and Adam's states stay, phases follow one another. A model
-is known by its config.json: weights are not needed. The same table opens every PPO run.
+Each row is what a role or phase takes at its fullest; weights and Adam's states stay, phases follow one another. A
+model is known by its config.json: weights are not needed.
 """
 
 from __future__ import annotations

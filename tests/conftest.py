@@ -14,7 +14,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
-    """A finished PPO run of two iterations on a random GPT-2 of two layers, judged by VADER: (run folder, SFT folder)."""
+    """A finished PPO run of two iterations on a random GPT-2, judged by VADER: (run folder, SFT folder)."""
     import warnings
 
     from src.train import run

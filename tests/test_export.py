@@ -109,7 +109,9 @@ def test_of_an_unfinished_run_the_last_checkpoint_is_taken(tiny_run, tmp_path, c
     found = {name: tensor for name, tensor in adapter.state_dict().items() if "lora_" in name}
     assert found
     for name, tensor in found.items():
-        (kept,) = [t for n, t in tensors.items() if n.endswith(name.split("base_model.", 1)[1].replace("default", "policy"))]
+        (kept,) = [
+            t for n, t in tensors.items() if n.endswith(name.split("base_model.", 1)[1].replace("default", "policy"))
+        ]
         assert torch.equal(tensor, kept)
 
 
@@ -153,4 +155,3 @@ def test_an_export_that_came_out_wrong_is_refused_and_leaves_nothing(tiny_run, t
     with pytest.raises(ModelError, match="its outputs differ by up to"):
         export(str(tiny_run[0]), str(tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
-

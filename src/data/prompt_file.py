@@ -53,7 +53,7 @@ def given_responses(path: str, prompts: PromptFile) -> list[list[str]] | None:
 
     Raises `DataError` when some rows have it and others do not, or when it holds something else.
     """
-    found = [row.metadata.get("responses") for row in prompts.rows]
+    found: list[Any] = [row.metadata.get("responses") for row in prompts.rows]
     if all(cell is None for cell in found):
         return None
     for number, cell in enumerate(found, start=1):

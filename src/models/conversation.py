@@ -31,7 +31,9 @@ class Conversation:
 
         The oldest turns go first; then the beginning of the text itself.
         """
-        self.messages = [*self.messages, {"role": "user", "content": text}] if self.has_template else [{"content": text}]
+        self.messages = (
+            [*self.messages, {"role": "user", "content": text}] if self.has_template else [{"content": text}]
+        )
         asked, note = len(self.messages), None
         ids = self.ids()
         while self._too_long(ids) and len(self.messages) > 1:

@@ -33,6 +33,7 @@ from src.models.forward import gradient_checkpointing
 from src.models.roles import add_adapter, lora_config, value_head
 from src.models.settings import DTYPES, ModelSettings
 
+SAVING = "saving: the merged copy (in main memory)"
 ADAM_STATES = 2  # first and second moment of each trained number, in its own dtype
 
 
@@ -72,8 +73,13 @@ class Ledger:
 
     @property
     def peak(self) -> int:
-        """Most bytes at once."""
+        """Most bytes at once where all of it is main memory."""
         return self.lasting + max(self.phases.values())
+
+    @property
+    def on_gpu(self) -> int:
+        """Most bytes at once on a GPU: the copy that is saved is made in main memory."""
+        return self.lasting + max(taken for phase, taken in self.phases.items() if phase != SAVING)
 
 
 def ledger(
@@ -104,7 +110,7 @@ def ledger(
         if judge is not None:
             phases["reward model: hidden states"] = peak_of(lambda: _backbone(judge, load.scoring_rows, load.tokens))
         del fakes
-    phases["saving: the merged copy (in main memory)"] = copied
+    phases[SAVING] = copied
     return Ledger(weights, trained, {role: ADAM_STATES * size for role, size in trained.items()}, phases)
 
 
@@ -202,7 +208,7 @@ def _backbone(lm: PreTrainedModel, rows: int, tokens: int) -> Tensor:
 
 
 def _inputs(rows: int, new: int, before: int) -> dict[str, Tensor]:
-    """Token ids and positions of `new` tokens, and the mask of what they see, made beforehand as fakes hold no truth."""
+    """Token ids and positions of `new` tokens, and the mask of what they see, made before as fakes hold no truth."""
     ids = torch.zeros(rows, new, dtype=torch.int64)
     return {
         "input_ids": ids,
