@@ -79,9 +79,10 @@ TAIL = f"""
 ## How far off it is
 
 `benchmarks/results/memory.md` (made by `python -m benchmarks.memory`) compares it with real iterations on a CPU.
-It counts tensors, exactly. It does not count what an allocator keeps back: glibc holds on to freed pieces that later tensors do
-not fit into, so a CPU run can be larger than its tensors; `MALLOC_MMAP_THRESHOLD_=65536` gives them back, at some cost
-in time. Not counted either: libraries' workspaces, a trainer's mixed precision, the third loss (`ppo.lm_coef`), exact KLs.
+It counts tensors, exactly. It does not count what an allocator keeps back: glibc holds on to freed pieces that
+later tensors do not fit into, so a CPU run can be larger than its tensors; `MALLOC_MMAP_THRESHOLD_=65536` gives them
+back, at some cost in time. Not counted either: libraries' workspaces, a trainer's mixed precision, the third loss
+(`ppo.lm_coef`), exact KLs.
 Saving copies the model in main memory, also when training was on a GPU.
 """
 

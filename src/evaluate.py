@@ -7,7 +7,7 @@ python -m src.evaluate FOLDER prompts=p.txt reward=vader reference=BASE  and wit
 python -m src.evaluate logs/ppo/default prompts=answered.jsonl           the column `responses` is scored
 
 prompts=FILE is .jsonl (column `prompt`, all others go to the reward) or text, one prompt a line. All other key=value
-are those of python -m src.train, upon the run's own (rollout.temperature=0.7, gold_reward=vader, ...). Writes result.json
+are those of python -m src.train, upon the run's own (rollout.temperature=0.7, ...). Writes result.json
 (every figure with n and 95% interval) and rows.jsonl (a line per answer) into out=FOLDER, by default
 RUN/evaluation/NAME-OF-THE-FILE.
 """

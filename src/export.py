@@ -4,8 +4,8 @@ python -m src.export logs/ppo/default                  into logs/ppo/default/exp
 python -m src.export logs/pipeline/default out=FOLDER  of a pipeline, its PPO stage; into another folder
 
 The folder holds the merged model (safetensors), the tokenizer with its chat template, generation_config.json (samples
-as in training), README.md (the model card) and, for a LoRA policy, adapter/ for peft. At the end it is loaded and compared
-with the run's own model. Of an unfinished run its last checkpoint is taken, and the card says so.
+as in training), README.md (the model card) and, for a LoRA policy, adapter/ for peft. At the end it is loaded and
+compared with the run's own model. Of an unfinished run its last checkpoint is taken, and the card says so.
 """
 
 from __future__ import annotations
