@@ -14,7 +14,7 @@ test test-slow: export OMP_NUM_THREADS = 1
 .DEFAULT_GOAL := help
 REVIEWS ?=
 
-.PHONY: help setup demo test test-slow results mutants lint format lock clean
+.PHONY: help setup demo test test-slow eval-check results mutants lint format lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed 's/:.*## /:/' | awk -F: '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -37,6 +37,10 @@ test: setup ## Run the fast tests
 # pytest exits with 5 when it collects nothing; that is fine only as long as no test is marked slow.
 test-slow: setup ## Run the slow tests
 	$(BIN)/python -m pytest -m slow || { test $$? -eq 5 && ! grep -rqs --include='*.py' 'mark\.slow' tests; }
+
+eval-check: setup ## Let lm_eval (the extra `eval`) read an exported model
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[eval]'
+	$(BIN)/python -m pytest -n 0 tests/lm_eval_tasks/check.py
 
 results: setup ## Repeat the studies of docs/results.md (some hours); REVIEWS=FILE adds the one on real text
 	$(BIN)/python -m benchmarks.seeds sentiment
@@ -64,7 +68,7 @@ format: setup ## Format the code and mend what ruff can mend
 lock: ## Make constraints.txt anew from pyproject.toml
 	@set -e; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	$(PYTHON) -m venv "$$tmp/venv"; \
-	"$$tmp/venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check 'torch==$(TORCH)' -e '.[dev,study]'; \
+	"$$tmp/venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check 'torch==$(TORCH)' -e '.[dev,eval,study]'; \
 	"$$tmp/venv/bin/python" -m pip freeze --all --exclude-editable --exclude pip > "$$tmp/freeze"; \
 	{ sed -n '/^#/p' constraints.txt; \
 	  sed -E -e '/^(nvidia|cuda|triton)/d' -e 's/\+[A-Za-z0-9.]+$$//' "$$tmp/freeze"; } > "$$tmp/constraints.txt"; \

@@ -46,6 +46,15 @@ class Evaluation:
             if name in after
         }
 
+    def win_rate(self) -> dict[str, Figure]:
+        """Share of prompts on which the policy's answer scores higher than the reference's, ties counted a half."""
+        before, after = self.reference.measures, self.policy.measures
+        return {
+            name: bootstrap_mean([(a > b) + (a == b) / 2 for a, b in zip(after[name], before[name], strict=True)])
+            for name in ("score", "gold")
+            if name in after
+        }
+
 
 class Evaluator:
     """Measures both roles on prompts; draws from streams of its own, so that training is never shifted."""
@@ -58,12 +67,13 @@ class Evaluator:
     ) -> Evaluation:
         """Both roles on one batch of prompts."""
         rewards = {"score": reward} | ({"gold": gold_reward} if gold_reward is not None else {})
-        answers = [self._answers(roles, role, rewards, prompts, batch_idx) for role in ("reference", "policy")]
+        answers = [self.answers(roles, role, rewards, prompts, batch_idx) for role in ("reference", "policy")]
         return Evaluation(*answers)
 
-    def _answers(
-        self, roles: Roles, role: Role, rewards: dict[str, Reward], prompts: Prompts, batch_idx: int
+    def answers(
+        self, roles: Roles, role: Role, rewards: dict[str, Reward], prompts: Prompts, batch_idx: int, kl: bool = True
     ) -> Answers:
+        """One role on one batch of prompts; without `kl` no reference is asked."""
         draws = generator(self.seed, "evaluation", batch_idx, device=prompts.ids.device)
         rollout = self.maker.sample(roles, role, prompts, 0, draws)
         texts = [prompt + response for prompt, response in zip(rollout.prompts, rollout.responses, strict=True)]
@@ -71,7 +81,7 @@ class Evaluator:
         greedy = self.maker.sample(roles, role, prompts, 0, None)
         measures |= {
             "greedy_score": self.maker.score(rewards["score"], greedy).tolist(),
-            "kl": self._kl(roles, role, rollout).tolist(),
+            **({"kl": self._kl(roles, role, rollout).tolist()} if kl else {}),
             "response_length": rollout.response_mask.sum(1).float().tolist(),
             "eos_fraction": rollout.finished.float().tolist(),
         }
@@ -89,13 +99,14 @@ class Evaluator:
 
 def merge(evaluations: Sequence[Evaluation]) -> Evaluation:
     """Several batches as one."""
-
-    def joined(parts: list[Answers]) -> Answers:
-        names = parts[0].measures
-        return Answers(
-            tuple(prompt for part in parts for prompt in part.prompts),
-            tuple(response for part in parts for response in part.responses),
-            {name: [row for part in parts for row in part.measures[name]] for name in names},
-        )
-
     return Evaluation(joined([e.reference for e in evaluations]), joined([e.policy for e in evaluations]))
+
+
+def joined(parts: Sequence[Answers]) -> Answers:
+    """Answers to several batches as one."""
+    names = parts[0].measures
+    return Answers(
+        tuple(prompt for part in parts for prompt in part.prompts),
+        tuple(response for part in parts for response in part.responses),
+        {name: [row for part in parts for row in part.measures[name]] for name in names},
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -46,10 +47,29 @@ class Sampler:
         Shapes: prompt_ids and prompt_mask (B, P), padded on the left; stop_ids (K,). Returns response_ids (B, T),
         response_mask (B, T), logprobs (B, T) in nats and 0 outside the mask, finished (B,); T <= max_new_tokens.
         """
+        tokens, logprobs = [], []
+        for token, logprob in self.steps(lm, prompt_ids, prompt_mask, stop_ids, pad_id, generator, share):
+            tokens.append(token)
+            logprobs.append(logprob)
+        response_ids = torch.stack(tokens, dim=1)
+        response_mask, finished = until_first_stop(response_ids, stop_ids)
+        return response_ids, response_mask, masked(torch.stack(logprobs, dim=1), response_mask), finished
+
+    @torch.no_grad()
+    def steps(
+        self,
+        lm: PreTrainedModel,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        stop_ids: Tensor,
+        pad_id: int,
+        generator: torch.Generator | None,
+        share: Share | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The next token of each row and its logprob, both (B,), as soon as they are drawn; `pad_id` after the end."""
         cache, mask = DynamicCache(config=lm.config), prompt_mask
         ids, positions = prompt_ids, position_ids(prompt_mask)
         finished = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
-        tokens, logprobs = [], []
         for _ in range(self.max_new_tokens):
             output = lm(
                 input_ids=ids,
@@ -60,16 +80,13 @@ class Sampler:
                 logits_to_keep=1,
             )
             token, logprob = self._draw(output.logits[:, -1], generator, share)
-            tokens.append(torch.where(finished, pad_id, token))
-            logprobs.append(logprob)
+            token_or_pad = torch.where(finished, pad_id, token)
+            yield token_or_pad, logprob
             finished = finished | torch.isin(token, stop_ids)
             if finished.all():
                 break
-            ids, positions = tokens[-1].unsqueeze(1), positions[:, -1:] + 1
+            ids, positions = token_or_pad.unsqueeze(1), positions[:, -1:] + 1
             mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)
-        response_ids = torch.stack(tokens, dim=1)
-        response_mask, finished = until_first_stop(response_ids, stop_ids)
-        return response_ids, response_mask, masked(torch.stack(logprobs, dim=1), response_mask), finished
 
     def _draw(self, logits: Tensor, generator: torch.Generator | None, share: Share | None) -> tuple[Tensor, Tensor]:
         logprobs = torch.log_softmax(logits.float() / self.temperature, dim=-1)
