@@ -15,7 +15,7 @@ from src.core.checks import require
 from src.core.masking import masked
 from src.rewards.errors import RewardError
 from src.rewards.learned import LearnedReward
-from src.types import PartedReward, Reward, Rollout, TokenReward, select
+from src.types import AnyReward, PartedReward, Reward, Rollout, RolloutReward, TokenReward, select
 from src.utils.ranks import on_shares
 
 # scores (N,), NaN where there is none; credit (N, T); parts of the scores; what is to be said of the first failure
