@@ -81,6 +81,8 @@ REFUSED = {
     "stage=reward reward_model.lm_coef=0.1": "reward_net=scratch has no vocabulary head",
     "stage=reward reward_model.lm_coef=-1": "reward_model.lm_coef=-1: must be at least 0",
     "stage=reward reward_model.max_tokens=513": "the reward model reads at most 512 tokens",
+    "stage=reward reward_net=adapter reward_model.max_tokens=65": "the reward model reads at most 64 tokens",
+    "stage=reward reward_net=adapter reward_model.net.lora.targets=[nowhere]": "is called nowhere",
     "stage=reward reward_net=pretrained": "reward_model.net.path must be given with these choices",
     "stage=reward reward_model.net.lora.rank=2": "it belongs to reward_net=adapter",
 }

@@ -117,8 +117,10 @@ class OnBase:
     chat_template = False  # it reads the policy's own tokens
 
     def architecture(self) -> PretrainedConfig | None:
-        """The base's architecture; None while the base is still to be made."""
-        return load_config(self.model.path) if self.model.path is not None else None
+        """The base's architecture, also while the base is still to be made."""
+        if self.model.path is None:
+            return self.model.scratch.config() if self.model.scratch is not None else None
+        return load_config(self.model.path)
 
     def build_tokenizer(self, corpus: Corpus) -> PreTrainedTokenizerBase:
         """The tokenizer beside the base."""

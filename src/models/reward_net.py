@@ -13,7 +13,7 @@ from src.core.logprobs import logprobs_from_logits
 from src.models.forward import head_at_end, hidden_states, sequence_scores
 from src.models.loading import ModelError
 from src.models.reward_adapter import AdapterFacts
-from src.models.scalar_head import scale_scores, shift_scores
+from src.models.scalar_head import BIAS_KEY, scale_scores, score_bias, shift_scores
 from src.models.settings import LoraSettings
 
 CHAT_KEY = "reads_chat_template"  # in config.json: texts were written out by the tokenizer's chat template
@@ -37,7 +37,8 @@ class RewardNet(nn.Module):
         super().__init__()
         self.classifier, self.lm_head, self.chat_template, self.facts = classifier, lm_head, chat_template, facts
         self.gain = 1.0  # what scores are to be multiplied by to be on the scale of the loss they were learned with
-        self.bias = 0.0  # b, which `save` puts where plain transformers finds it, if there is such a place
+        self.bias = score_bias(self.model)  # b, which `save` puts where plain transformers finds it, if it can
+        setattr(self.model.config, BIAS_KEY, 0.0)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -88,8 +89,7 @@ class RewardNet(nn.Module):
         # transformers looks for the last token that is no padding: it must not take the end token for padding
         ends = tokenizer.pad_token_id == tokenizer.eos_token_id
         model.config.pad_token_id = None if ends else tokenizer.pad_token_id
-        if self.chat_template:
-            setattr(model.config, CHAT_KEY, True)
+        setattr(model.config, CHAT_KEY, self.chat_template)
         model.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
         return folder / "model"

@@ -134,9 +134,18 @@ def test_a_classifier_keeps_its_trained_head(tmp_path: Path) -> None:
     first = Pretrained(write(tmp_path / "base", "llama"), None, False)
     tokenizer = first.build_tokenizer(TinyCorpus())
     net = first.build(tokenizer, 1, False)
+    net.normalise(0.4, 2.0)
+    expected = scores(net)
     net.save(tmp_path / "run", tokenizer)
     again = Pretrained(str(tmp_path / "run/model"), None, False).build(tokenizer, 2, False)
-    assert_close(scores(again), scores(net), atol=0, rtol=0)
+    assert_close(scores(again), expected, atol=1e-6, rtol=0)  # the bias, which Llama keeps beside its weights, too
+    again.normalise(0.1, 0.5)
+    again.save(tmp_path / "again", tokenizer)
+    reward = LearnedReward(str(tmp_path / "again"), 2)
+    found = reward.score([""], ["the film"], [{}])
+    ids = torch.tensor([[*tokenizer("the film")["input_ids"], EOS]])
+    assert_close(found, again.scores(ids, torch.ones_like(ids).bool()) + again.model.config.score_bias)
+    assert again.model.config.score_bias == pytest.approx((-0.4 / 2.0 - 0.1) / 0.5)
     assert not torch.equal(scores(first.build(tokenizer, 2, False)), scores(net))
 
 
