@@ -50,7 +50,7 @@ class RewardModule(SupervisedModule):
         self.scores_and_lengths: list[Tensor] = []
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The mean over the pairs of the batch (of the language-model loss: over its tokens), this rank's part of it."""
+        """This rank's part of the mean over the pairs of the batch, and of the language-model loss over its tokens."""
         mine = share(len(batch["gap"]))
         if self.lm_coef > 0:
             chosen, rejected, logprobs = self._scores_and_logprobs(batch, mine.index)
