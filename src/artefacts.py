@@ -36,19 +36,22 @@ def ensure(config: DictConfig, train: Train) -> None:
 
     A model without `path` is one made from scratch: its SFT stage is run, with the experiment, data and model that were
     asked for. A learned reward without `path` is the experiment's own small reward model, which reads text and so
-    serves any policy. Nothing else is ever trained unasked.
+    serves any policy; an adapter without `path` is trained on the model at hand. Nothing else is ever trained unasked.
     """
     asked = [o for o in config.overrides if o.split("=")[0].split(".")[0] in ("experiment", "data", "log_dir")]
     model = [o for o in config.overrides if o.split("=")[0].split(".")[0] == "model"]
     if config.stage != "sft" and config.model.path is None:
         config.model.path = _artefact(["stage=sft", *asked, *model], train)
     if config.stage == "ppo" and "path" in config.reward and config.reward.path is None:
-        sft = _artefact(["stage=sft", *asked], train)
-        config.reward.path = _artefact(["stage=reward", *asked, with_value("model.path", sft)], train)
+        if config.choices.reward == "adapter":
+            own, base = ["reward_net=adapter", *model], config.model.path
+        else:
+            own, base = [], _artefact(["stage=sft", *asked], train)
+        config.reward.path = _artefact(["stage=reward", *asked, *own, with_value("model.path", base)], train)
 
 
 def _artefact(overrides: list[str], train: Train) -> str:
-    """The model folder of the stage that `overrides` describe, trained now if it is not there yet."""
+    """The folder of the model that `overrides` describe, trained now if it is not there yet: of a reward its run's."""
     config = compose(overrides)
     root = Path(config.log_dir) / "artefacts"
     final = root / f"{config.stage}-{_key(config)}"
@@ -63,7 +66,7 @@ def _artefact(overrides: list[str], train: Train) -> str:
             config.run_dir = str(working)
             train(config)
             working.rename(final)
-    return str((final / "model").resolve())
+    return str((final if config.stage == "reward" else final / "model").resolve())
 
 
 def _key(config: DictConfig) -> str:

@@ -3,6 +3,7 @@
 python -m src.pipeline                                  the embedded default
 python -m src.pipeline experiment=movie_reviews data.path=reviews.jsonl
 python -m src.pipeline sft.steps=400 ppo.clip=0.1       each stage takes the overrides that mean something to it
+python -m src.pipeline reward_net=adapter reward=adapter  policy, critic, reference and reward model on one base
 """
 
 from __future__ import annotations
@@ -24,14 +25,18 @@ from src.utils.processes import launched
 from src.utils.run_folder import FINISHED, run_folder
 
 STAGES = ("sft", "reward", "ppo")
-HANDED_ON = {"sft": {"reward": "model", "ppo": "model"}, "reward": {"ppo": "reward"}}  # whose model.path or reward.path
+# later stages' keys that a stage's folder, or what lies in it, is the value of
+HANDED_ON = {
+    "sft": {"reward": ("model.path", "model"), "ppo": ("model.path", "model")},
+    "reward": {"ppo": ("reward.path", "")},
+}
 
 
 def run_pipeline(overrides: list[str]) -> dict[str, Any]:
     """Run the stages in one folder, handing each stage's model to the next; returns the merged result.
 
-    The reward stage is left out when the overrides name another reward. It never gets the choice of a model: the
-    reward model is small, reads text and serves any policy.
+    The reward stage is left out when the overrides name another reward. It gets the choice of a model only where the
+    reward model is an adapter on it: any other reads text and serves any policy.
     """
     shared = share_out(overrides)
     stages = STAGES if _needs_reward_model(shared["ppo"]) else ("sft", "ppo")
@@ -50,9 +55,9 @@ def run_pipeline(overrides: list[str]) -> dict[str, Any]:
     for number, stage in enumerate(stages, start=1):
         print(f"stage {number} of {len(stages)}: {stage} -> {folder / stage}")
         results[stage] = _run_stage(stage, [*shared[stage], *given[stage]], folder / stage)
-        for later, key in HANDED_ON.get(stage, {}).items():
+        for later, (key, part) in HANDED_ON.get(stage, {}).items():
             if later in stages:
-                given[later].append(with_value(f"{key}.path", str((folder / stage / "model").resolve())))
+                given[later].append(with_value(key, str((folder / stage / part).resolve())))
     return _finish(folder, results)
 
 
@@ -67,7 +72,8 @@ def share_out(overrides: list[str]) -> dict[str, list[str]]:
     for override in overrides:
         if not any(override in own for own in shared.values()):
             compose(["stage=ppo", *shared["ppo"], override])  # raises the sentence that says why
-    shared["reward"] = [override for override in shared["reward"] if key_of(override).split(".")[0] != "model"]
+    if "model" not in compose(["stage=reward", *shared["reward"]]).reward_model.net:
+        shared["reward"] = [override for override in shared["reward"] if key_of(override).split(".")[0] != "model"]
     return shared
 
 

@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import PretrainedConfig
 
 from src.core.estimators import Estimator
-from src.models.loading import context_length, load_config, unmatched_targets
+from src.models.loading import context_length, load_config, run_part, unmatched_targets
+from src.models.reward_choices import RewardChoice
 from src.models.settings import LoraSettings, ModelSettings
 from src.utils.config import ConfigError, instantiate, resolve, source_key
 from src.utils.explain import key_of
@@ -42,7 +43,7 @@ RANGES = (
     Range("sft.max_tokens ppo.lm_max_tokens reward_model.normalise_samples", 2),
     Range("ppo.lr ppo.critic_lr sft.lr reward_model.lr sft.weight_decay reward_model.weight_decay", 0),
     Range("ppo.warmup sft.warmup reward_model.warmup reward_model.min_gap", 0),
-    Range("reward_model.margin_coef reward_model.centre_coef", 0),
+    Range("reward_model.margin_coef reward_model.centre_coef reward_model.lm_coef", 0),
     Range("ppo.adam_eps sft.max_grad_norm reward_model.max_grad_norm", 0, open_ended=True),
     Range("callbacks.samples.every callbacks.samples.rows", 1),
 )
@@ -66,7 +67,10 @@ def preflight(config: DictConfig) -> None:
     if architecture is not None:
         _check_length(config, model, architecture)
         _check_targets(config, model, architecture)
+    if config.stage == "reward":
+        _check_reward_net(config)
     if config.stage == "ppo":
+        _check_shared_base(config, model)
         _check_reward(config.reward)
 
 
@@ -179,33 +183,60 @@ def _check_length(config: DictConfig, model: ModelSettings, architecture: Pretra
     if limit is not None and needed > limit:
         total = " + ".join(f"{key} ({OmegaConf.select(config, key)})" for key in keys)
         raise ConfigError(f"{total} may reach {needed} tokens, but model {model.name!r} reads at most {limit}")
-    if config.stage == "reward":
-        longest = context_length(instantiate(config.reward_model.scratch).config())
-        value = config.reward_model.max_tokens
-        if longest is not None and value > longest:
-            raise ConfigError(f"reward_model.max_tokens={value}: the reward model reads at most {longest} tokens")
 
 
 def _check_targets(config: DictConfig, model: ModelSettings, architecture: PretrainedConfig) -> None:
     """Every layer named as a LoRA target must exist."""
-    lora: LoraSettings | None = instantiate(config.sft.lora) if config.stage == "sft" else model.lora
-    if lora is None or config.stage == "reward":
-        return
-    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    if config.stage == "sft":
+        _check_layers(instantiate(config.sft.lora), architecture, "model.lora", repr(model.name))
+    elif config.stage == "ppo":
+        _check_layers(model.lora, architecture, "model.lora", repr(model.name))
+
+
+def _check_layers(lora: LoraSettings | None, architecture: PretrainedConfig, key: str, name: str) -> None:
+    targets = "all-linear" if lora is None else lora.targets
     unmatched = unmatched_targets(architecture, targets)
     if unmatched:
         raise ConfigError(
-            f"model.lora.targets=[{','.join(targets)}]: no layer of model {model.name!r} is called "
+            f"{key}.targets=[{','.join(targets)}]: no layer of model {name} is called "
             f"{' or '.join(unmatched)}; all-linear takes every linear layer"
         )
 
 
+def _check_reward_net(config: DictConfig) -> None:
+    """What the reward model can read, its LoRA targets, and whether it has the head of a language-model loss."""
+    choice: RewardChoice = instantiate(config.reward_model.net)
+    if config.reward_model.lm_coef > 0 and not choice.has_lm_head():
+        raise ConfigError(
+            f"reward_model.lm_coef={config.reward_model.lm_coef}: reward_net={config.choices.reward_net} has no "
+            f"vocabulary head here; a language model with one has it (reward_net=adapter, or pretrained)"
+        )
+    architecture = choice.architecture()
+    if architecture is None:
+        return
+    longest, value = context_length(architecture), config.reward_model.max_tokens
+    if longest is not None and value > longest:
+        raise ConfigError(f"reward_model.max_tokens={value}: the reward model reads at most {longest} tokens")
+    _check_layers(choice.lora, architecture, "reward_model.net.lora", "of the reward stage")
+
+
+def _check_shared_base(config: DictConfig, model: ModelSettings) -> None:
+    """An adapter on the policy's base is the reward itself, and there is a base."""
+    adapter = "AdapterReward"
+    if adapter in str(config.gold_reward) or (adapter in str(config.reward) and config.choices.reward != "adapter"):
+        raise ConfigError("reward=adapter cannot be the gold score or a part of a reward: there use its model/ folder")
+    if adapter in str(config.reward) and model.lora is None:
+        raise ConfigError("model.lora=null: policy and critic are whole models, so reward=adapter has no base to share")
+
+
 def _check_reward(reward: DictConfig) -> None:
     """A reward that loads nothing is made at once; of one that does, the folder must hold a reward model."""
+    if "path" in reward and reward.path is None:
+        return
     if "LearnedReward" not in str(reward):
         instantiate(reward)
     elif reward.get("path") is not None:
-        _check_reward_model(reward.path)
+        _check_reward_model(run_part(reward.path, "model"))
 
 
 def _check_reward_model(path: str) -> None:

@@ -106,6 +106,8 @@ def main() -> None:
                 f"--host {arguments.host}: others can reach it, so a token is needed: set {TOKEN_VARIABLE}"
             )
         config = compose(arguments.overrides)
+        if config.choices.reward == "adapter":
+            raise ConfigError("reward=adapter needs a policy's base: serve reward=learned reward.path=ITS_MODEL_FOLDER")
         config.run_dir = config.log_dir  # asked for by the checks; nothing is written there
         preflight(config)
         ensure_reward(config)

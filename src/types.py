@@ -119,6 +119,15 @@ class TokenReward(Protocol):
 
 
 @runtime_checkable
+class RolloutReward(Protocol):
+    """A reward that reads the tokens of a rollout, never text that was tokenised again."""
+
+    def score_rollout(self, rollout: Rollout) -> Tensor:
+        """r(x, y), (B,) finite numbers."""
+        ...
+
+
+@runtime_checkable
 class PartedReward(Protocol):
     """A reward made of several, each worth seeing on its own."""
 
@@ -131,6 +140,9 @@ class PartedReward(Protocol):
     def combine(self, parts: dict[str, Tensor]) -> Tensor:
         """The score, (B,)."""
         ...
+
+
+AnyReward = Reward | TokenReward | RolloutReward
 
 
 class Corpus(Protocol):

@@ -20,6 +20,7 @@ INTERNAL = ("experiment", "recipe", "stage")  # tried as themselves below
 NEEDS = {
     "model=base": ["model.name=mine", "model.path=here"],
     "data=movie_reviews": ["data.path=here"],
+    "reward_net=pretrained": ["reward_model.net.path=here"],
     "reward=function": ["reward.target=math.fsum"],
     "reward=http": ["reward.url=http://localhost:1"],
     "reward=keyword": ["reward.keywords=[good]"],

@@ -250,3 +250,10 @@ def test_as_a_process_it_serves_until_it_is_told_to_stop() -> None:
         process.terminate()
         process.communicate(timeout=60)
     assert scores == Vader().score(PROMPTS, RESPONSES, [{}] * 6)
+
+
+def test_an_adapter_on_a_policy_s_base_is_not_served(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        command("reward=adapter")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("error: reward=adapter needs a policy's base: serve reward=learned")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from lightning.pytorch import Callback, Trainer
 
 from src.core.padding import pad_left
+from src.data.modules import PairData
 from src.models.loading import load_causal_lm, load_tokenizer
-from src.models.scalar_head import normalise_scores
 from src.models.settings import ModelSettings
-from src.models.text import decode
+from src.models.text import encode_completions, response_text, shorten
 from src.modules.reward import RewardModule
-from src.rewards.learned import score_texts
+from src.rewards.learned import score_rows
 from src.rollout.sampling import Sampler
 from src.types import Corpus
 from src.utils.streams import generator
@@ -26,14 +26,22 @@ class NormaliseScores(Callback):
         self.model, self.sampler, self.samples, self.seed = model, sampler, samples, seed
 
     def on_train_end(self, trainer: Trainer, pl_module: RewardModule) -> None:
-        """Score the samples and change the head."""
-        corpus: Corpus = trainer.datamodule.corpus
-        texts = self._sft_samples(corpus) if self.model.path is not None else corpus.texts("train")[: self.samples]
-        pl_module.eval()
-        scores = score_texts(pl_module.net, pl_module.tokenizer, texts, batch_size=256)
-        normalise_scores(pl_module.net, float(scores.mean()), float(scores.std()))
+        """Score the samples, and change gain and bias."""
+        data: PairData = trainer.datamodule
+        if self.model.path is not None:
+            prompts, responses = self._sft_samples(data.corpus)
+        else:
+            responses = data.corpus.texts("train")[: self.samples]
+            prompts = [""] * len(responses)
+        net, tokenizer = pl_module.net, pl_module.tokenizer
+        net.eval()
+        whole = encode_completions(tokenizer, prompts, responses, net.chat_template)
+        rows = [shorten(row, data.max_tokens, tokenizer) for row in whole]
+        scores = score_rows(net.scores, rows, tokenizer.pad_token_id, 256, pl_module.device)
+        net.normalise(float(scores.mean()), float(scores.std()))
 
-    def _sft_samples(self, corpus: Corpus) -> list[str]:
+    def _sft_samples(self, corpus: Corpus) -> tuple[list[str], list[str]]:
+        """Prompts and the policy's responses to them."""
         lm, tokenizer = load_causal_lm(self.model), load_tokenizer(self.model.path or "")
         prompts = [row.prompt for row in corpus.prompts("train")[: self.samples]]
         ids, mask = pad_left(tokenizer(prompts, return_attention_mask=False)["input_ids"], tokenizer.pad_token_id)
@@ -41,4 +49,4 @@ class NormaliseScores(Callback):
         draws = generator(self.seed, "normalise")
         responses, response_mask, _, _ = self.sampler.sample(lm, ids, mask, stop, tokenizer.pad_token_id, draws)
         rows = zip(ids, mask, responses, response_mask, strict=True)
-        return [decode(tokenizer, ids.new_tensor([*p[pm].tolist(), *r[rm].tolist()])) for p, pm, r, rm in rows]
+        return prompts, [response_text(tokenizer, p[pm], r[rm]) for p, pm, r, rm in rows]

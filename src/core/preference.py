@@ -26,3 +26,13 @@ def centring(chosen_scores: Tensor, rejected_scores: Tensor) -> Tensor:
 def pairwise_accuracy(chosen_scores: Tensor, rejected_scores: Tensor) -> Tensor:
     """1 where the chosen one scores higher, 0.5 at a tie, else 0. Shapes: (B,) -> (B,)."""
     return 0.5 * (1 + (chosen_scores - rejected_scores).sign())
+
+
+def imitation(chosen_logprobs: Tensor) -> Tensor:
+    """-(1 / N) sum log p(y_t | x, y_<t) over the N tokens of the chosen responses of a batch; 0 when there are none.
+
+    Added to the pairwise loss with a coefficient: the model keeps what it knows of language. Source: "Secrets of RLHF
+    in Large Language Models, Part I", eq. 3 (https://arxiv.org/abs/2307.04964); the same idea is studied as "text
+    generation regularization" in https://arxiv.org/abs/2406.10216, section 3.2. Shapes: (N,) nats -> scalar.
+    """
+    return -chosen_logprobs.sum() / max(chosen_logprobs.numel(), 1)

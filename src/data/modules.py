@@ -14,7 +14,7 @@ from src.core.checks import require
 from src.core.padding import pad_left
 from src.data.loaders import OrderedLoader, StreamLoader
 from src.data.tables import DataError
-from src.models.text import encode_with_end
+from src.models.text import encode_completions, encode_with_end, response_lengths, shorten
 from src.types import Corpus, PreferencePair, PromptRow
 
 Batch = dict[str, Any]
@@ -61,13 +61,19 @@ class TextData(LightningDataModule):
 
 
 class PairData(LightningDataModule):
-    """Preference pairs (reward model). The tokenizer is the reward model's own."""
+    """Preference pairs (reward model). The tokenizer is the one that the reward model reads with.
+
+    `chat_template`: prompt and response are written out by its chat template; `lm_coef` > 0: batches also say which
+    tokens the chosen responses are.
+    """
 
     def __init__(
         self,
         corpus: Corpus,
         tokenizer: PreTrainedTokenizerBase,
         *,
+        chat_template: bool,
+        lm_coef: float,
         batch_size: int,
         steps: int,
         max_tokens: int,
@@ -75,6 +81,7 @@ class PairData(LightningDataModule):
     ) -> None:
         super().__init__()
         self.corpus, self.tokenizer = corpus, tokenizer
+        self.chat_template, self.with_response_mask = chat_template, lm_coef > 0
         self.batch_size, self.steps, self.max_tokens, self.seed = batch_size, steps, max_tokens, seed
 
     def train_dataloader(self) -> StreamLoader[PreferencePair]:
@@ -93,12 +100,21 @@ class PairData(LightningDataModule):
         return OrderedLoader(self.corpus.pairs("test"), self.collate, self.batch_size)
 
     def collate(self, pairs: list[PreferencePair], indices: list[int]) -> Batch:
-        """{ids, mask (2B, S): first all chosen, then all rejected; gap (B,), NaN where unknown}."""
-        texts = [p.prompt + p.chosen for p in pairs] + [p.prompt + p.rejected for p in pairs]
-        rows = [row[-self.max_tokens :] for row in encode_with_end(self.tokenizer, texts)]
+        """{ids, mask (2B, S): first all chosen, then all rejected; gap (B,), NaN where unknown}.
+
+        For the language-model loss also {response_mask (B, S): the chosen responses' tokens, end token included}.
+        """
+        prompts, sides = [p.prompt for p in pairs], [p.chosen for p in pairs] + [p.rejected for p in pairs]
+        whole = encode_completions(self.tokenizer, prompts * 2, sides, self.chat_template)
+        rows = [shorten(row, self.max_tokens, self.tokenizer) for row in whole]
         ids, mask = pad_left(rows, self.tokenizer.pad_token_id)
         gap = torch.tensor([float("nan") if p.gap is None else p.gap for p in pairs])
-        return {"ids": ids, "mask": mask, "gap": gap}
+        batch = {"ids": ids, "mask": mask, "gap": gap}
+        if self.with_response_mask:
+            lengths = response_lengths(self.tokenizer, prompts, whole[: len(pairs)], self.chat_template)
+            from_end = torch.arange(ids.shape[1], 0, -1)
+            batch["response_mask"] = (from_end <= torch.tensor(lengths).unsqueeze(1)) & mask[: len(pairs)]
+        return batch
 
 
 class PromptData(LightningDataModule):

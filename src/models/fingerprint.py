@@ -3,26 +3,45 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
+
+ADAPTED = ".base_layer"  # where peft keeps a layer that it has put an adapter on
+ADAPTERS = ("lora_", "modules_to_save")  # what peft adds
+
+
+def fingerprint(model: nn.Module, *, frozen_only: bool = False) -> str:
+    """SHA-256 (64 hex digits) over name, dtype, shape and bytes of every parameter, or of the frozen ones alone."""
+    return _digest({n: p for n, p in model.named_parameters() if not (frozen_only and p.requires_grad)})
+
+
+def base_fingerprint(model: nn.Module) -> str:
+    """The fingerprint of a model without its adapters: the same before and after peft put them on it."""
+    own = {n: p for n, p in model.named_parameters() if not any(part in n for part in ADAPTERS)}
+    return _digest({name.replace(ADAPTED, ""): parameter for name, parameter in own.items()})
 
 
 @torch.no_grad()
-def fingerprint(model: nn.Module, *, frozen_only: bool = False) -> str:
-    """SHA-256 (64 hex digits) over name, dtype, shape and bytes of every parameter, or of the frozen ones alone."""
+def _digest(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        if not (frozen_only and parameter.requires_grad):
-            digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-            digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 (64 hex digits) over the tokenizer's own JSON (its vocabulary, where it has none) and special tokens."""
+    """SHA-256 (64 hex digits) over what decides which ids a text becomes.
+
+    That is the tokenizer's own JSON (its vocabulary, where it has none), special tokens and chat template; how a batch
+    is padded and cut does not count.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    content = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-    special = sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
-    return hashlib.sha256(f"{content}\n{special}".encode()).hexdigest()
+    rules = json.loads(backend.to_str()) if backend is not None else {"vocab": tokenizer.get_vocab()}
+    content = {name: part for name, part in rules.items() if name not in ("padding", "truncation")}
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if name != "pad_token"}
+    whole = json.dumps([content, special, tokenizer.chat_template], sort_keys=True)
+    return hashlib.sha256(whole.encode()).hexdigest()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -37,9 +37,14 @@ def sequence_scores(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor
         # an encoder reads its own summary token, the first: there the padding belongs on the right
         order = mask.long().argsort(dim=1, descending=True, stable=True)
         return model(input_ids=ids.gather(1, order), attention_mask=mask.gather(1, order).long()).logits.squeeze(-1)
-    hidden = hidden_states(model, ids, mask)
-    rows = torch.arange(ids.shape[0], device=ids.device)
-    return model.score(hidden[rows, last_counted(mask)]).squeeze(-1)
+    return head_at_end(model.score, hidden_states(model, ids, mask), mask)
+
+
+def head_at_end(head: nn.Module, hidden: Tensor, mask: Tensor) -> Tensor:
+    """A score head's output at the last counted token. Shapes: hidden (B, S, H), mask (B, S) -> (B,)."""
+    rows = torch.arange(mask.shape[0], device=mask.device)
+    at_end = hidden[rows, last_counted(mask)]
+    return head(at_end.to(next(head.parameters()).dtype)).squeeze(-1)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from transformers import (
 )
 
 from src.models.forward import hidden_states
-from src.models.settings import ModelSettings, ScratchSettings
+from src.models.settings import ModelSettings
 from src.types import Corpus
 
 
@@ -26,7 +27,7 @@ class ModelError(RuntimeError):
     """A model or tokenizer cannot be loaded or used as asked."""
 
 
-def _absent(path: str, error: Exception, key: str = "model.path") -> ModelError:
+def absent(path: str, error: Exception, key: str = "model.path") -> ModelError:
     """One sentence: what was looked for, why it did not work, and the two ways to provide it."""
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -62,19 +63,21 @@ def load_config(path: str, key: str = "model.path") -> PretrainedConfig:
         base = adapter_base(path)
         return AutoConfig.from_pretrained(path) if base is None else load_config(base)
     except (OSError, ValueError) as error:
-        raise _absent(path, error, key) from error
+        raise absent(path, error, key) from error
 
 
 def load_tokenizer(path: str, key: str = "model.path") -> PreTrainedTokenizerBase:
     """The tokenizer at `path`, padding on the left; without a padding token it pads with its end token.
 
-    Masks are made by position everywhere, so padding with the end token does no harm. Raises `ModelError` when there is
-    no tokenizer, or one without an end token.
+    Masks are made by position everywhere, so padding with the end token does no harm. The end token of an encoder is
+    its separator. Raises `ModelError` when there is no tokenizer, or one without an end token.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     except (OSError, ValueError) as error:
-        raise _absent(path, error, key) from error
+        raise absent(path, error, key) from error
+    if tokenizer.eos_token_id is None:
+        tokenizer.eos_token = tokenizer.sep_token
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer at {path!r} has no end-of-text token: set eos_token in its folder")
     if tokenizer.pad_token_id is None:
@@ -115,11 +118,6 @@ def build_tokenizer(model: ModelSettings, corpus: Corpus) -> PreTrainedTokenizer
     return model.scratch.tokenizer(corpus.texts("train"))
 
 
-def build_reward_tokenizer(scratch: ScratchSettings, corpus: Corpus) -> PreTrainedTokenizerBase:
-    """A tokenizer made from the corpus, the reward model's own."""
-    return scratch.tokenizer(corpus.texts("train"))
-
-
 def load_causal_lm(model: ModelSettings, path: str | None = None) -> PreTrainedModel:
     """The language model at `path` (default: `model.path`) in eval mode.
 
@@ -136,7 +134,7 @@ def load_causal_lm(model: ModelSettings, path: str | None = None) -> PreTrainedM
         else:
             lm = PeftModel.from_pretrained(load_causal_lm(model, base), path).merge_and_unload()
     except (OSError, ValueError) as error:
-        raise _absent(path, error) from error
+        raise absent(path, error) from error
     lm.name_or_path = path
     return lm.eval()
 
@@ -155,16 +153,22 @@ def require_plain_head(lm: PreTrainedModel) -> None:
         )
 
 
+def run_part(path: str, part: str) -> str:
+    """`path`, or where it is the folder of a run, the `part` of it that is meant ("model" or "adapter")."""
+    return str(Path(path) / part) if (Path(path) / part).is_dir() else path
+
+
 def load_reward_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A sequence classifier with one output and its own tokenizer.
+    """A sequence classifier with one output and its own tokenizer, from a folder, a run's folder or the hub.
 
     Raises `ModelError` when it has another number of outputs, or when its score head is not in the folder (then
     transformers would quietly make a random one).
     """
+    path = run_part(path, "model")
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True)
     except (OSError, ValueError) as error:
-        raise _absent(path, error, "reward.path") from error
+        raise absent(path, error, "reward.path") from error
     if info["missing_keys"]:
         lacking = ", ".join(sorted(info["missing_keys"]))
         raise ModelError(f"reward.path={path} is no trained reward model: it lacks the weights {lacking}")
@@ -179,7 +183,13 @@ def context_length(config: PretrainedConfig) -> int | None:
     return getattr(config, "max_position_embeddings", None)
 
 
-def unmatched_targets(config: PretrainedConfig, targets: str | list[str]) -> list[str]:
+def readable_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """How many tokens a model can read; None if neither its configuration nor its tokenizer says."""
+    limits = (context_length(config), tokenizer.model_max_length)
+    return min((limit for limit in limits if limit is not None and limit < 10**9), default=None)  # huge: not known
+
+
+def unmatched_targets(config: PretrainedConfig, targets: str | Sequence[str]) -> list[str]:
     """The LoRA targets that no module of the architecture ends with; looked up on a model without memory."""
     if isinstance(targets, str):
         return []

@@ -1,4 +1,4 @@
-"""Policy, critic and reference: three roles, one frozen base where adapters are used.
+"""Policy, critic, reference and reward model: the roles, on one frozen base where adapters are used.
 
 A role's forward *and* backward must finish before the next role acts: gradient checkpointing recomputes under the
 adapter that is active at that time.
@@ -21,19 +21,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.core.masking import masked
 from src.models.distribution import TokenDistribution
-from src.models.forward import gradient_checkpointing, hidden_at_actions
+from src.models.forward import gradient_checkpointing, head_at_end, hidden_at_actions, hidden_states
 from src.models.loading import ModelError, adapter_base, load_causal_lm, require_plain_head
+from src.models.reward_adapter import RewardAdapter, attach
 from src.models.settings import LoraSettings, ModelSettings
 from src.types import Rollout
 from src.utils.streams import stream_seed
 
-Role = Literal["policy", "critic", "reference"]
+Role = Literal["policy", "critic", "reference", "reward"]
 
 
 class Roles(nn.Module, ABC):
     """What the stages of PPO ask of the models. Always in eval mode: dropout would change the ratios."""
 
     value_head: nn.Linear | None
+    score_head: nn.Linear | None  # frozen; there while a reward model is on the base
 
     def __init__(
         self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpointing: bool, critic: bool
@@ -43,6 +45,7 @@ class Roles(nn.Module, ABC):
         self.tokenizer, self.checkpointing = tokenizer, checkpointing
         at_least = torch.promote_types(base.dtype, torch.float32)
         self.value_head = value_head(base.config.hidden_size).to(at_least) if critic else None
+        self.score_head = None
 
     @abstractmethod
     def acting(self, role: Role) -> AbstractContextManager[PreTrainedModel]:
@@ -55,6 +58,10 @@ class Roles(nn.Module, ABC):
     @abstractmethod
     def critic_parameters(self) -> list[nn.Parameter]:
         """What the critic's optimizer trains, the value head included; empty without a critic."""
+
+    @abstractmethod
+    def add_reward(self, adapter: RewardAdapter) -> None:
+        """Put a trained reward model on the base as a frozen role. Raises `ModelError` where it does not fit."""
 
     @abstractmethod
     def save_adapter(self, folder: Path) -> bool:
@@ -98,13 +105,26 @@ class Roles(nn.Module, ABC):
             values.float() if values.dtype in (torch.bfloat16, torch.float16) else values, rollout.response_mask
         )
 
+    def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """r of the reward model on the base, read at the last counted token. Shapes: (B, S) -> (B,) float32.
+
+        Raises `RuntimeError` where there is none.
+        """
+        if self.score_head is None:
+            raise RuntimeError("these roles have no reward model on their base")
+        with torch.no_grad(), self.acting("reward") as lm:
+            return head_at_end(self.score_head, hidden_states(lm, ids, mask), mask).float()
+
     def _hidden(self, lm: PreTrainedModel, rollout: Rollout) -> Tensor:
         with gradient_checkpointing(lm, self.checkpointing and torch.is_grad_enabled()):
             return hidden_at_actions(lm, rollout)
 
 
 class LoraRoles(Roles):
-    """One frozen base; policy and critic are LoRA adapters on it, the reference is the base with adapters off."""
+    """One frozen base; policy and critic are LoRA adapters on it, the reference is the base with adapters off.
+
+    A reward model may be a third adapter, which nothing here ever trains.
+    """
 
     def __init__(
         self,
@@ -150,6 +170,13 @@ class LoraRoles(Roles):
         """The tensors of the adapter "critic" and the value head."""
         return [*self._adapters["critic"], *(self.value_head.parameters() if self.value_head is not None else ())]
 
+    def add_reward(self, adapter: RewardAdapter) -> None:
+        """As the adapter "reward" and a score head, both frozen; the base must be the one that it was trained on."""
+        attach(adapter, self.peft, "reward", self.tokenizer)
+        self.score_head = adapter.head
+        self._switch("policy")
+        self.eval()
+
     def save_adapter(self, folder: Path) -> bool:
         """Write the adapter "policy" alone; peft puts it into a subfolder of that name, from where it is moved up.
 
@@ -168,8 +195,11 @@ class LoraRoles(Roles):
         return copy.deepcopy(self.peft).merge_and_unload(adapter_names=["policy"])
 
     def _switch(self, role: Role) -> None:
-        """peft freezes the adapter that it switches off, which would silently drop its gradients: undo that."""
-        self.peft.set_adapter(role)
+        """peft freezes the adapter that it switches off, which would silently drop its gradients: undo that.
+
+        And it makes the one that it switches on trainable, which the reward model must never be.
+        """
+        self.peft.set_adapter(role, inference_mode=role == "reward")
         self._active: Role = role
         for parameter in [*self._adapters["policy"], *self._adapters["critic"]]:
             parameter.requires_grad_(True)
@@ -204,6 +234,10 @@ class FullRoles(Roles):
         if self.value_head is None:
             return []
         return [*self.models["critic"].base_model.parameters(), *self.value_head.parameters()]
+
+    def add_reward(self, adapter: RewardAdapter) -> None:
+        """There is no shared base."""
+        raise ModelError("model.lora=null: policy and critic are whole models; reward=adapter needs their shared base")
 
     def save_adapter(self, folder: Path) -> bool:
         """There is no adapter."""

@@ -3,28 +3,50 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from src.models.loading import ModelError
 
+BIAS_KEY = "score_bias"  # in config.json: what is added to the output where the weights cannot hold it
+
+
+def output_layer(model: nn.Module) -> nn.Linear:
+    """The last linear layer with one output: the score head, whatever the architecture calls it."""
+    heads = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == 1]
+    if not heads:
+        raise ModelError(f"{type(model).__name__} has no linear layer with one output to read a score from")
+    return heads[-1]
+
 
 @torch.no_grad()
-def normalise_scores(model: PreTrainedModel, mean: float, std: float) -> None:
-    """Make the score (r - mean) / std instead of r, within the weights that plain transformers loads.
-
-    The gain goes into the score head. The bias goes into the head's own where it has one, else into the bias of the
-    last layer norm before it: for w' = w / std, adding d = -(mean / std) w' / |w'|^2 to that bias shifts the score by
-    w' . d = -mean / std. Raises `ModelError` when scores do not vary, or when there is no bias to use.
-    """
-    if not std > 0:
-        raise ModelError("the reward model gives every sample the same score: it has learned nothing")
-    head = model.score
-    norms = [module for module in model.base_model.children() if getattr(module, "bias", None) is not None]
-    if head.bias is None and not norms:
-        raise ModelError(f"{type(model).__name__} has neither a head bias nor a biased last layer norm to shift scores")
-    head.weight /= std
+def scale_scores(model: nn.Module, factor: float) -> None:
+    """Make the score factor * r instead of r, in the weights of the score head."""
+    head = output_layer(model)
+    head.weight *= factor
     if head.bias is not None:
-        head.bias.copy_((head.bias - mean) / std)
-        return
-    weight = head.weight[0]
-    norms[-1].bias += -(mean / std) * weight / weight.square().sum()
+        head.bias *= factor
+
+
+@torch.no_grad()
+def shift_scores(model: PreTrainedModel, bias: float) -> None:
+    """Make the score r + bias instead of r, in the weights that plain transformers loads where they can hold it.
+
+    The bias goes into the score head's own where it has one, else into the bias of the last layer norm before it: for
+    a head w, adding d = bias w / |w|^2 shifts the score by w . d = bias. Where there is neither (a head without bias
+    on an RMS norm, as in Llama and Qwen), nothing in the weights is constant, and the bias is written to the
+    configuration as `score_bias`; `src.rewards.learned` adds it, plain transformers gives the score up to it.
+    """
+    head = output_layer(model)
+    norms = [module for module in model.base_model.children() if getattr(module, "bias", None) is not None]
+    if head.bias is not None:
+        head.bias += bias
+    elif norms:
+        norms[-1].bias += bias * head.weight[0] / head.weight[0].square().sum()
+    else:
+        setattr(model.config, BIAS_KEY, score_bias(model) + bias)
+
+
+def score_bias(model: PreTrainedModel) -> float:
+    """What is to be added to the output of a model's weights."""
+    return float(getattr(model.config, BIAS_KEY, 0.0))

@@ -6,11 +6,58 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 
-def encode_with_end(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """The token ids of each text, ended by exactly one end token."""
+def encode_with_end(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool = True) -> list[list[int]]:
+    """The token ids of each text, ended by exactly one end token; `special`: with what the tokenizer adds by itself."""
     end = tokenizer.eos_token_id
-    rows = tokenizer(texts, add_special_tokens=True, return_attention_mask=False)["input_ids"] if texts else []
+    rows = tokenizer(texts, add_special_tokens=special, return_attention_mask=False)["input_ids"] if texts else []
     return [row if row and row[-1] == end else [*row, end] for row in rows]
+
+
+def encode_completions(
+    tokenizer: PreTrainedTokenizerBase, prompts: list[str], responses: list[str], chat_template: bool
+) -> list[list[int]]:
+    """The token ids of each prompt with its response, ended by exactly one end token, as a reward model reads them.
+
+    With `chat_template` the prompt is a user's message and the response the answer to it, in the tokenizer's own form.
+    """
+    if not chat_template:
+        return encode_with_end(tokenizer, [p + r for p, r in zip(prompts, responses, strict=True)])
+    chats = [[*asked(p), {"role": "assistant", "content": r}] for p, r in zip(prompts, responses, strict=True)]
+    return encode_with_end(tokenizer, [tokenizer.apply_chat_template(c, tokenize=False) for c in chats], special=False)
+
+
+def response_lengths(
+    tokenizer: PreTrainedTokenizerBase, prompts: list[str], rows: list[list[int]], chat_template: bool
+) -> list[int]:
+    """How many tokens at the end of each row (of `encode_completions`) are not the prompt's, the end token included.
+
+    The prompt's are those that the prompt alone and the whole text begin with alike: a token that spans the border is
+    the response's.
+    """
+    if chat_template:
+        chats = [asked(prompt) for prompt in prompts]
+        prompts = [tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chats]
+    alone = encode_with_end(tokenizer, prompts, special=not chat_template)
+    return [len(row) - shared_length(prompt[:-1], row) for prompt, row in zip(alone, rows, strict=True)]
+
+
+def asked(prompt: str) -> list[dict[str, str]]:
+    """The chat that a prompt begins."""
+    return [{"role": "user", "content": prompt}]
+
+
+def shared_length(row: list[int], other: list[int]) -> int:
+    """How many tokens two rows begin with alike."""
+    same = [a == b for a, b in zip(row, other, strict=False)]
+    return same.index(False) if False in same else len(same)
+
+
+def shorten(row: list[int], limit: int | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The last `limit` tokens of a row (None: all); an opening token (`bos`, `cls`) stays the first."""
+    if limit is None or len(row) <= limit:
+        return row
+    opens = row[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id)
+    return [row[0], *row[len(row) - limit + 1 :]] if opens else row[len(row) - limit :]
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> str:

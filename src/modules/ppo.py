@@ -23,11 +23,12 @@ from src.models.roles import Roles
 from src.modules.averages import Averages
 from src.modules.objective import PolicyLoss, PolicyObjective
 from src.modules.trainable import keep_trainable, require_trainable
+from src.rewards.adapter import AdapterReward
 from src.rollout.evaluation import Evaluation, merge
 from src.rollout.experience import ReferenceKL
 from src.rollout.kl_controller import KLController
 from src.rollout.minibatches import minibatches, own_micro_batches
-from src.types import Experience, Reward, select
+from src.types import AnyReward, Experience, select
 from src.utils.figures import Figure
 from src.utils.ranks import dealt, even, sum_gradients
 from src.utils.streams import generator
@@ -83,8 +84,8 @@ class PPOModule(LightningModule):
         policy_optimizer: Callable[[list[nn.Parameter]], Optimizer],
         critic_optimizer: Callable[[list[nn.Parameter]], Optimizer],
         lr_schedule: Callable[[Optimizer], LRScheduler],
-        reward: Reward,
-        gold_reward: Reward | None,
+        reward: AnyReward,
+        gold_reward: AnyReward | None,
         roles: Callable[..., Roles],
         seed: int,
         tokenizer: PreTrainedTokenizerBase,
@@ -96,6 +97,8 @@ class PPOModule(LightningModule):
         self.optimizer_factories = {"policy": policy_optimizer, "critic": critic_optimizer}
         self.lr_schedule, self.reward, self.gold_reward, self.seed = lr_schedule, reward, gold_reward, seed
         self.roles = roles(tokenizer, critic=value_loss is not None)
+        if isinstance(reward, AdapterReward):
+            reward.attach(self.roles)
         self.objective = PolicyObjective(
             self.roles, policy_loss, old_kl, old_kl_controller, reference_kl.estimator, settings.entropy_coef,
             settings.temperature,

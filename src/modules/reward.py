@@ -8,54 +8,63 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from src.core.diagnostics import calibration_error, correlation
-from src.core.preference import centring, pairwise_accuracy, pairwise_loss
-from src.models.forward import sequence_scores
-from src.models.settings import ScratchSettings
+from src.core.preference import centring, imitation, pairwise_accuracy, pairwise_loss
+from src.models.reward_choices import RewardChoice
+from src.models.reward_net import RewardNet
 from src.modules.supervised import SupervisedModule
 from src.utils.figures import Figure, bootstrap_mean
 from src.utils.ranks import on_shares, share, total
-from src.utils.streams import stream_seed
 
 
 class RewardModule(SupervisedModule):
-    """-log sigmoid(r(chosen) - r(rejected) - margin) in nats per pair; a separate model with a tokenizer of its own.
+    """-log sigmoid(r(chosen) - r(rejected) - margin) in nats per pair, and what is added to it.
 
-    margin = `margin_coef` times the pair's gap, where that is known; centre_coef (r(chosen) + r(rejected))^2 is added.
+    margin = `margin_coef` times the pair's gap, where that is known; added are centre_coef (r(chosen) + r(rejected))^2
+    and lm_coef times the mean negative logprob of the chosen response's tokens. `net_choice` says what the model is.
     `min_gap`: accuracy is reported on held-out pairs at least so far apart, and on all; `gap_edges`: and by gap.
     """
 
     prefix = "reward"
+    net: RewardNet
 
     def __init__(
         self,
-        scratch: ScratchSettings,
+        net_choice: RewardChoice,
         tokenizer: PreTrainedTokenizerBase,
         min_gap: float,
         gap_edges: list[float],
         margin_coef: float,
         centre_coef: float,
+        lm_coef: float,
         **optimization: Any,
     ) -> None:
-        net = build_scalar_model(scratch, tokenizer, optimization["seed"])
+        net = net_choice.build(tokenizer, optimization["seed"], lm_coef > 0)
         super().__init__(net, tokenizer, **optimization)
         self.min_gap, self.gap_edges = min_gap, list(gap_edges)
-        self.margin_coef, self.centre_coef = margin_coef, centre_coef
+        self.margin_coef, self.centre_coef, self.lm_coef = margin_coef, centre_coef, lm_coef
         self.test_rows: list[tuple[float, float]] = []  # (gap, 1 when ordered rightly) of each held-out pair
         self.margins: list[Tensor] = []
         self.scores_and_lengths: list[Tensor] = []
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The mean over the pairs of the batch, as far as this rank's pairs go."""
+        """This rank's part of the mean over the pairs of the batch, and of the language-model loss over its tokens."""
         mine = share(len(batch["gap"]))
-        chosen, rejected = self._scores(batch, mine.index)
+        if self.lm_coef > 0:
+            chosen, rejected, logprobs = self._scores_and_logprobs(batch, mine.index)
+        else:
+            chosen, rejected = self._scores(batch, mine.index)
         margin = self.margin_coef * batch["gap"][mine.index].nan_to_num(0.0)
         loss = pairwise_loss(chosen, rejected, margin).sum() / mine.rows
         self.log("reward/loss", total(loss.detach()), prog_bar=True)
         if self.centre_coef > 0:
             loss = loss + self.centre_coef * centring(chosen, rejected).sum() / mine.rows
+        if self.lm_coef > 0:
+            lm_loss = imitation(logprobs) * len(logprobs) / max(predicted_tokens(batch), 1)
+            self.log("reward/lm_loss", total(lm_loss.detach()))
+            loss = loss + self.lm_coef * lm_loss
         accuracy = pairwise_accuracy(chosen, rejected).sum() / mine.rows
         self.log("reward/accuracy", total(accuracy), prog_bar=True)
         return loss
@@ -67,11 +76,14 @@ class RewardModule(SupervisedModule):
         self.log("reward/val_accuracy", pairwise_accuracy(chosen, rejected).mean(), batch_size=len(chosen))
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Collect gap, order and margin of each held-out pair, and score and length of each of its texts."""
+        """Collect gap, order and margin of each held-out pair, and score and length of each of its texts.
+
+        Margins are on the scale of the loss, where sigmoid(margin) is the probability that the model has learned.
+        """
         chosen, rejected = self._all_scores(batch)
         right = pairwise_accuracy(chosen, rejected)
         self.test_rows += list(zip(batch["gap"].tolist(), right.tolist(), strict=True))
-        self.margins.append((chosen - rejected).cpu())
+        self.margins.append(self.net.gain * (chosen - rejected).cpu())
         lengths = batch["mask"].sum(dim=1)
         self.scores_and_lengths.append(torch.stack([torch.cat([chosen, rejected]), lengths.to(chosen)]).cpu())
 
@@ -98,10 +110,8 @@ class RewardModule(SupervisedModule):
         return {"reward_model": found}
 
     def save(self, folder: Path) -> Path:
-        """Write a folder that `AutoModelForSequenceClassification.from_pretrained` loads."""
-        self.net.save_pretrained(folder / "model")
-        self.tokenizer.save_pretrained(folder / "model")
-        return folder / "model"
+        """Write `model/` for plain transformers and, of an adapter, `adapter/` for peft and for the shared base."""
+        return self.net.save(folder, self.tokenizer)
 
     def _all_scores(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         own = on_shares(lambda mine: self._scores(batch, mine.index), len(batch["gap"]))
@@ -110,12 +120,16 @@ class RewardModule(SupervisedModule):
 
     def _scores(self, batch: dict[str, Tensor], pairs: Tensor) -> tuple[Tensor, Tensor]:
         rows = torch.cat([pairs, pairs + len(batch["gap"])])
-        chosen, rejected = sequence_scores(self.net, batch["ids"][rows], batch["mask"][rows]).chunk(2)
+        chosen, rejected = self.net.scores(batch["ids"][rows], batch["mask"][rows]).chunk(2)
         return chosen, rejected
 
+    def _scores_and_logprobs(self, batch: dict[str, Tensor], pairs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows = torch.cat([pairs, pairs + len(batch["gap"])])
+        of_pairs = batch["ids"][rows], batch["mask"][rows], batch["response_mask"][pairs]
+        scores, logprobs = self.net.scores_and_logprobs(*of_pairs)
+        return *scores.chunk(2), logprobs
 
-def build_scalar_model(scratch: ScratchSettings, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """A fresh model with one output."""
-    with torch.random.fork_rng():
-        torch.manual_seed(stream_seed(seed, "weights"))
-        return AutoModelForSequenceClassification.from_config(scratch.config_for(tokenizer, num_labels=1))
+
+def predicted_tokens(batch: dict[str, Tensor]) -> int:
+    """How many tokens of the batch's chosen responses have a token before them to be predicted from."""
+    return int((batch["mask"][: len(batch["gap"]), :-1] & batch["response_mask"][:, 1:]).sum())

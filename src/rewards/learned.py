@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.core.checks import require
 from src.core.padding import pad_left
 from src.models.forward import sequence_scores
-from src.models.loading import load_reward_model
-from src.models.text import encode_with_end
+from src.models.loading import load_reward_model, readable_length
+from src.models.reward_net import CHAT_KEY
+from src.models.scalar_head import score_bias
+from src.models.text import encode_completions, shorten
 
 
 class LearnedReward(nn.Module):
@@ -34,19 +37,22 @@ class LearnedReward(nn.Module):
         return super().train(False)
 
     def score(self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> Tensor:
-        """r(x, y), (B,) float32."""
-        texts = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
-        return score_texts(self.model, self.tokenizer, texts, self.batch_size)
+        """r(x, y), (B,) float32; a text longer than the model can read loses its beginning."""
+        chat, bias = getattr(self.model.config, CHAT_KEY, False), score_bias(self.model)
+        rows = encode_completions(self.tokenizer, prompts, responses, chat)
+        limit = readable_length(self.model.config, self.tokenizer)
+        rows = [shorten(row, limit, self.tokenizer) for row in rows]
+        score = partial(sequence_scores, self.model)
+        return score_rows(score, rows, self.tokenizer.pad_token_id, self.batch_size, self.model.device) + bias
 
 
 @torch.no_grad()
-def score_texts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], batch_size: int
+def score_rows(
+    score: Callable[[Tensor, Tensor], Tensor], rows: list[list[int]], pad_id: int, batch_size: int, device: torch.device
 ) -> Tensor:
-    """The score of each text with an end token, (N,) float32 on the CPU; texts of similar length share a batch."""
-    rows = encode_with_end(tokenizer, texts)
+    """`score(ids, mask)` of each row of tokens, (N,) float32 on the CPU; rows of similar length share a batch."""
     scores = torch.empty(len(rows))
     for index in torch.tensor([len(row) for row in rows]).argsort(stable=True).split(batch_size):
-        ids, mask = pad_left([rows[i] for i in index.tolist()], tokenizer.pad_token_id)
-        scores[index] = sequence_scores(model, ids.to(model.device), mask.to(model.device)).float().cpu()
+        ids, mask = pad_left([rows[i] for i in index.tolist()], pad_id)
+        scores[index] = score(ids.to(device), mask.to(device)).float().cpu()
     return scores

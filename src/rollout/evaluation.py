@@ -11,7 +11,7 @@ from src.core.kl import k1
 from src.core.masking import masked
 from src.models.roles import Role, Roles
 from src.rollout.experience import ExperienceMaker
-from src.types import Corpus, Prompts, Reward, Rollout
+from src.types import AnyReward, Corpus, Prompts, Rollout
 from src.utils.figures import Figure, bootstrap_mean
 from src.utils.streams import generator
 
@@ -63,15 +63,21 @@ class Evaluator:
         self.maker, self.corpus, self.seed = maker, corpus, seed
 
     def evaluate(
-        self, roles: Roles, reward: Reward, gold_reward: Reward | None, prompts: Prompts, batch_idx: int
+        self, roles: Roles, reward: AnyReward, gold_reward: AnyReward | None, prompts: Prompts, batch_idx: int
     ) -> Evaluation:
         """Both roles on one batch of prompts."""
-        rewards = {"score": reward} | ({"gold": gold_reward} if gold_reward is not None else {})
+        rewards: dict[str, AnyReward] = {"score": reward} | ({"gold": gold_reward} if gold_reward is not None else {})
         answers = [self.answers(roles, role, rewards, prompts, batch_idx) for role in ("reference", "policy")]
         return Evaluation(*answers)
 
     def answers(
-        self, roles: Roles, role: Role, rewards: dict[str, Reward], prompts: Prompts, batch_idx: int, kl: bool = True
+        self,
+        roles: Roles,
+        role: Role,
+        rewards: dict[str, AnyReward],
+        prompts: Prompts,
+        batch_idx: int,
+        kl: bool = True,
     ) -> Answers:
         """One role on one batch of prompts; without `kl` no reference is asked."""
         draws = generator(self.seed, "evaluation", batch_idx, device=prompts.ids.device)

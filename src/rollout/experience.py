@@ -21,7 +21,7 @@ from src.rollout.kl_controller import KLController
 from src.rollout.minibatches import join, own_micro_batches, stacked
 from src.rollout.sampling import Sampler
 from src.rollout.shaping import ScoreShaping
-from src.types import Episodes, Experience, Prompts, Reward, Rollout, TokenReward, select
+from src.types import AnyReward, Episodes, Experience, Prompts, Rollout, select
 from src.utils.ranks import Share, gather, on_shares
 
 
@@ -54,7 +54,7 @@ class ExperienceMaker:
         self.whiten_rewards, self.whiten_advantages = whiten_rewards, whiten_advantages
 
     def make(
-        self, roles: Roles, reward: Reward, prompts: Prompts, policy_version: int, generator: torch.Generator
+        self, roles: Roles, reward: AnyReward, prompts: Prompts, policy_version: int, generator: torch.Generator
     ) -> tuple[Experience, dict[str, float]]:
         """The experience of one batch of prompts, and what it says of the policy.
 
@@ -131,7 +131,7 @@ class ExperienceMaker:
             prompts.texts, responses, prompts.metadata, policy_version,
         )  # fmt: skip
 
-    def _greedy_scores(self, roles: Roles, reward: Reward | TokenReward, prompts: Prompts, rollout: Rollout) -> Tensor:
+    def _greedy_scores(self, roles: Roles, reward: AnyReward, prompts: Prompts, rollout: Rollout) -> Tensor:
         """Shaped score of the greedy response to the prompt of each row, (B,); made once for all samples of a prompt.
 
         Raises `RewardError` when a greedy response cannot be judged, as its whole group would lack a baseline.
@@ -142,7 +142,7 @@ class ExperienceMaker:
         scores = self.shaping(self.score(reward, greedy), greedy.finished)
         return scores[torch.searchsorted(groups, rollout.group_ids)]
 
-    def score(self, reward: Reward | TokenReward, rollout: Rollout) -> Tensor:
+    def score(self, reward: AnyReward, rollout: Rollout) -> Tensor:
         """r(x, y) of every row, (B,). Raises `RewardError` when one of them cannot be judged."""
         return replace(self.judge, drop_failed=False).judge(reward, rollout).scores
 

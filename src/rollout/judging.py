@@ -13,9 +13,10 @@ from torch import Tensor
 
 from src.core.checks import require
 from src.core.masking import masked
+from src.rewards.adapter import AdapterReward
 from src.rewards.errors import RewardError
 from src.rewards.learned import LearnedReward
-from src.types import PartedReward, Reward, Rollout, TokenReward, select
+from src.types import AnyReward, PartedReward, Reward, Rollout, RolloutReward, TokenReward, select
 from src.utils.ranks import on_shares
 
 # scores (N,), NaN where there is none; credit (N, T); parts of the scores; what is to be said of the first failure
@@ -48,7 +49,7 @@ class Judge:
         """Refuse a limit that nothing can keep."""
         require(self.timeout is None or self.timeout > 0, "timeout", self.timeout, "greater than 0 seconds, or null")
 
-    def judge(self, reward: Reward | TokenReward, rollout: Rollout) -> Verdict:
+    def judge(self, reward: AnyReward, rollout: Rollout) -> Verdict:
         """Ask for every row, each rank for its own. Raises `RewardError`: the reward, the prompt and what came back."""
         own = on_shares(lambda share: self._answers(reward, select(rollout, share.index)), len(rollout.prompts))
         scores, credit = (torch.cat(given) for given in list(zip(*own, strict=True))[:2])
@@ -63,7 +64,7 @@ class Judge:
         left = {name: part[kept.cpu()] for name, part in parts.items()}
         return Verdict(select(rollout, kept), scores[kept], credit[kept], left, len(scores) - len(kept))
 
-    def _answers(self, reward: Reward | TokenReward, rollout: Rollout) -> Answers:
+    def _answers(self, reward: AnyReward, rollout: Rollout) -> Answers:
         if isinstance(reward, TokenReward):
             credit = masked(self._within_limit(reward, partial(reward.score_tokens, rollout)), rollout.response_mask)
             answers: Answers = credit.sum(dim=1), credit, {}, failed(reward, rollout, credit.sum(dim=1), {})
@@ -77,7 +78,9 @@ class Judge:
             raise failure
         return answers
 
-    def _ask(self, reward: Reward, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor], dict[int, Exception]]:
+    def _ask(
+        self, reward: Reward | RolloutReward, rollout: Rollout
+    ) -> tuple[Tensor, dict[str, Tensor], dict[int, Exception]]:
         """Scores, parts and the rows on which the reward raised: asked all at once, row by row when that fails."""
         try:
             scores, parts = self._within_limit(reward, partial(ask, reward, rollout))
@@ -102,7 +105,7 @@ class Judge:
 
     def _within_limit(self, reward: Any, call: Callable[[], Any]) -> Any:
         """The result of `call`; a reward model of our own cannot hang and is not watched."""
-        if self.timeout is None or isinstance(reward, LearnedReward):
+        if self.timeout is None or isinstance(reward, LearnedReward | AdapterReward):
             return call()
         box: dict[str, Any] = {}
 
@@ -122,21 +125,29 @@ class Judge:
         return box["result"]
 
 
-def ask(reward: Reward, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
+def ask(reward: Reward | RolloutReward, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
     """Scores (B,) float32, not yet known to be finite, and the parts of a mixed reward. Raises for a wrong count."""
+    if isinstance(reward, RolloutReward):
+        return checked(reward, reward.score_rollout(rollout), rollout), {}
     metadata = [
         row | {"finished": finished} for row, finished in zip(rollout.metadata, rollout.finished.tolist(), strict=True)
     ]
     texts = list(rollout.prompts), list(rollout.responses)
     parts = reward.score_parts(*texts, metadata) if isinstance(reward, PartedReward) else {}
     given = reward.combine(parts) if isinstance(reward, PartedReward) else reward.score(*texts, metadata)
+    return checked(reward, given, rollout), parts
+
+
+def checked(reward: Reward | RolloutReward, given: Any, rollout: Rollout) -> Tensor:
+    """What a reward gave as (B,) float32, not yet known to be finite. Raises for what is no number or a wrong count."""
+    count = len(rollout.finished)
     try:
         scores = torch.as_tensor(given, dtype=torch.float32).detach()
     except (TypeError, ValueError) as error:
-        raise ValueError(f"gave {str(given)[:80]} where {len(texts[0])} numbers are needed") from error
+        raise ValueError(f"gave {str(given)[:80]} where {count} numbers are needed") from error
     if scores.shape != rollout.finished.shape:
-        raise RewardError(f"reward {name_of(reward)} gave {tuple(scores.shape)} scores for {len(texts[0])} sequences")
-    return scores, parts
+        raise RewardError(f"reward {name_of(reward)} gave {tuple(scores.shape)} scores for {count} sequences")
+    return scores
 
 
 def failed(reward: Any, rollout: Rollout, scores: Tensor, raised: dict[int, Exception]) -> RewardError | None:

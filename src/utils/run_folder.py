@@ -51,4 +51,4 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / ".writable"
     probe.touch()
-    probe.unlink()
+    probe.unlink(missing_ok=True)  # a parallel job may have looked at the same time

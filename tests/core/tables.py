@@ -202,6 +202,7 @@ OTHERS: dict[str, Call] = {
     "turning_point": lambda i: torch.tensor(overoptimisation.turning_point(*fit(i)) or 0.0),
     "step_length": lambda i: natural_gradient.step_length(i.scores.square().sum(), 0.1),
     "pad_left": lambda i: padding.pad_left(i.token_rows, 0),
+    "imitation": lambda i: preference.imitation(i.x),
     "pairwise_loss": lambda i: preference.pairwise_loss(i.x, i.y),
     "pairwise_accuracy": lambda i: preference.pairwise_accuracy(i.x, i.y),
     "set_missing_eos": lambda i: rewards.set_missing_eos(i.scores, i.finished, -1.0),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from src.core.preference import centring, pairwise_accuracy, pairwise_loss
+from src.core.preference import centring, imitation, pairwise_accuracy, pairwise_loss
 
 score = st.floats(-15, 15)
 quick = settings(deadline=None, derandomize=True, max_examples=60)
@@ -90,3 +90,18 @@ def test_centring_pulls_both_scores_and_leaves_the_difference() -> None:
     losses.sum().backward()
     assert_close(losses.detach(), torch.tensor([16.0, 2.25]))
     assert_close(scores.grad, torch.tensor([[8.0, 8.0], [-3.0, -3.0]]))
+
+
+def test_imitation_is_the_mean_cross_entropy_and_its_gradient_that_of_the_softmax() -> None:
+    """d/dz of the mean of -log softmax(z)[y] is (softmax(z) - onehot(y)) / N, derived by hand."""
+    logits = torch.tensor([[0.3, -1.0, 2.0], [1.5, 0.0, -0.5]], dtype=torch.float64, requires_grad=True)
+    ids = torch.tensor([2, 1])
+    loss = imitation(logits.log_softmax(dim=-1)[torch.arange(2), ids])
+    loss.backward()
+    z = logits.detach()
+    assert loss.item() == pytest.approx(sum((z[i].exp().sum().log() - z[i, ids[i]]).item() for i in (0, 1)) / 2)
+    assert_close(logits.grad, (z.exp() / z.exp().sum(1, keepdim=True) - torch.eye(3, dtype=torch.float64)[ids]) / 2)
+
+
+def test_nothing_to_imitate_costs_nothing() -> None:
+    assert imitation(torch.zeros(0)).item() == 0

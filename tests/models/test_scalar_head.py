@@ -1,4 +1,4 @@
-"""After normalisation the given samples score mean 0, variance 1, in our hands and in plain transformers'."""
+"""Gain and bias of a score: where they go in each architecture, and that nothing else changes."""
 
 from __future__ import annotations
 
@@ -6,65 +6,90 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForSequenceClassification,
-    GPT2ForSequenceClassification,
-    LlamaConfig,
-    LlamaForSequenceClassification,
-)
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from src.models.loading import ModelError
-from src.models.scalar_head import normalise_scores
-from src.rewards.learned import score_texts
-from tests.tiny import TEXTS, gpt2_config, seeded, tokenizer
+from src.models.loading import ModelError, load_tokenizer
+from src.models.reward_net import RewardNet
+from src.models.scalar_head import BIAS_KEY, output_layer, scale_scores, shift_scores
+from src.rewards.learned import LearnedReward
+from tests.models.architectures import ALL, write
+from tests.tiny import EOS, FOREIGN_WARNINGS, TEXTS
+
+pytestmark = FOREIGN_WARNINGS
+
+IN_CONFIG = {"llama", "qwen2"}  # an RMS norm and a head without bias: nothing in the weights is constant
 
 
-def plain_scores(model: torch.nn.Module) -> torch.Tensor:
-    """Each text with an end token, one at a time."""
-    rows = [[*tokenizer()(text)["input_ids"], 1] for text in TEXTS]
+def rows_of(folder: Path) -> list[list[int]]:
+    """Each text with an end token, as the tokenizer that transformers finds in the folder writes it."""
+    return [[*AutoTokenizer.from_pretrained(folder)(text)["input_ids"], EOS] for text in TEXTS]
+
+
+def plain_scores(model: torch.nn.Module, rows: list[list[int]]) -> torch.Tensor:
+    """One row at a time."""
     with torch.no_grad():
         return torch.cat([model(input_ids=torch.tensor([row])).logits[0] for row in rows])
 
 
-@pytest.mark.parametrize("head_bias", [False, True])
-def test_samples_score_mean_zero_and_variance_one(head_bias: bool, tmp_path: Path) -> None:
-    """Checklist 24, 25. Also after writing and reading with plain transformers."""
-    model = seeded(lambda: GPT2ForSequenceClassification(gpt2_config(num_labels=1)), 2).eval()
-    if head_bias:
-        model.score = torch.nn.Linear(16, 1)
-    torch.nn.init.constant_(model.transformer.ln_f.bias, 0.4)
-    raw = plain_scores(model)
-    assert abs(raw.mean()) > 0.1  # something to do
-    scores = score_texts(model, tokenizer(), TEXTS, batch_size=4)
-    normalise_scores(model, float(scores.mean()), float(scores.std()))
+def classifier(folder: Path, name: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_pretrained(write(folder, name), num_labels=1).eval()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_samples_score_mean_zero_and_variance_one(name: str, tmp_path: Path) -> None:
+    """Checklist 24, 25. In our hands, as a reward, and in plain transformers (there up to `score_bias`)."""
+    net = RewardNet(classifier(tmp_path / "base", name))
+    rows = rows_of(tmp_path / "base")
+    raw = plain_scores(net.classifier, rows)
+    net.normalise(float(raw.mean()), float(raw.std()))
     expected = (raw - raw.mean()) / raw.std()
-    assert torch.allclose(plain_scores(model), expected, atol=1e-4)
-    if not head_bias:
-        model.save_pretrained(tmp_path)
-        again = plain_scores(AutoModelForSequenceClassification.from_pretrained(tmp_path).eval())
-        assert torch.allclose(again, expected, atol=1e-4)
-        assert again.mean().item() == pytest.approx(0, abs=1e-4)
-        assert again.var().item() == pytest.approx(1, abs=1e-3)
+    tolerance = 2e-6 * max(1.0, float(raw.abs().max() / raw.std()))  # float32 rounds raw scores, which may vary little
+    ours = torch.cat([net.scores(torch.tensor([r]), torch.ones(1, len(r)).bool()) for r in rows]).detach()
+    assert torch.allclose(ours, expected, atol=tolerance, rtol=0)
+    folder = net.save(tmp_path / "run", load_tokenizer(str(tmp_path / "base")))
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    constant = getattr(model.config, BIAS_KEY, 0.0)
+    assert (constant != 0) == (name in IN_CONFIG)
+    assert torch.allclose(plain_scores(model, rows) + constant, expected, atol=4 * tolerance, rtol=0)
+    reward = LearnedReward(str(folder), 4).score([""] * len(TEXTS), TEXTS, [{}] * len(TEXTS))
+    assert torch.allclose(reward, expected, atol=4 * tolerance, rtol=0)
+    assert reward.mean().item() == pytest.approx(0, abs=4 * tolerance)
 
 
-def test_scores_that_do_not_vary_are_refused() -> None:
+def test_a_second_normalisation_is_one_of_the_first_ones_scores(tmp_path: Path) -> None:
+    """(r - 1) / 2, then (s - 3) / 4: together (r - 7) / 8."""
+    net = RewardNet(classifier(tmp_path, "llama"))
+    ids = torch.tensor([[4, 5, EOS]])
+    raw = net.scores(ids, torch.ones(1, 3).bool()).item()
+    net.normalise(1.0, 2.0)
+    net.normalise(3.0, 4.0)
+    assert net.scores(ids, torch.ones(1, 3).bool()).item() == pytest.approx((raw - 7) / 8, abs=1e-5)
+
+
+@pytest.mark.parametrize("std", [0.0, float("nan")])
+def test_scores_that_do_not_vary_are_refused_unchanged(std: float, tmp_path: Path) -> None:
     """Checklist 24."""
-    model = seeded(lambda: GPT2ForSequenceClassification(gpt2_config(num_labels=1)), 2)
-    before = model.score.weight.clone()
-    for std in (0.0, float("nan")):
-        with pytest.raises(ModelError, match="same score"):
-            normalise_scores(model, 1.0, std)
-    assert torch.equal(model.score.weight, before)
+    net = RewardNet(classifier(tmp_path, "gpt2"))
+    before = net.classifier.score.weight.clone()
+    with pytest.raises(ModelError, match="same score"):
+        net.normalise(1.0, std)
+    assert torch.equal(net.classifier.score.weight, before)
+    assert net.bias == 0
 
 
-def test_a_model_without_a_bias_to_shift_is_refused_unchanged() -> None:
-    """Checklist 24. A refusal must not leave the gain half applied."""
-    config = LlamaConfig(
-        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, num_labels=1,
-        pad_token_id=0, eos_token_id=1, bos_token_id=1,
-    )  # fmt: skip
-    model = LlamaForSequenceClassification(config)
-    before = model.score.weight.detach().clone()
-    with pytest.raises(ModelError, match="neither a head bias"):
-        normalise_scores(model, 1.0, 2.0)
-    assert torch.equal(model.score.weight, before)
+def test_a_head_with_a_bias_of_its_own_takes_both() -> None:
+    """Whatever lies before it."""
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
+    model.base_model = model[0]
+    x = torch.randn(5, 3)
+    with torch.no_grad():
+        raw = model[1](model[0](x))
+        scale_scores(model, 0.5)
+        shift_scores(model, -0.25)  # type: ignore[arg-type]
+        assert torch.allclose(model[1](model[0](x)), 0.5 * raw - 0.25, atol=1e-6)
+
+
+def test_a_model_without_a_scalar_output_is_refused() -> None:
+    with pytest.raises(ModelError, match="no linear layer with one output"):
+        output_layer(torch.nn.Linear(3, 2))

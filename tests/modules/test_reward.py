@@ -15,11 +15,21 @@ from transformers import AutoModelForSequenceClassification, get_constant_schedu
 
 from src.core.diagnostics import calibration_error
 from src.data.modules import PairData
-from src.models.settings import ScratchSettings
+from src.models.reward_choices import FromScratch, OnBase, Pretrained
 from src.modules.reward import RewardModule
 from src.rewards.learned import LearnedReward
 from src.types import PreferencePair
-from tests.tiny import EOS, FOREIGN_WARNINGS, Recorder, TinyCorpus, gpt2_config, tokenizer
+from tests.tiny import (
+    EOS,
+    FOREIGN_WARNINGS,
+    LORA,
+    Recorder,
+    TinyCorpus,
+    gpt2_config,
+    model_settings,
+    tokenizer,
+    write_lm,
+)
 
 pytestmark = FOREIGN_WARNINGS
 
@@ -45,8 +55,8 @@ def make(**config: Any) -> RewardModule:
         return gpt2_config(**(ids | config))
 
     return RewardModule(
-        ScratchSettings(config_of, lambda texts: tokenizer()), tokenizer(), min_gap=0.5, gap_edges=[0.0, 0.5, 1.0],
-        margin_coef=0.0, centre_coef=0.0,
+        FromScratch(config_of, lambda texts: tokenizer()), tokenizer(), min_gap=0.5, gap_edges=[0.0, 0.5, 1.0],
+        margin_coef=0.0, centre_coef=0.0, lm_coef=0.0,
         optimizer=partial(torch.optim.SGD, lr=0.0), lr_schedule=get_constant_schedule, max_grad_norm=1.0, seed=1,
     )  # fmt: skip
 
@@ -59,8 +69,17 @@ def trainer(tmp_path: Path, recorder: Recorder, **options: Any) -> Trainer:
     )  # fmt: skip
 
 
-def data(batch_size: int) -> PairData:
-    return PairData(Pairs(), tokenizer(), batch_size=batch_size, steps=1, max_tokens=40, seed=1)
+def data(batch_size: int, lm_coef: float = 0.0) -> PairData:
+    return PairData(
+        Pairs(),
+        tokenizer(),
+        chat_template=False,
+        lm_coef=lm_coef,
+        batch_size=batch_size,
+        steps=1,
+        max_tokens=40,
+        seed=1,
+    )
 
 
 def plain_differences(module: RewardModule) -> list[float]:
@@ -69,7 +88,7 @@ def plain_differences(module: RewardModule) -> list[float]:
     def score(text: str) -> float:
         ids = torch.tensor([[*tokenizer()(text)["input_ids"], EOS]])
         with torch.no_grad():
-            return module.net(input_ids=ids).logits[0, 0].item()
+            return module.net.classifier(input_ids=ids).logits[0, 0].item()
 
     module.eval()
     return [score(p.prompt + p.chosen) - score(p.prompt + p.rejected) for p in PAIRS]
@@ -118,7 +137,9 @@ def test_margin_and_centring_are_part_of_what_is_minimised(tmp_path: Path) -> No
     total = torch.zeros(())
     for pair in PAIRS:
         scores = [
-            module.net(input_ids=torch.tensor([[*tokenizer()(pair.prompt + side)["input_ids"], EOS]])).logits[0, 0]
+            module.net.classifier(
+                input_ids=torch.tensor([[*tokenizer()(pair.prompt + side)["input_ids"], EOS]])
+            ).logits[0, 0]
             for side in (pair.chosen, pair.rejected)
         ]
         difference = scores[0] - scores[1] - 0.8 * (pair.gap or 0.0)
@@ -137,7 +158,7 @@ def test_the_length_is_correlated_with_the_score(tmp_path: Path) -> None:
     rows = [torch.tensor([[*tokenizer()(text)["input_ids"], EOS]]) for text in texts]
     module.eval()
     with torch.no_grad():
-        scores = [module.net(input_ids=row).logits[0, 0].item() for row in rows]
+        scores = [module.net.classifier(input_ids=row).logits[0, 0].item() for row in rows]
     trainer(tmp_path, Recorder()).test(module, datamodule=data(4), verbose=False)
     figures = module.result()["reward_model"]
     expected = np.corrcoef(scores, [row.shape[1] for row in rows])[0, 1]
@@ -166,3 +187,46 @@ def test_the_same_seed_gives_the_same_fresh_model() -> None:
     torch.manual_seed(1)
     two = make()
     assert all(torch.equal(a, b) for a, b in zip(one.net.parameters(), two.net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["adapter", "full"])
+def test_the_language_model_loss_is_that_of_the_chosen_responses(kind: str, tmp_path: Path) -> None:
+    """One step of SGD with learning rate 1 is the gradient of both losses, each text alone; both are logged apart."""
+    path = write_lm(tmp_path / "base")
+    choice = OnBase(model_settings(path), LORA) if kind == "adapter" else Pretrained(path, None, False)
+    module = RewardModule(
+        choice, tokenizer(), min_gap=0.5, gap_edges=[], margin_coef=0.0, centre_coef=0.0, lm_coef=0.3,
+        optimizer=partial(torch.optim.SGD, lr=1.0), lr_schedule=get_constant_schedule, max_grad_norm=1e9, seed=1,
+    )  # fmt: skip
+    net, head = module.net.model, module.net.lm_head
+    before = {name: p.detach().clone() for name, p in module.net.named_parameters() if p.requires_grad}
+    ranking, nats = torch.zeros(()), []
+    for pair in PAIRS:
+        prompt, sides = tokenizer()(pair.prompt)["input_ids"], []
+        for text in (pair.chosen, pair.rejected):
+            sides.append(torch.tensor([[*tokenizer()(pair.prompt + text)["input_ids"], EOS]]))
+        scores = [net(input_ids=ids).logits[0, 0] for ids in sides]
+        ranking = ranking + torch.log1p(torch.exp(scores[1] - scores[0]))
+        logits = head(net.base_model(input_ids=sides[0]).last_hidden_state[0])
+        nats += [-logits[t - 1].log_softmax(0)[sides[0][0, t]] for t in range(len(prompt), sides[0].shape[1])]
+    lm_loss = torch.stack(nats).mean()
+    parameters = [p for p in module.net.parameters() if p.requires_grad]
+    expected = torch.autograd.grad(ranking / 6 + 0.3 * lm_loss, parameters, materialize_grads=True)
+    recorder = Recorder()
+    trainer(tmp_path, recorder).fit(module, datamodule=data(6, lm_coef=0.3))
+    logged = recorder.by_step()[1]
+    assert logged["reward/lm_loss"] == pytest.approx(lm_loss.item(), abs=1e-5)
+    assert logged["reward/loss"] == pytest.approx(ranking.item() / 6, abs=1e-5)
+    for (name, old), new, gradient in zip(before.items(), parameters, expected, strict=True):
+        torch.testing.assert_close(old - new.detach(), gradient, atol=2e-5, rtol=1e-4, msg=name)
+
+
+def test_margins_are_on_the_scale_of_the_loss_whatever_the_gain(tmp_path: Path) -> None:
+    """Checklist 24. sigmoid(margin) is the probability that was learned, also after gain and bias were set."""
+    module = make()
+    trainer(tmp_path, Recorder()).test(module, datamodule=data(4), verbose=False)
+    before = torch.cat(module.margins)
+    module.margins.clear()
+    module.net.normalise(0.7, 3.0)
+    trainer(tmp_path, Recorder()).test(module, datamodule=data(4), verbose=False)
+    torch.testing.assert_close(torch.cat(module.margins), before, atol=1e-5, rtol=1e-5)

@@ -244,3 +244,26 @@ def test_what_a_token_reward_says_outside_the_mask_does_not_count() -> None:
     outside = [(row, place) for row, place in (~rollout.response_mask).nonzero().tolist()]
     assert len(outside) > 5
     assert torch.equal(STOP.judge(Dense(outside), rollout).credit, STOP.judge(Dense([]), rollout).credit)
+
+
+class Tokens:
+    """Reads the token ids alone: the sum of those that count, or what it was told to answer."""
+
+    def __init__(self, answer: Any = None) -> None:
+        self.answer = answer
+
+    def score_rollout(self, rollout: Rollout) -> Any:
+        return (rollout.response_ids * rollout.response_mask).sum(1) if self.answer is None else self.answer
+
+
+def test_a_reward_that_reads_rollouts_is_asked_and_checked_like_any_other() -> None:
+    """Ids in, one number per row out; a wrong count and a number that is not finite are named."""
+    rollout = ragged_rollout()
+    expected = [sum(ids[mask].tolist()) for ids, mask in zip(rollout.response_ids, rollout.response_mask, strict=True)]
+    verdict = Judge(timeout=5.0, drop_failed=False).judge(Tokens(), rollout)
+    assert verdict.scores.tolist() == expected
+    assert not verdict.credit.any()
+    with pytest.raises(RewardError, match=r"reward Tokens gave \(6,\) scores for 7 sequences"):
+        STOP.judge(Tokens(torch.zeros(6)), rollout)
+    with pytest.raises(RewardError, match="reward Tokens gave nan for prompt 'p2'"):
+        STOP.judge(Tokens([0.0, 0.0, math.nan, 0.0, 0.0, 0.0, 0.0]), rollout)

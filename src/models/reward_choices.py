@@ -1,0 +1,174 @@
+"""What the reward model is: made from scratch, pretrained, or an adapter on the policy's own base."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from src.models.fingerprint import base_fingerprint, tokenizer_fingerprint
+from src.models.loading import ModelError, absent, load_causal_lm, load_config, load_tokenizer, require_plain_head
+from src.models.reward_adapter import AdapterFacts
+from src.models.reward_net import RewardNet, adapted
+from src.models.settings import LoraSettings, ModelSettings, ScratchSettings
+from src.types import Corpus
+from src.utils.streams import stream_seed
+
+PATH_KEY = "reward_model.net.path"
+
+
+@dataclass(frozen=True)
+class FromScratch(ScratchSettings):
+    """A small model of its own with a tokenizer of its own, both made from the corpus."""
+
+    chat_template = False
+    lora = None
+
+    def architecture(self) -> PretrainedConfig:
+        """Its architecture, before there are weights."""
+        return self.config()
+
+    def build_tokenizer(self, corpus: Corpus) -> PreTrainedTokenizerBase:
+        """A tokenizer made from the corpus."""
+        return self.tokenizer(corpus.texts("train"))
+
+    def has_lm_head(self) -> bool:
+        """It never was a language model."""
+        return False
+
+    def build(self, tokenizer: PreTrainedTokenizerBase, seed: int, with_lm_head: bool) -> RewardNet:
+        """Fresh weights; the same seed gives the same."""
+        with torch.random.fork_rng():
+            torch.manual_seed(stream_seed(seed, "weights"))
+            config = self.config_for(tokenizer, num_labels=1)
+            return RewardNet(AutoModelForSequenceClassification.from_config(config))
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model of any architecture from a folder or the hub, with its own tokenizer; trained whole, or with `lora`.
+
+    A language model gets a fresh score head; a sequence classifier with one output keeps its own. `chat_template`:
+    prompt and response are written out by the tokenizer's chat template.
+    """
+
+    path: str
+    lora: LoraSettings | None
+    chat_template: bool
+
+    def architecture(self) -> PretrainedConfig:
+        """Its architecture, without weights."""
+        return load_config(self.path, PATH_KEY)
+
+    def build_tokenizer(self, corpus: Corpus) -> PreTrainedTokenizerBase:
+        """The tokenizer beside the weights."""
+        tokenizer = load_tokenizer(self.path, PATH_KEY)
+        if self.chat_template and tokenizer.chat_template is None:
+            raise ModelError(f"reward_model.net.chat_template=true: there is no chat template at {self.path!r}")
+        return tokenizer
+
+    def has_lm_head(self) -> bool:
+        """Whether it is a decoder that was saved as a language model."""
+        config = self.architecture()
+        kinds = config.architectures or []
+        return is_decoder(config) and any(k.endswith(("ForCausalLM", "LMHeadModel")) for k in kinds)
+
+    def build(self, tokenizer: PreTrainedTokenizerBase, seed: int, with_lm_head: bool) -> RewardNet:
+        """The weights, a score head where there is none, and beside it the vocabulary head if asked for."""
+        with torch.random.fork_rng():
+            torch.manual_seed(stream_seed(seed, "weights"))
+            try:
+                classifier = AutoModelForSequenceClassification.from_pretrained(self.path, num_labels=1)
+            except (OSError, ValueError) as error:
+                raise absent(self.path, error, PATH_KEY) from error
+            classifier = classifier.float()
+            lm_head = self._lm_head(classifier) if with_lm_head else None
+            net = classifier if self.lora is None else adapted(classifier, self.lora)
+        return RewardNet(net, lm_head=lm_head, chat_template=self.chat_template)
+
+    def _lm_head(self, classifier: PreTrainedModel) -> nn.Module:
+        """The vocabulary head of the same folder: the classifier's own embedding where they are tied, else frozen."""
+        lm = AutoModelForCausalLM.from_pretrained(self.path).float().eval()
+        lm.name_or_path = self.path
+        require_plain_head(lm)
+        head = lm.get_output_embeddings()
+        if head.weight is lm.get_input_embeddings().weight:
+            head.weight = classifier.get_input_embeddings().weight
+            return head
+        return head.requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class OnBase:
+    """A LoRA adapter and a score head on the model that PPO starts from, with that model's tokenizer."""
+
+    model: ModelSettings
+    lora: LoraSettings
+
+    chat_template = False  # it reads the policy's own tokens
+
+    def architecture(self) -> PretrainedConfig | None:
+        """The base's architecture, also while the base is still to be made."""
+        if self.model.path is None:
+            return self.model.scratch.config() if self.model.scratch is not None else None
+        return load_config(self.model.path)
+
+    def build_tokenizer(self, corpus: Corpus) -> PreTrainedTokenizerBase:
+        """The tokenizer beside the base."""
+        return load_tokenizer(self.model.path or "")
+
+    def has_lm_head(self) -> bool:
+        """The base is a language model."""
+        return True
+
+    def build(self, tokenizer: PreTrainedTokenizerBase, seed: int, with_lm_head: bool) -> RewardNet:
+        """The base, loaded as PPO loads it, behind a fresh adapter and head; remembers which base it is."""
+        lm = load_causal_lm(self.model)
+        require_plain_head(lm)
+        facts = AdapterFacts(base_fingerprint(lm.base_model), tokenizer_fingerprint(tokenizer))
+        with torch.random.fork_rng():
+            torch.manual_seed(stream_seed(seed, "weights"))
+            net = adapted(scoring(lm), self.lora)
+        lm_head = lm.get_output_embeddings().requires_grad_(False) if with_lm_head else None
+        return RewardNet(net, lm_head=lm_head, facts=facts)
+
+
+RewardChoice = FromScratch | Pretrained | OnBase
+
+
+def is_decoder(config: PretrainedConfig) -> bool:
+    """Whether the architecture, as a classifier, reads its score at the last token (looked up without memory)."""
+    with torch.device("meta"):
+        return hasattr(AutoModelForSequenceClassification.from_config(config), "score")
+
+
+def scoring(lm: PreTrainedModel) -> PreTrainedModel:
+    """A sequence classifier around the backbone of `lm` itself, with a fresh score head, w ~ N(0, 1 / (H + 1)).
+
+    Source of the head's scale: as that of the value head, `src.models.roles.value_head`.
+    """
+    config = copy.deepcopy(lm.config)
+    config.num_labels = 1
+    with torch.device("meta"):
+        classifier = AutoModelForSequenceClassification.from_config(config)
+    if not hasattr(classifier, "score"):
+        raise ModelError(f"{type(lm).__name__}: transformers has no sequence classifier with a score head for it")
+    setattr(classifier, classifier.base_model_prefix, lm.base_model)
+    classifier.score = nn.Linear(config.hidden_size, 1, bias=False)
+    nn.init.normal_(classifier.score.weight, std=1 / (config.hidden_size + 1) ** 0.5)
+    classifier.name_or_path = lm.name_or_path
+    return classifier.eval()
+
+
+def build_reward_tokenizer(net_choice: RewardChoice, corpus: Corpus) -> PreTrainedTokenizerBase:
+    """The tokenizer that the chosen reward model reads with."""
+    return net_choice.build_tokenizer(corpus)

@@ -1,0 +1,122 @@
+"""What the reward stage trains: a sequence classifier with one output, whole or through a LoRA adapter."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from src.core.logprobs import logprobs_from_logits
+from src.models.forward import head_at_end, hidden_states, sequence_scores
+from src.models.loading import ModelError
+from src.models.reward_adapter import AdapterFacts
+from src.models.scalar_head import BIAS_KEY, scale_scores, score_bias, shift_scores
+from src.models.settings import LoraSettings
+
+CHAT_KEY = "reads_chat_template"  # in config.json: texts were written out by the tokenizer's chat template
+
+
+class RewardNet(nn.Module):
+    """r(x, y) = w . h(last token) + b of a classifier; `lm_head` turns the same hidden states into logits, if given.
+
+    `chat_template`: texts are to be written out by the tokenizer's template. `facts`: what an adapter's folder says of
+    the base it was trained on.
+    """
+
+    def __init__(
+        self,
+        classifier: PreTrainedModel | PeftModel,
+        *,
+        lm_head: nn.Module | None = None,
+        chat_template: bool = False,
+        facts: AdapterFacts | None = None,
+    ) -> None:
+        super().__init__()
+        self.classifier, self.lm_head, self.chat_template, self.facts = classifier, lm_head, chat_template, facts
+        self.gain = 1.0  # what scores are to be multiplied by to be on the scale of the loss they were learned with
+        self.bias = score_bias(self.model)  # b, which `save` puts where plain transformers finds it, if it can
+        setattr(self.model.config, BIAS_KEY, 0.0)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The classifier of transformers, adapted layers inside."""
+        return self.classifier.get_base_model() if isinstance(self.classifier, PeftModel) else self.classifier
+
+    def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """r, read at the last counted token. Shapes: (B, S) -> (B,)."""
+        return sequence_scores(self.model, ids, mask) + self.bias
+
+    def scores_and_logprobs(self, ids: Tensor, mask: Tensor, response_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """r (B,), and log p(token) (N,) nats of the tokens in `response_mask` that have one before them.
+
+        Shapes: ids and mask (B, S); response_mask (C, S), which asks for the first C <= B rows only. One forward pass.
+        """
+        assert self.lm_head is not None  # the choice of a reward net without one is refused beforehand
+        hidden = hidden_states(self.model, ids, mask)
+        asked = len(response_mask)
+        predicts = mask[:asked, :-1] & response_mask[:, 1:]
+        logits = self.lm_head(hidden[:asked, :-1][predicts])
+        scores = head_at_end(self.model.score, hidden, mask) + self.bias
+        return scores, logprobs_from_logits(logits, ids[:asked, 1:][predicts])
+
+    def normalise(self, mean: float, std: float) -> None:
+        """Make the score (r - mean) / std instead of r. Raises `ModelError` when scores do not vary."""
+        if not std > 0:
+            raise ModelError("the reward model gives every sample the same score: it has learned nothing")
+        scale_scores(self.model, 1 / std)
+        self.gain *= std
+        self.bias = (self.bias - mean) / std
+
+    def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
+        """Write `model/`, which `AutoModelForSequenceClassification` loads; of an adapter `adapter/` too.
+
+        That is a folder of peft's (task SEQ_CLS: adapter and score head) with the facts of `reward.json` beside.
+        """
+        if isinstance(self.classifier, PeftModel):
+            self.classifier.save_pretrained(str(folder / "adapter"))
+            tokenizer.save_pretrained(folder / "adapter")
+            if self.facts is not None:
+                self.facts.write(folder / "adapter", self.bias)
+            model = copy.deepcopy(self.classifier).merge_and_unload()
+            shift_scores(model, self.bias)
+        else:
+            model = self.classifier
+            shift_scores(model, self.bias)
+            self.bias = 0.0
+        # transformers looks for the last token that is no padding: it must not take the end token for padding
+        ends = tokenizer.pad_token_id == tokenizer.eos_token_id
+        model.config.pad_token_id = None if ends else tokenizer.pad_token_id
+        setattr(model.config, CHAT_KEY, self.chat_template)
+        model.save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
+        return folder / "model"
+
+
+def adapted(classifier: PreTrainedModel, lora: LoraSettings) -> PeftModel:
+    """Freeze a classifier and put a fresh adapter on its backbone; whatever lies behind that is trained whole.
+
+    Raises `ModelError` when a target matches no layer.
+    """
+    classifier.requires_grad_(False)
+    heads = [
+        name
+        for name, module in classifier.named_children()
+        if name != classifier.base_model_prefix and any(True for _ in module.parameters())
+    ]
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+        exclude_modules=heads,
+        modules_to_save=heads,
+        task_type="SEQ_CLS",
+    )
+    try:
+        return get_peft_model(classifier, config)
+    except ValueError as error:
+        where = f"reward_model.net.lora.targets={lora.targets!r}"
+        raise ModelError(f"{where} does not fit {classifier.name_or_path!r}: {error}") from error
