@@ -103,11 +103,7 @@ def friendly_errors(overrides: list[str] | None = None, job_of_sweep: bool = Fal
         print(f"error: {error.strerror}{where}: make room, then the same command goes on", file=sys.stderr)
         raise SystemExit(2) from None
     except Interrupted as interrupted:
-        kept = f"{interrupted.kept} is kept" if interrupted.kept else "no iteration was saved"
-        print(
-            f"interrupted by {interrupted}: {kept}; the same command goes on from there (resume=never starts anew)",
-            file=sys.stderr,
-        )
+        print(f"interrupted by {interrupted.sentence()}", file=sys.stderr)
         raise SystemExit(128 + interrupted.signum) from None
     except KeyboardInterrupt:
         print("interrupted: the same command goes on with what was finished", file=sys.stderr)

@@ -111,7 +111,7 @@ def _make_folder(folder: Path, config: DictConfig) -> None:
 def _trainer(config: DictConfig) -> Trainer:
     """Lightning's Trainer with the callbacks and loggers of the run. Raises `ConfigError` for what it refuses."""
     callbacks = [callback for callback in instantiate(config.callbacks).values() if callback is not None]
-    callbacks.sort(key=lambda callback: (isinstance(callback, IterationCheckpoint), isinstance(callback, GracefulStop)))
+    callbacks.sort(key=lambda callback: (isinstance(callback, GracefulStop), isinstance(callback, IterationCheckpoint)))
     record = RunRecord(plain(config), git_revision(), config.resume_changed)
     loggers = [logger for logger in instantiate(config.logger).values() if logger is not None]
     make = instantiate(config.trainer)

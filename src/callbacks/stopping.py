@@ -26,6 +26,11 @@ class Interrupted(BaseException):
         self.signum = signum
         self.kept: str | None = None
 
+    def sentence(self) -> str:
+        """The signal, what is kept, and how to go on."""
+        kept = f"{self.kept} is kept" if self.kept else "no iteration was saved"
+        return f"{self}: {kept}; the same command goes on from there (resume=never starts anew)"
+
 
 class GracefulStop(Callback):
     """Ends the run at the next iteration boundary after a signal; a second one, or `grace_seconds`, drops the rest.
