@@ -68,5 +68,5 @@ def test_the_curve_is_drawn_when_the_policy_has_moved(tmp_path: Path, moved: boo
     for step in range(1, 5):
         kl = 0.5 * (step - 1) if moved else 0.0
         logger.log_metrics({"rollout/score": 0.1 * step, "rollout/gold": 0.2, "rollout/kl": kl}, step)
-    GoldCurve(str(tmp_path)).on_fit_end(SimpleNamespace(loggers=[logger]), SimpleNamespace())  # type: ignore[arg-type]
+    GoldCurve(str(tmp_path)).on_fit_end(SimpleNamespace(loggers=[logger], is_global_zero=True), SimpleNamespace())  # type: ignore[arg-type]
     assert (tmp_path / "gold.png").exists() == drawn
