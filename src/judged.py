@@ -16,6 +16,7 @@ from src.core.padding import pad_left
 from src.data.prompt_file import PromptFile, given_responses, read_prompts
 from src.models.finished import load_finished
 from src.models.loading import load_tokenizer
+from src.models.roles import Role
 from src.models.settings import ModelSettings
 from src.models.text import encode_with_end
 from src.preflight import preflight
@@ -45,7 +46,7 @@ def generate(config: DictConfig, policy: str, reference: str | None, path: str) 
     rewards = load_rewards(config)
     loader = instantiate(config.datamodule)(corpus=prompts, tokenizer=tokenizer).test_dataloader()
     evaluator = Evaluator(instantiate(config.checks.maker), prompts, config.seed)
-    answers: dict[str, list[Answers]] = {"reference": [], "policy": []} if reference else {"policy": []}
+    answers: dict[Role, list[Answers]] = {"reference": [], "policy": []} if reference else {"policy": []}
     with progress() as bar:
         task = bar.add_task("answering", total=len(prompts.rows))
         for number, batch in enumerate(loader):
@@ -56,7 +57,9 @@ def generate(config: DictConfig, policy: str, reference: str | None, path: str) 
                 parts.append(evaluator.answers(roles, role, rewards, asked, number, kl=reference is not None))
             bar.advance(task, len(asked.texts))
     whole = {role: with_repetition(joined(parts)) for role, parts in answers.items()}
-    figures = {role: found.figures() | diversity(list(found.responses)) for role, found in whole.items()}
+    figures: dict[str, dict[str, Figure]] = {
+        role: found.figures() | diversity(list(found.responses)) for role, found in whole.items()
+    }
     if reference is not None:
         both = Evaluation(whole["reference"], whole["policy"])
         figures |= {"rise": both.rise(), "win_rate": both.win_rate()}

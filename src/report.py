@@ -24,7 +24,6 @@ from rich.table import Table
 
 from src.callbacks.checkpoint import FULL_DISK
 from src.callbacks.sealed import CheckpointError
-from src.callbacks.stopping import Interrupted
 from src.core.checks import SettingError
 from src.data.tables import DataError
 from src.models.loading import ModelError
@@ -33,6 +32,7 @@ from src.rewards.errors import RewardError
 from src.rollout.evaluation import Evaluation, merge
 from src.utils.config import ConfigError, settings_hash
 from src.utils.explain import explain
+from src.utils.interruption import Interrupted
 from src.utils.figures import Figure, as_result
 from src.utils.processes import RankError
 

@@ -176,7 +176,8 @@ class Talk:
 
     def _stops(self) -> torch.Tensor:
         """The tokenizer's end token, and those that the model's generation config names."""
-        named = self.roles.models["policy"].generation_config.eos_token_id
+        with self.roles.acting("policy") as lm:
+            named = lm.generation_config.eos_token_id
         named = named if isinstance(named, list) else [] if named is None else [named]
         return torch.tensor(sorted({self.roles.tokenizer.eos_token_id, *named}))
 

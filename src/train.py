@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from src.artefacts import ensure
 from src.callbacks.checkpoint import IterationCheckpoint, checkpoints
 from src.callbacks.record import RunRecord
-from src.callbacks.stopping import GracefulStop, Interrupted
+from src.callbacks.stopping import GracefulStop
 from src.data.table_corpus import TableCorpus
 from src.preflight import preflight
 from src.report import (
@@ -39,6 +39,7 @@ from src.report import (
 from src.resume import plain, start_of
 from src.utils.config import ConfigError, compose, instantiate
 from src.utils.explain import CONF
+from src.utils.interruption import Interrupted
 from src.utils.processes import in_processes, launched
 from src.utils.run_folder import FINISHED, make_folder, run_folder
 

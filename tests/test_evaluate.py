@@ -152,14 +152,14 @@ def test_what_it_refuses(tiny_run, tmp_path, monkeypatch, capsys):
     ok = write_prompts(tmp_path / "ok.jsonl", [{"prompt": "a"}])
     half = write_prompts(tmp_path / "half.jsonl", [{"prompt": "a", "responses": "b"}, {"prompt": "a"}])
     empty = write_prompts(tmp_path / "empty.jsonl", [{"prompt": "a"}, {"prompt": ""}])
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    (tmp_path / "latin.txt").write_bytes(b"na\xefve\n")
     shutil.copytree(run, tmp_path / "young", ignore=shutil.ignore_patterns("result.json", "model"))
     for arguments, sentence in {
         (run,): "which prompts? add prompts=FILE",
         (run, "prompts=/no/such.jsonl"): "there is no file /no/such.jsonl",
         (run, f"prompts={half}"): "half.jsonl:2: column 'responses' must be a text or a list of texts, not None",
         (run, f"prompts={empty}"): "empty.jsonl:2: column 'prompt' must be a text that is not empty, not ''",
-        (run, f"prompts={tmp_path}/latin.txt"): "latin.txt is not valid UTF-8: byte 4",
+        (run, f"prompts={tmp_path}/latin.txt"): "latin.txt is not valid UTF-8: byte 3",
         (run, f"prompts={ok}", "ppo.clipp=1"): "there is no key ppo.clipp",
         (run, f"prompts={ok}", f"out={tmp_path}"): "is there and not empty",
         (base, f"prompts={ok}"): "add reward=vader, or reward=learned reward.path=FOLDER",

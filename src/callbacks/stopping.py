@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -16,20 +17,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from src.callbacks.checkpoint import IterationCheckpoint, at_end
 from src.core.checks import require
+from src.utils.interruption import Interrupted
+from src.utils.ranks import gather
 
 
-class Interrupted(BaseException):
-    """A signal ended the run: which one, and the checkpoint that is kept (None: none)."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
-        self.kept: str | None = None
-
-    def sentence(self) -> str:
-        """The signal, what is kept, and how to go on."""
-        kept = f"{self.kept} is kept" if self.kept else "no iteration was saved"
-        return f"{self}: {kept}; the same command goes on from there (resume=never starts anew)"
+SAME = 1.0  # seconds within which signals count as one: a terminal sends Ctrl-C to every process, and so may its parent
 
 
 class GracefulStop(Callback):
@@ -44,6 +36,7 @@ class GracefulStop(Callback):
         require(grace_seconds > 0, "grace_seconds", grace_seconds, "greater than 0")
         self.grace_seconds = grace_seconds
         self.received: int | None = None
+        self._received_at = 0.0
         self.learning = False  # inside the iterations; elsewhere there is nothing to finish
         self.requeue_signal: int | None = None
         self._timer: threading.Timer | None = None
@@ -90,7 +83,8 @@ class GracefulStop(Callback):
         self.learning = False
 
     def _end(self, trainer: Trainer, done: int) -> None:
-        """Save and go, if a signal has come."""
+        """Save and go, if a signal has come to any rank."""
+        self.received = next((signum for signum in gather(self.received) if signum is not None), None)
         if self.received is None:
             return
         for callback in trainer.callbacks:
@@ -103,9 +97,11 @@ class GracefulStop(Callback):
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         """Note the first signal; raise on the second, or when there is nothing to finish."""
+        if self.received is not None and time.monotonic() - self._received_at < SAME:
+            return
         if self.received is not None or not self.learning:
             raise Interrupted(self.received or signum)
-        self.received = signum
+        self.received, self._received_at = signum, time.monotonic()
         limit = f"{self.grace_seconds:g} s at most; a second signal drops it"
         say(f"\n{signal.Signals(signum).name}: the running iteration is finished and saved ({limit})\n")
         self._timer = threading.Timer(self.grace_seconds, os.kill, (os.getpid(), signum))

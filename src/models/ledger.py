@@ -139,10 +139,11 @@ def _rollout(lm: PreTrainedModel, load: Workload) -> int:
     full = DynamicCache(config=lm.config)
     with torch.no_grad():
         prefill = peak_of(lambda: _next_token(lm, rows, load.prompt_tokens, DynamicCache(config=lm.config), 0))
-        _next_token(lm, rows, steps, full, 0)
-        held = size(x for layer in full.layers for x in (layer.keys, layer.values))
-        last = peak_of(lambda: _next_token(lm, rows, 1, full, steps))
-    return max(prefill, held + last)
+        with LiveBytes() as counter:
+            _next_token(lm, rows, steps, full, 0)
+            counter.peak = counter.live  # the cache is there; how it came about in one pass does not count
+            _next_token(lm, rows, 1, full, steps)
+    return max(prefill, counter.peak)
 
 
 def _next_token(lm: PreTrainedModel, rows: int, new: int, cache: DynamicCache, before: int) -> Tensor:

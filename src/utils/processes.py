@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch.multiprocessing as mp
@@ -13,10 +16,11 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.multiprocessing import ProcessRaisedException
 from torch.multiprocessing.spawn import ProcessException
 
+from src.utils.interruption import Interrupted
 from src.utils.ranks import agree
 
 GRACE = 10.0  # seconds that the others have to end by themselves when a rank has failed, and again after SIGTERM
-MENDED, INTERRUPTED = 2, 130  # exit codes of a rank: it said what is wrong; Ctrl-C
+MENDED = 2  # exit code of a rank that said what is wrong; of one that a signal ended: 128 + its number
 
 
 class RankError(RuntimeError):
@@ -47,28 +51,44 @@ def in_processes(
     """`function(argument)` in `count` fresh processes on this machine, which Lightning takes for ranks.
 
     Raises `RankError` when one ends before its time; the others are ended then. What of the errors is `mendable` is
-    told in its own words. Ctrl-C waits until every rank has put its things in order.
+    told in its own words. A signal goes on to the ranks, which end in their own time; then raises `Interrupted`.
     """
     said = mp.get_context("spawn").SimpleQueue()
     port = find_free_network_port()
     context = mp.start_processes(_as_rank, (port, function, argument, mendable, said), count, join=False)
     try:
-        while not context.join(grace_period=GRACE):
-            pass
-    except KeyboardInterrupt:
-        for process in context.processes:
-            process.join(GRACE)
-            process.terminate()
-        raise KeyboardInterrupt("the ranks have said what is kept") from None
+        with _passing_on(context.processes):
+            while not context.join(grace_period=GRACE):
+                pass
     except ProcessException as error:
-        if not said.empty():
-            raise RankError(said.get()) from None
-        code = context.processes[error.error_index].exitcode
-        if code == INTERRUPTED:
-            raise KeyboardInterrupt("the rank has said what is kept") from None
+        told = None if said.empty() else said.get()
+        if isinstance(told, str):
+            raise RankError(told) from None
+        if told is not None:
+            raise Interrupted(*told) from None
         if isinstance(error, ProcessRaisedException):  # a bug: its traceback is worth more than a sentence
             raise
         raise RankError(f"{error.msg}, one of {count} ranks, and the others were ended with it") from None
+
+
+@contextmanager
+def _passing_on(processes: list[Any]) -> Iterator[None]:
+    """SIGTERM and SIGINT go to the ranks for the length of the block, where signals can be taken: the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def pass_on(signum: int, frame: Any) -> None:
+        for process in processes:
+            if process.is_alive():
+                os.kill(process.pid, signum)
+
+    before = {signum: signal.signal(signum, pass_on) for signum in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _as_rank(
@@ -85,5 +105,6 @@ def _as_rank(
     except mendable as error:
         said.put(" ".join(str(error).split()))
         raise SystemExit(MENDED) from None
-    except KeyboardInterrupt:
-        raise SystemExit(INTERRUPTED) from None
+    except Interrupted as interrupted:
+        said.put((interrupted.signum, interrupted.kept))
+        raise SystemExit(128 + interrupted.signum) from None

@@ -60,7 +60,7 @@ def test_the_cache_grows_with_rows_layers_and_tokens():
     config = gpt2_config(n_positions=4096)
     long, short = (of(config, load=Workload(4, 1, 1, 1, n)).phases[name] for n in (4001, 2001))
     cache = 2 * 2 * 4 * 2000 * 16 * 4
-    assert cache <= long - short <= 2 * cache  # beside it the copy that a step makes of a layer's
+    assert cache <= long - short <= 1.6 * cache  # one of the two layers is there twice while it grows, and masks
 
 
 def test_smaller_pieces_and_checkpointing_take_less():

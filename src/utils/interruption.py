@@ -1,0 +1,18 @@
+"""The end of a run by a signal."""
+
+from __future__ import annotations
+
+import signal
+
+
+class Interrupted(BaseException):
+    """A signal ended the run: which one, and the checkpoint that is kept (None: none)."""
+
+    def __init__(self, signum: int, kept: str | None = None) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum, self.kept = signum, kept
+
+    def sentence(self) -> str:
+        """The signal, what is kept, and how to go on."""
+        kept = f"{self.kept} is kept" if self.kept else "no iteration was saved"
+        return f"{self}: {kept}; the same command goes on from there (resume=never starts anew)"
