@@ -20,9 +20,10 @@ from src.models.roles import Role
 from src.models.settings import ModelSettings
 from src.models.text import encode_with_end
 from src.preflight import preflight
+from src.rewards.adapter import AdapterReward
 from src.rollout.evaluation import Answers, Evaluation, Evaluator, joined
 from src.rollout.text_measures import distinct_ngrams, repetition
-from src.types import Reward, Rollout
+from src.types import AnyReward, Rollout
 from src.utils.config import instantiate
 from src.utils.figures import Figure, bootstrap_mean
 
@@ -113,9 +114,11 @@ def as_rollout(prompts: PromptFile, responses: list[list[str]], model: str) -> R
     )  # fmt: skip
 
 
-def load_rewards(config: DictConfig) -> dict[str, Reward]:
+def load_rewards(config: DictConfig) -> dict[str, AnyReward]:
     """The reward as "score" and, where there is one, the second judge as "gold"."""
     rewards = {"score": instantiate(config.reward), "gold": instantiate(config.gold_reward)}
+    if isinstance(rewards["score"], AdapterReward):  # a finished policy is merged: there is no base to share
+        rewards["score"] = rewards["score"].standalone()
     for reward in rewards.values():
         if isinstance(reward, nn.Module):
             reward.to(device())

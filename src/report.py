@@ -32,8 +32,8 @@ from src.rewards.errors import RewardError
 from src.rollout.evaluation import Evaluation, merge
 from src.utils.config import ConfigError, settings_hash
 from src.utils.explain import explain
-from src.utils.interruption import Interrupted
 from src.utils.figures import Figure, as_result
+from src.utils.interruption import Interrupted
 from src.utils.processes import RankError
 
 ROWS = {

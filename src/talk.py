@@ -19,7 +19,7 @@ from src.models.text import decode
 from src.rewards.errors import RewardError
 from src.rollout.judging import Judge
 from src.rollout.sampling import Sampler
-from src.types import Reward, Rollout
+from src.types import AnyReward, Rollout
 from src.utils.streams import generator
 
 
@@ -42,7 +42,7 @@ class Talk:
         self,
         roles: FinishedRoles,
         conversation: Conversation,
-        rewards: dict[str, Reward],
+        rewards: dict[str, AnyReward],
         judge: Judge,
         max_new_tokens: int,
         temperature: float,

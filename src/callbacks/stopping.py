@@ -20,7 +20,6 @@ from src.core.checks import require
 from src.utils.interruption import Interrupted
 from src.utils.ranks import gather
 
-
 SAME = 1.0  # seconds within which signals count as one: a terminal sends Ctrl-C to every process, and so may its parent
 
 

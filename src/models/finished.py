@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.models.loading import ModelError, load_causal_lm
+from src.models.reward_adapter import RewardAdapter
 from src.models.roles import Role, Roles
 from src.models.settings import ModelSettings
 
@@ -40,6 +41,10 @@ class FinishedRoles(Roles):
     def critic_parameters(self) -> list[nn.Parameter]:
         """Nothing is trained."""
         return []
+
+    def add_reward(self, adapter: RewardAdapter) -> None:
+        """There is no shared base."""
+        raise ModelError("a finished policy is merged into its base and takes no reward adapter: use reward=learned")
 
     def save_adapter(self, folder: Path) -> bool:
         """There is no adapter."""

@@ -10,7 +10,7 @@ from src.models.loading import readable_length
 from src.models.reward_adapter import adapter_folder, load_adapter
 from src.models.roles import Roles
 from src.models.text import shorten
-from src.rewards.learned import score_rows
+from src.rewards.learned import LearnedReward, score_rows
 from src.types import Rollout
 
 
@@ -30,6 +30,10 @@ class AdapterReward:
         """Load the adapter onto the base of `roles`. Raises `ModelError` when it was trained on another one."""
         roles.add_reward(load_adapter(self.path))
         self.roles = roles
+
+    def standalone(self) -> LearnedReward:
+        """The same reward model with its base merged in, which lies beside its adapter, for models of other bases."""
+        return LearnedReward(str(adapter_folder(self.path).parent / "model"), self.batch_size)
 
     @torch.no_grad()
     def score_rollout(self, rollout: Rollout) -> Tensor:

@@ -12,8 +12,9 @@ import pytest
 from lightning.pytorch import Callback
 
 from src.callbacks.checkpoint import IterationCheckpoint, checkpoints
-from src.callbacks.stopping import GracefulStop, Interrupted
+from src.callbacks.stopping import GracefulStop
 from src.core.checks import SettingError
+from src.utils.interruption import Interrupted
 from tests.tiny import FOREIGN_WARNINGS, fit, make_maker, make_module, make_roles, write_lm
 
 pytestmark = FOREIGN_WARNINGS

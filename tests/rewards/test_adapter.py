@@ -110,8 +110,9 @@ def test_it_scores_samples_as_the_learned_reward_scores_their_text(base: str, ru
         finished=torch.tensor([False, True, False]),
     )
     _, reward = attached(base, run)
-    by_text = LearnedReward(run, 2).score(texts, responses, [{}] * 3)
-    assert_close(reward.score_rollout(rollout), by_text, atol=1e-5, rtol=0)
+    for merged in (LearnedReward(run, 2), reward.standalone()):
+        by_text = merged.score(texts, responses, [{}] * 3)
+        assert_close(reward.score_rollout(rollout), by_text, atol=1e-5, rtol=0)
 
 
 def test_the_rows_end_once() -> None:
