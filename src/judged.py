@@ -23,7 +23,7 @@ from src.preflight import preflight
 from src.rollout.evaluation import Answers, Evaluation, Evaluator, joined
 from src.rollout.text_measures import distinct_ngrams, repetition
 from src.types import Reward, Rollout
-from src.utils.config import instantiate
+from src.utils.config import ConfigError, instantiate
 from src.utils.figures import Figure, bootstrap_mean
 
 
@@ -115,6 +115,8 @@ def as_rollout(prompts: PromptFile, responses: list[list[str]], model: str) -> R
 
 def load_rewards(config: DictConfig) -> dict[str, Reward]:
     """The reward as "score" and, where there is one, the second judge as "gold"."""
+    if config.choices.reward == "adapter":
+        raise ConfigError("reward=adapter needs the base of a PPO run: here use reward=learned reward.path=ITS_FOLDER")
     rewards = {"score": instantiate(config.reward), "gold": instantiate(config.gold_reward)}
     for reward in rewards.values():
         if isinstance(reward, nn.Module):
