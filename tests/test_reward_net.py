@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from src import pipeline
 from src.artefacts import ensure
+from src.judged import load_rewards
 from src.models.loading import ModelError
 from src.pipeline import run_pipeline, share_out
 from src.preflight import preflight
@@ -139,3 +140,9 @@ def test_without_an_adapter_in_ppo_the_reward_stage_is_run_all_the_same(
     folder = tmp_path / "pipeline/x"
     sft = str(folder / "sft/model")
     assert given == [("sft", None, None), ("reward", sft, None), ("ppo", sft, str(folder / "reward"))]
+
+
+def test_tools_without_a_run_want_the_merged_model() -> None:
+    """They have no base of several roles to read with."""
+    with pytest.raises(ConfigError, match=r"use reward=learned reward\.path=ITS_FOLDER"):
+        load_rewards(compose(["reward=adapter"]))

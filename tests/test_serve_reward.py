@@ -212,7 +212,7 @@ def test_overrides_and_options_stand_in_any_order(command: Any) -> None:
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["reward=nope"], "error: reward=nope: there is no such option; the options are exact_match, "),
+        (["reward=nope"], "error: reward=nope: there is no such option; the options are adapter, exact_match, "),
         (["reward=keyword"], "error: reward.keywords must be given with these choices: add reward.keywords=..."),
         (["reward=regex", "reward.pattern='('"], "error: reward.pattern='(': must be a regular expression of"),
         (["reward=learned", "reward.path=/no/such"], "error: no usable model at '/no/such': "),

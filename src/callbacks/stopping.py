@@ -36,6 +36,7 @@ class GracefulStop(Callback):
         self.grace_seconds = grace_seconds
         self.received: int | None = None
         self._received_at = 0.0
+        self._overdue = False
         self.learning = False  # inside the iterations; elsewhere there is nothing to finish
         self.requeue_signal: int | None = None
         self._timer: threading.Timer | None = None
@@ -96,16 +97,20 @@ class GracefulStop(Callback):
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         """Note the first signal; raise on the second, or when there is nothing to finish."""
-        if self.received is not None and time.monotonic() - self._received_at < SAME:
+        if self.received is not None and not self._overdue and time.monotonic() - self._received_at < SAME:
             return
         if self.received is not None or not self.learning:
             raise Interrupted(self.received or signum)
         self.received, self._received_at = signum, time.monotonic()
         limit = f"{self.grace_seconds:g} s at most; a second signal drops it"
         say(f"\n{signal.Signals(signum).name}: the running iteration is finished and saved ({limit})\n")
-        self._timer = threading.Timer(self.grace_seconds, os.kill, (os.getpid(), signum))
+        self._timer = threading.Timer(self.grace_seconds, self._drop, (signum,))
         self._timer.daemon = True
         self._timer.start()
+
+    def _drop(self, signum: int) -> None:
+        self._overdue = True
+        os.kill(os.getpid(), signum)
 
     def _stop_waiting(self) -> None:
         if self._timer is not None:

@@ -59,9 +59,9 @@ class Roles(nn.Module, ABC):
     def critic_parameters(self) -> list[nn.Parameter]:
         """What the critic's optimizer trains, the value head included; empty without a critic."""
 
-    @abstractmethod
     def add_reward(self, adapter: RewardAdapter) -> None:
-        """Put a trained reward model on the base as a frozen role. Raises `ModelError` where it does not fit."""
+        """Put a trained reward model on the base as a frozen role. Raises `ModelError` where there is no such base."""
+        raise ModelError("these models are whole (model.lora=null): reward=adapter needs a base that the roles share")
 
     @abstractmethod
     def save_adapter(self, folder: Path) -> bool:
@@ -234,10 +234,6 @@ class FullRoles(Roles):
         if self.value_head is None:
             return []
         return [*self.models["critic"].base_model.parameters(), *self.value_head.parameters()]
-
-    def add_reward(self, adapter: RewardAdapter) -> None:
-        """There is no shared base."""
-        raise ModelError("model.lora=null: policy and critic are whole models; reward=adapter needs their shared base")
 
     def save_adapter(self, folder: Path) -> bool:
         """There is no adapter."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -74,7 +74,7 @@ class Evaluator:
         self,
         roles: Roles,
         role: Role,
-        rewards: dict[str, AnyReward],
+        rewards: Mapping[str, AnyReward],
         prompts: Prompts,
         batch_idx: int,
         kl: bool = True,

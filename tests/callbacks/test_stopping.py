@@ -69,8 +69,15 @@ def test_a_signal_during_a_checkpoint_ends_the_run_after_it(base: str, tmp_path:
     assert found == (signal.SIGTERM, ["iteration-1"])
 
 
-def test_a_second_signal_drops_the_iteration(base: str, tmp_path: Path) -> None:
+def test_a_second_signal_drops_the_iteration(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("src.callbacks.stopping.SAME", 0.0)
     assert interrupted(base, tmp_path, Send(signal.SIGTERM, signal.SIGTERM), every=1)[1] == ["iteration-1"]
+
+
+def test_a_signal_that_comes_twice_at_once_is_one(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal sends Ctrl-C to every process, and the parent of several ranks passes it on to them."""
+    monkeypatch.setattr("src.callbacks.stopping.SAME", 60.0)
+    assert interrupted(base, tmp_path, Send(signal.SIGINT, signal.SIGINT)) == (signal.SIGINT, ["iteration-2"])
 
 
 def test_an_iteration_that_takes_too_long_is_dropped(base: str, tmp_path: Path) -> None:
