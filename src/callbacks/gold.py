@@ -63,11 +63,8 @@ class GoldStop(Callback):
         self.rows.append((float(metrics["rollout/score"]), float(metrics["rollout/gold"])))
         if len(self.rows) % self.window:
             return
-        windows = self._windows()
-        parameters = pl_module.roles.policy_parameters()
-        if best(windows) == len(windows) - 1:
-            self.best_policy = [parameter.detach().cpu().clone() for parameter in parameters]
-        elif self._ends():
+        windows, parameters = self._windows(), pl_module.roles.policy_parameters()
+        if self._ends():
             trainer.should_stop = True
             with torch.no_grad():
                 write(self.best_policy, parameters)
@@ -75,6 +72,8 @@ class GoldStop(Callback):
                 f"stopped after iteration {batch_idx + 1}, gold falls while the score rises: "
                 f"back to the policy of iteration {(best(windows) + 1) * self.window}"
             )
+        elif best(windows) == len(windows) - 1:
+            self.best_policy = [parameter.detach().cpu().clone() for parameter in parameters]
 
     def _windows(self) -> list[tuple[float, float]]:
         """Mean (score, gold) of each full window."""

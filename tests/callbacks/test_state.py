@@ -129,7 +129,7 @@ def test_a_run_that_the_gold_meter_stopped_stays_stopped(base: str, tmp_path: Pa
         module = make_module(make_roles(base), iterations=5)
         module.gold_reward = ScriptedReward()
         stop = GoldStop(window=1, drop=0.0, patience=1)
-        stop._parted = lambda: len(stop.rows) >= 2  # type: ignore[method-assign]
+        stop._ends = lambda: len(stop.rows) >= 2  # type: ignore[method-assign]
         saved = checkpoints(tmp_path)
         callbacks = (stop, IterationCheckpoint(str(tmp_path), every=10, keep=9))
         recorder, _ = fit(module, tmp_path, maker=make_maker(), iterations=5, callbacks=callbacks,
