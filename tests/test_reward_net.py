@@ -16,6 +16,7 @@ from src.judged import load_rewards
 from src.models.loading import ModelError
 from src.pipeline import run_pipeline, share_out
 from src.preflight import preflight
+from src.rewards.learned import LearnedReward
 from src.utils.config import ConfigError, compose
 from tests.models.architectures import write
 from tests.test_pipeline import SMALL, SMALLER, pytestmark  # noqa: F401  (the same warnings)
@@ -50,6 +51,10 @@ def test_four_roles_run_on_one_base_in_one_command(tmp_path: Path) -> None:
     assert (chosen.reward.path, chosen.choices.reward) == (str(folder / "reward"), "adapter")
     saved = torch.load(next((folder / "ppo/checkpoints").glob("*.ckpt")), weights_only=True)
     assert not [name for name in saved["state_dict"] if ".reward." in name]
+    judge = load_rewards(chosen)["score"]  # for the finished policy, which shares no base any more
+    assert isinstance(judge, LearnedReward)
+    plain = LearnedReward(str(folder / "reward/model"), 4).score(["The film"], [" was good."], [{}])
+    assert torch.equal(judge.score(["The film"], [" was good."], [{}]), plain)
 
 
 def test_an_adapter_that_nobody_gave_is_trained_on_the_model_at_hand(tmp_path: Path) -> None:
@@ -140,9 +145,3 @@ def test_without_an_adapter_in_ppo_the_reward_stage_is_run_all_the_same(
     folder = tmp_path / "pipeline/x"
     sft = str(folder / "sft/model")
     assert given == [("sft", None, None), ("reward", sft, None), ("ppo", sft, str(folder / "reward"))]
-
-
-def test_tools_without_a_run_want_the_merged_model() -> None:
-    """They have no base of several roles to read with."""
-    with pytest.raises(ConfigError, match=r"use reward=learned reward\.path=ITS_FOLDER"):
-        load_rewards(compose(["reward=adapter"]))
