@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -120,7 +121,12 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 def _refuse_changes(config: DictConfig, path: Path) -> None:
     """Say which keys differ; refuse those that change results."""
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than tensors and plain values, which this project never writes: it is not opened"
+        ) from error
     if checkpoint.get("format") != FORMAT:
         raise CheckpointError(f"{path} was not written by this version of the project: resume=never starts anew")
     before = checkpoint["run"]["config"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -21,6 +22,12 @@ from transformers import (
 from src.models.forward import hidden_states
 from src.models.settings import ModelSettings
 from src.types import Corpus
+
+UNUSABLE = (
+    OSError,
+    ValueError,
+    UnpicklingError,
+)  # what transformers raises for a folder that it cannot or will not read
 
 
 class ModelError(RuntimeError):
@@ -61,8 +68,8 @@ def load_config(path: str, key: str = "model.path") -> PretrainedConfig:
     """The architecture at `path`, without weights; of the base if an adapter lies there. Raises `ModelError`."""
     try:
         base = adapter_base(path)
-        return AutoConfig.from_pretrained(path) if base is None else load_config(base)
-    except (OSError, ValueError) as error:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False) if base is None else load_config(base)
+    except UNUSABLE as error:
         raise absent(path, error, key) from error
 
 
@@ -73,8 +80,8 @@ def load_tokenizer(path: str, key: str = "model.path") -> PreTrainedTokenizerBas
     its separator. Raises `ModelError` when there is no tokenizer, or one without an end token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", trust_remote_code=False)
+    except UNUSABLE as error:
         raise absent(path, error, key) from error
     if tokenizer.eos_token_id is None:
         tokenizer.eos_token = tokenizer.sep_token
@@ -133,7 +140,7 @@ def load_causal_lm(model: ModelSettings, path: str | None = None) -> PreTrainedM
             lm = AutoModelForCausalLM.from_pretrained(path, **model.load_options())
         else:
             lm = PeftModel.from_pretrained(load_causal_lm(model, base), path).merge_and_unload()
-    except (OSError, ValueError) as error:
+    except UNUSABLE as error:
         raise absent(path, error) from error
     lm.name_or_path = path
     return lm.eval()
@@ -166,8 +173,10 @@ def load_reward_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     """
     path = run_part(path, "model")
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True)
-    except (OSError, ValueError) as error:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            path, output_loading_info=True, trust_remote_code=False
+        )
+    except UNUSABLE as error:
         raise absent(path, error, "reward.path") from error
     if info["missing_keys"]:
         lacking = ", ".join(sorted(info["missing_keys"]))

@@ -16,7 +16,15 @@ from transformers import (
 )
 
 from src.models.fingerprint import base_fingerprint, tokenizer_fingerprint
-from src.models.loading import ModelError, absent, load_causal_lm, load_config, load_tokenizer, require_plain_head
+from src.models.loading import (
+    UNUSABLE,
+    ModelError,
+    absent,
+    load_causal_lm,
+    load_config,
+    load_tokenizer,
+    require_plain_head,
+)
 from src.models.reward_adapter import AdapterFacts
 from src.models.reward_net import RewardNet, adapted
 from src.models.settings import LoraSettings, ModelSettings, ScratchSettings
@@ -87,8 +95,10 @@ class Pretrained:
         with torch.random.fork_rng():
             torch.manual_seed(stream_seed(seed, "weights"))
             try:
-                classifier = AutoModelForSequenceClassification.from_pretrained(self.path, num_labels=1)
-            except (OSError, ValueError) as error:
+                classifier = AutoModelForSequenceClassification.from_pretrained(
+                    self.path, num_labels=1, trust_remote_code=False
+                )
+            except UNUSABLE as error:
                 raise absent(self.path, error, PATH_KEY) from error
             classifier = classifier.float()
             lm_head = self._lm_head(classifier) if with_lm_head else None
@@ -97,7 +107,7 @@ class Pretrained:
 
     def _lm_head(self, classifier: PreTrainedModel) -> nn.Module:
         """The vocabulary head of the same folder: the classifier's own embedding where they are tied, else frozen."""
-        lm = AutoModelForCausalLM.from_pretrained(self.path).float().eval()
+        lm = AutoModelForCausalLM.from_pretrained(self.path, trust_remote_code=False).float().eval()
         lm.name_or_path = self.path
         require_plain_head(lm)
         head = lm.get_output_embeddings()

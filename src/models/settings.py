@@ -66,5 +66,9 @@ class ModelSettings:
         )
 
     def load_options(self) -> dict[str, Any]:
-        """Keyword arguments of `from_pretrained`."""
-        return {"dtype": DTYPES[self.dtype], "attn_implementation": self.attn_implementation}
+        """Keyword arguments of `from_pretrained`; code that a model folder brings along is never run."""
+        return {
+            "dtype": DTYPES[self.dtype],
+            "attn_implementation": self.attn_implementation,
+            "trust_remote_code": False,
+        }
