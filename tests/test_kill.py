@@ -50,7 +50,7 @@ def assert_equal_after(runner: Runner, overrides: tuple[str, ...], name: str, *m
         Fault("scoring", SCORING, 8),
         Fault("between minibatches", MINIBATCH, 11),
         Fault("inside a checkpoint, flushed and not renamed", RENAME, 2),
-        Fault("before result.json", "src.train:write_result"),
+        Fault("before result.json", "src.train:make_result"),
     ],
     ids=lambda fault: fault.phase,
 )

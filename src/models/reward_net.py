@@ -80,12 +80,9 @@ class RewardNet(nn.Module):
             tokenizer.save_pretrained(folder / "adapter")
             if self.facts is not None:
                 self.facts.write(folder / "adapter", self.bias)
-            model = copy.deepcopy(self.classifier).merge_and_unload()
-            shift_scores(model, self.bias)
-        else:
-            model = self.classifier
-            shift_scores(model, self.bias)
-            self.bias = 0.0
+        model = copy.deepcopy(self.classifier)  # one rank saves; all go on with the same numbers
+        model = model.merge_and_unload() if isinstance(model, PeftModel) else model
+        shift_scores(model, self.bias)
         # transformers looks for the last token that is no padding: it must not take the end token for padding
         ends = tokenizer.pad_token_id == tokenizer.eos_token_id
         model.config.pad_token_id = None if ends else tokenizer.pad_token_id

@@ -144,8 +144,8 @@ def test_a_classifier_keeps_its_trained_head(tmp_path: Path) -> None:
     reward = LearnedReward(str(tmp_path / "again"), 2)
     found = reward.score([""], ["the film"], [{}])
     ids = torch.tensor([[*tokenizer("the film")["input_ids"], EOS]])
-    assert_close(found, again.scores(ids, torch.ones_like(ids).bool()) + again.model.config.score_bias)
-    assert again.model.config.score_bias == pytest.approx((-0.4 / 2.0 - 0.1) / 0.5)
+    assert_close(found, again.scores(ids, torch.ones_like(ids).bool()))  # saving changes nothing for those who go on
+    assert reward.model.config.score_bias == pytest.approx((-0.4 / 2.0 - 0.1) / 0.5)
     assert not torch.equal(scores(first.build(tokenizer, 2, False)), scores(net))
 
 
