@@ -48,6 +48,9 @@ results: setup ## Repeat the studies of docs/results.md (some hours); REVIEWS=FI
 	@newest=$$(ls -td logs/ladder/results* | head -1); \
 	cp "$$newest/ladder.json" "$$newest/ladder.md" benchmarks/results/; cp "$$newest/ladder.png" docs/
 	$(BIN)/python -m benchmarks.learning
+	$(BIN)/python -m benchmarks.overoptimisation
+	$(BIN)/python -m benchmarks.kills
+	$(BIN)/python -m benchmarks.soak
 	@if [ -n "$(REVIEWS)" ]; then $(BIN)/python -m benchmarks.seeds movie_reviews -- data.path=$(REVIEWS); fi
 
 mutants: setup ## Break src/core in every small way and see which breaks the tests notice
