@@ -1,4 +1,4 @@
-"""docs/memory.md: what fits into 8, 16, 24 and 80 GB, by the ledger that every run prints.
+"""docs/memory.md: what fits into 8, 16, 24 and 80 GB, by the ledger of `python -m src.ledger`.
 
     python -m benchmarks.memory_tables
 
