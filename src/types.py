@@ -65,6 +65,7 @@ class Rollout:
     responses: tuple[str, ...]  # B strings; prompt + response is the whole text
     metadata: tuple[dict[str, Any], ...]  # B dictionaries
     policy_version: int  # number of PPO iterations finished when this was sampled
+    trunk: Tensor | None = None  # (B, P + T, H) output of the layers that no role adapts, where it is kept
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from src.core.head import head_logprobs
 from src.core.kl import categorical_kl
-from src.core.logprobs import entropy_from_logits, logprobs_from_logits, normalised_logits
+from src.core.logprobs import normalised_logits
 
 CHUNK = 2**24  # vocabulary scores held at a time (64 MiB in float32); more tokens than fit are done in turn
 
@@ -26,20 +27,25 @@ class TokenDistribution:
     mask: Tensor  # (B, T) bool, True at the N places
     temperature: float
 
-    def logprobs_and_entropy(self) -> tuple[Tensor, Tensor]:
-        """log pi(a_t | s_t) and the entropy of pi(. | s_t), both (B, T) nats and 0 outside the mask."""
+    def logprobs_and_entropy(self, entropy_trains: bool = True) -> tuple[Tensor, Tensor]:
+        """log pi(a_t | s_t) and the entropy of pi(. | s_t), both (B, T) nats and 0 outside the mask.
 
-        def read(hidden: Tensor, ids: Tensor) -> Tensor:
-            logits = self.head(hidden)
-            taken = logprobs_from_logits(logits, ids, self.temperature)
-            return torch.stack([taken, entropy_from_logits(logits, self.temperature)], dim=-1)
-
-        logprobs, entropy = self._in_chunks(read, self.hidden, self.ids).unbind(dim=-1)
+        An entropy that is only looked at (not `entropy_trains`) may come without gradient, which costs less.
+        """
+        dtype = computing_dtype(self.head.weight)
+        weight, bias = self.head.weight.to(dtype), getattr(self.head, "bias", None)
+        pieces = [
+            head_logprobs(hidden, weight, bias, ids, self.temperature, entropy_trains)
+            for hidden, ids in zip(
+                self.hidden.to(dtype).split(self._chunk), self.ids.split(self._chunk), strict=True
+            )
+        ]
+        logprobs, entropy = map(torch.cat, zip(*pieces, strict=True))
         return self._placed(logprobs), self._placed(entropy)
 
     def logprobs(self) -> Tensor:
         """log pi(a_t | s_t), (B, T) nats."""
-        return self.logprobs_and_entropy()[0]
+        return self.logprobs_and_entropy(entropy_trains=False)[0]
 
     def kl(self, other: TokenDistribution) -> Tensor:
         """KL(self || other) over the whole vocabulary, (B, T) nats and 0 outside the mask."""
@@ -58,13 +64,21 @@ class TokenDistribution:
 
     def _in_chunks(self, read: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """`read` of all tokens, so many at a time that their vocabulary scores fit; recomputed in the backward pass."""
-        vocabulary = self.head.weight.shape[0]
-        assert isinstance(vocabulary, int)
-        size = max(1, CHUNK // vocabulary)
-        if len(self.hidden) <= size:
+        if len(self.hidden) <= self._chunk:
             return read(*inputs)
-        pieces = zip(*(x.split(size) for x in inputs), strict=True)
+        pieces = zip(*(x.split(self._chunk) for x in inputs), strict=True)
         return torch.cat([checkpoint(read, *piece, use_reentrant=False) for piece in pieces])
+
+    @property
+    def _chunk(self) -> int:
+        """Tokens done at a time."""
+        return max(1, CHUNK // self.head.weight.shape[0])
 
     def _placed(self, x: Tensor) -> Tensor:
         return torch.zeros(self.mask.shape, dtype=x.dtype, device=x.device).masked_scatter(self.mask, x)
+
+
+def computing_dtype(weight: Tensor) -> torch.dtype:
+    """What a matrix product with `weight` is computed in: under autocast its dtype, else the weight's own."""
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype

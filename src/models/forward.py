@@ -17,15 +17,27 @@ from src.types import Rollout
 
 def hidden_states(lm: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
     """Last hidden states of the backbone. Shapes: ids, mask (B, S) -> (B, S, H)."""
-    output = lm.base_model(input_ids=ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False)
-    return output.last_hidden_state
+    return backbone_states(lm.base_model, mask, input_ids=ids)
 
 
-def hidden_at_actions(lm: PreTrainedModel, rollout: Rollout) -> Tensor:
-    """Hidden state of s_t, the text before response token t: positions P-1 .. P+T-2. Result: (B, T, H)."""
+def backbone_states(backbone: nn.Module, mask: Tensor, **inputs: Tensor) -> Tensor:
+    """What a backbone, or a part of one, makes of `input_ids` (B, S) or `inputs_embeds` (B, S, H): (B, S, H)."""
+    positions = position_ids(mask)
+    states: Tensor = backbone(
+        attention_mask=mask.long(), position_ids=positions, use_cache=False, **inputs
+    ).last_hidden_state
+    return states
+
+
+def whole_sequence(rollout: Rollout) -> tuple[Tensor, Tensor]:
+    """Ids and mask of prompt and response in one, (B, P + T) each."""
     ids = torch.cat([rollout.prompt_ids, rollout.response_ids], dim=1)
-    mask = torch.cat([rollout.prompt_mask, rollout.response_mask], dim=1)
-    return hidden_states(lm, ids, mask)[:, rollout.prompt_ids.shape[1] - 1 : -1]
+    return ids, torch.cat([rollout.prompt_mask, rollout.response_mask], dim=1)
+
+
+def at_actions(hidden: Tensor, rollout: Rollout) -> Tensor:
+    """Of hidden states (B, P + T, H) those of s_t, the text before response token t: positions P-1 .. P+T-2."""
+    return hidden[:, rollout.prompt_ids.shape[1] - 1 : -1]
 
 
 def sequence_scores(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:

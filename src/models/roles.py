@@ -21,10 +21,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.core.masking import masked
 from src.models.distribution import TokenDistribution
-from src.models.forward import gradient_checkpointing, head_at_end, hidden_at_actions, hidden_states
+from src.models.forward import (
+    at_actions,
+    backbone_states,
+    gradient_checkpointing,
+    head_at_end,
+    hidden_states,
+    whole_sequence,
+)
 from src.models.loading import ModelError, adapter_base, load_causal_lm, require_plain_head
 from src.models.reward_adapter import RewardAdapter, attach
 from src.models.settings import LoraSettings, ModelSettings
+from src.models.trunk import split
 from src.types import Rollout
 from src.utils.streams import stream_seed
 
@@ -117,7 +125,14 @@ class Roles(nn.Module, ABC):
 
     def _hidden(self, lm: PreTrainedModel, rollout: Rollout) -> Tensor:
         with gradient_checkpointing(lm, self.checkpointing and torch.is_grad_enabled()):
-            return hidden_at_actions(lm, rollout)
+            return at_actions(self._states(lm, rollout), rollout)
+
+    def _states(self, lm: PreTrainedModel, rollout: Rollout) -> Tensor:
+        return hidden_states(lm, *whole_sequence(rollout))
+
+    def trunk(self, rollout: Rollout) -> Tensor | None:
+        """What the frozen layers below all adapters make of a rollout, (B, P + T, H); None where there are none."""
+        return None
 
 
 class LoraRoles(Roles):
@@ -139,13 +154,28 @@ class LoraRoles(Roles):
         if isinstance(base.get_output_embeddings(), BaseTunerLayer):
             raise ModelError("model.lora.targets: the vocabulary head is shared by all roles and takes no adapter")
         if critic:
-            self.peft.add_adapter("critic", lora_config(lora))
+            self.peft.add_adapter("critic", lora_config(lora, base))
         self._adapters = {
             role: [p for name, p in self.peft.named_parameters() if f".{role}." in name]
             for role in ("policy", "critic")
         }
         self._switch("policy")
         self.eval()
+        # a tuple, so that the parts, which are made of the base's own modules, are not counted a second time
+        self._parts = None if lora.layers is None else split(base, lora.layers)
+
+    def trunk(self, rollout: Rollout) -> Tensor | None:
+        """Once for all roles and epochs, where adapters are in the top `model.lora.layers` layers only."""
+        if self._parts is None:
+            return None
+        ids, mask = whole_sequence(rollout)
+        with torch.no_grad():
+            return backbone_states(self._parts[0], mask, input_ids=ids)
+
+    def _states(self, lm: PreTrainedModel, rollout: Rollout) -> Tensor:
+        if rollout.trunk is None or self._parts is None:
+            return super()._states(lm, rollout)
+        return backbone_states(self._parts[1], whole_sequence(rollout)[1], inputs_embeds=rollout.trunk)
 
     @contextmanager
     def acting(self, role: Role) -> Iterator[PreTrainedModel]:
@@ -244,11 +274,19 @@ class FullRoles(Roles):
         return copy.deepcopy(self.models["policy"])
 
 
-def lora_config(lora: LoraSettings) -> LoraConfig:
-    """The settings in peft's terms."""
+def lora_config(lora: LoraSettings, base: PreTrainedModel) -> LoraConfig:
+    """The settings in peft's terms. Raises `ModelError` when the base has fewer layers than are to be adapted."""
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    layers = base.config.num_hidden_layers
+    if lora.layers is not None and lora.layers > layers:
+        raise ModelError(f"model.lora.layers={lora.layers}: the model has {layers} layers")
     return LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        layers_to_transform=None if lora.layers is None else list(range(layers - lora.layers, layers)),
+        task_type="CAUSAL_LM",
     )
 
 
@@ -256,7 +294,7 @@ def add_adapter(base: PreTrainedModel, lora: LoraSettings, name: str) -> PeftMod
     """Freeze `base` and put a fresh adapter on it. Raises `ModelError` when a target matches no layer."""
     base.requires_grad_(False)
     try:
-        return get_peft_model(base, lora_config(lora), adapter_name=name)
+        return get_peft_model(base, lora_config(lora, base), adapter_name=name)
     except ValueError as error:
         raise ModelError(f"model.lora.targets={lora.targets!r} does not fit {base.name_or_path!r}: {error}") from error
 

@@ -22,11 +22,13 @@ class LoraSettings:
     alpha: float
     dropout: float
     targets: str | Sequence[str]
+    layers: int | None = None  # adapters in the top so many layers only; None: in all
 
     def __post_init__(self) -> None:
         """Refuse ranges that cannot work."""
         require(self.rank >= 1, "rank", self.rank, "at least 1")
         require(self.alpha > 0, "alpha", self.alpha, "greater than 0")
+        require(self.layers is None or self.layers >= 1, "layers", self.layers, "at least 1, or null")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "at least 0 and less than 1")
 
 

@@ -53,7 +53,7 @@ class PolicyObjective:
         """sum_t w_t L_t over a micro-batch, a scalar; what was seen on the way goes to `averages`."""
         old = self._old_distribution(micro)
         policy = self.roles.distribution(micro.rollout, self.temperature)
-        logprobs, entropy = policy.logprobs_and_entropy()
+        logprobs, entropy = policy.logprobs_and_entropy(entropy_trains=self.entropy_coef > 0)
         loss, indicators = self.policy_loss(logprobs, micro.old_logprobs, micro.advantages, micro.mask)
         old_kl = self.old_kl(micro.old_logprobs, logprobs, lambda: old.kl(policy))
         seen = {"loss": loss, "entropy": entropy, "old_kl": old_kl}

@@ -52,7 +52,14 @@ def trim(record: Record) -> Record:
         response_ids=record.response_ids[:, :response_width],
         response_mask=record.response_mask[:, :response_width],
         behaviour_logprobs=record.behaviour_logprobs[:, :response_width],
+        trunk=None if record.trunk is None else record.trunk[:, columns(record, prompt_width, response_width)],
     )
+
+
+def columns(rollout: Rollout, prompt_width: int, response_width: int) -> slice:
+    """Where a trimmed rollout's columns lie among those of the whole one."""
+    prompt = rollout.prompt_ids.shape[1]
+    return slice(prompt - prompt_width, prompt + response_width)
 
 
 def _rollout(record: Rollout | Experience) -> Rollout:

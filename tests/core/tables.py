@@ -14,6 +14,7 @@ from src.core import (
     aggregation,
     diagnostics,
     estimators,
+    head,
     kl,
     logprobs,
     masking,
@@ -29,6 +30,7 @@ from src.core import (
 from src.types import Episodes
 
 VOCABULARY = 5
+HEAD_WEIGHT = torch.linspace(-1, 1, 15, dtype=torch.float64).view(3, VOCABULARY)[[0, 1, 2, 1, 0]]
 
 
 @dataclass
@@ -185,6 +187,9 @@ OTHERS: dict[str, Call] = {
     "normalised_logits": lambda i: logprobs.normalised_logits(i.logits, 0.7),
     "logprobs_from_logits": lambda i: logprobs.logprobs_from_logits(i.logits, i.ids, 0.7),
     "entropy_from_logits": lambda i: logprobs.entropy_from_logits(i.logits, 0.7),
+    "head_logprobs": lambda i: head.head_logprobs(
+        i.logits.flatten(0, 1), HEAD_WEIGHT.to(i.logits.dtype), None, i.ids.flatten(), 0.7, True
+    ),
     "position_ids": lambda i: masking.position_ids(i.mask),
     "until_first_stop": lambda i: masking.until_first_stop(i.ids, i.stop_ids),
     "first_counted": lambda i: masking.first_counted(i.mask),

@@ -29,7 +29,7 @@ def test_every_problem_is_in_one_split(corpus: Arithmetic) -> None:
     """80, 10 and 10 in 100 of all pairs of numbers, none twice."""
     prompts = {split: [row.prompt for row in corpus.prompts(split)] for split in SPLITS}
     together = [prompt for rows in prompts.values() for prompt in rows]
-    assert sorted(together) == sorted(f"{a}+{b}=" for a in range(50) for b in range(50))
+    assert sorted(together) == sorted(f"{a:02}+{b:02}=" for a in range(50) for b in range(50))
     assert [len(prompts[split]) for split in SPLITS] == [2000, 250, 250]
 
 
@@ -38,6 +38,11 @@ def test_prompts_carry_the_right_answer(corpus: Arithmetic, split: str) -> None:
     for row in corpus.prompts(split):
         a, b, answer = parsed(row.prompt + row.metadata["answer"])
         assert a + b == answer
+
+
+def test_every_text_is_as_long_as_every_other(corpus: Arithmetic) -> None:
+    """Two digits each and two for the sum, as 49 + 49 = 98."""
+    assert {len(text) for split in SPLITS for text in corpus.texts(split)} == {len("49+49=98")}
 
 
 def test_training_answers_are_wrong_as_often_as_asked(corpus: Arithmetic) -> None:

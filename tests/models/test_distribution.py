@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from src.core.head import head_logprobs
 from src.models import distribution
 from src.models.distribution import TokenDistribution
 from src.models.roles import Roles
@@ -139,10 +140,15 @@ def test_gradients_are_those_of_one_plain_softmax(chunk: int) -> None:
         assert_close(actual, expected, atol=1e-10, rtol=0)
 
 
-def test_the_head_never_sees_more_than_a_piece(chunk: int) -> None:
+def test_the_head_never_sees_more_than_a_piece(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Checklist 3. Otherwise the comparisons above compare nothing."""
     tokens, sizes = random_distribution(1), []
-    tokens.head.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+
+    def noted(hidden: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+        sizes.append(len(hidden))
+        return head_logprobs(hidden, *others)
+
+    monkeypatch.setattr(distribution, "head_logprobs", noted)
     tokens.logprobs_and_entropy()
     whole, rest = divmod(TOKENS, chunk)
     assert sizes == [chunk] * whole + [rest] * (rest > 0)

@@ -1,0 +1,72 @@
+"""The frozen layers below the lowest adapter, and the rest of the model that starts from their output.
+
+With adapters in the top layers alone, h_m = layers_1..m(x) is the same for policy, critic and reference and through all
+epochs: it is computed once per experience. This is no approximation; nothing is trained below, so nothing flows back.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from src.models.loading import ModelError
+
+
+class Anatomy(NamedTuple):
+    """Names within a backbone: its list of layers, the norm after them, what is added to the embeddings below them."""
+
+    layers: str
+    norm: str
+    positions: str | None
+
+
+ANATOMIES = {
+    "gpt2": Anatomy("h", "ln_f", "wpe"),
+    "gpt_neox": Anatomy("layers", "final_layer_norm", None),
+    "llama": Anatomy("layers", "norm", None),
+    "qwen2": Anatomy("layers", "norm", None),
+}
+
+
+class Nothing(nn.Module):
+    """Adds nothing: positions are in the trunk's output already."""
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """A zero that broadcasts."""
+        return torch.zeros((), device=positions.device)
+
+
+def split(lm: PreTrainedModel, top: int) -> tuple[nn.Module, nn.Module]:
+    """The backbone of `lm` below its `top` highest layers, and those: both made of the very modules of `lm`.
+
+    Upper(inputs_embeds=lower(input_ids).last_hidden_state).last_hidden_state is what the backbone gives. Raises
+    `ModelError` for an architecture whose parts are not known.
+    """
+    backbone, anatomy = lm.base_model, ANATOMIES.get(lm.config.model_type)
+    if anatomy is None:
+        raise ModelError(
+            f"model.lora.layers: the layers of a {lm.config.model_type!r} cannot be split yet (known: "
+            f"{', '.join(ANATOMIES)}); set model.lora.layers=null"
+        )
+    layers = list(backbone.get_submodule(anatomy.layers))
+    below = len(layers) - top
+    kept_out: dict[str, nn.Module] = {} if anatomy.positions is None else {anatomy.positions: Nothing()}
+    lower = part(backbone, slice(0, below), {anatomy.norm: nn.Identity()}, anatomy)
+    return lower, part(backbone, slice(below, None), kept_out, anatomy)
+
+
+def part(backbone: nn.Module, which: slice, instead: dict[str, nn.Module], anatomy: Anatomy) -> nn.Module:
+    """A shallow copy of a backbone with some of its layers, and other modules instead of some of its own."""
+    layers = nn.ModuleList(list(backbone.get_submodule(anatomy.layers))[which])
+    shell = copy.copy(backbone)
+    shell._modules = {**backbone._modules, anatomy.layers: layers, **instead}
+    shell.config = copy.copy(backbone.config)
+    shell.config.num_hidden_layers = len(layers)
+    kinds = getattr(backbone.config, "layer_types", None)
+    if kinds is not None:
+        shell.config.layer_types = kinds[which]
+    return shell

@@ -1,0 +1,91 @@
+"""The head without kept logits against the plain path: logits, log_softmax and autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from src.core.head import head_logprobs
+from src.core.logprobs import entropy_from_logits, logprobs_from_logits
+
+TOKENS, WIDTH = 7, 6
+
+
+def case(vocabulary: int, bias: bool, dtype: torch.dtype = torch.float64) -> tuple[Tensor, nn.Linear, Tensor]:
+    draws = torch.Generator().manual_seed(0)
+    head = nn.Linear(WIDTH, vocabulary, bias=bias).double()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=draws))
+    hidden = torch.randn(TOKENS, WIDTH, generator=draws)
+    ids = torch.randint(0, vocabulary, (TOKENS,), generator=draws)
+    return hidden.to(dtype).requires_grad_(True), head.to(dtype), ids
+
+
+def plain(hidden: Tensor, head: nn.Linear, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    logits = head(hidden)
+    return logprobs_from_logits(logits, ids, temperature), entropy_from_logits(logits, temperature)
+
+
+def mixed(logprobs: Tensor, entropy: Tensor) -> Tensor:
+    """A different weight for every token and for both numbers."""
+    weights = torch.linspace(-1, 2, TOKENS, dtype=logprobs.dtype)
+    return (weights * logprobs).sum() + (weights.flip(0) * entropy).sum()
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0])
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize("vocabulary", [11, 64, 130])
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trained"])
+def test_numbers_and_gradients_are_those_of_the_plain_path(
+    frozen: bool, vocabulary: int, bias: bool, temperature: float
+) -> None:
+    """Checklist 14, 53. For hidden states, weights and biases; whether or not rows of logits need filling up."""
+    hidden, head, ids = case(vocabulary, bias)
+    head.requires_grad_(not frozen)
+    found = head_logprobs(hidden, head.weight, head.bias, ids, temperature, True)
+    expected = plain(hidden, head, ids, temperature)
+    asked = [hidden, *([] if frozen else head.parameters())]
+    assert_close(found, expected, atol=1e-12, rtol=0)
+    assert_close(
+        torch.autograd.grad(mixed(*found), asked), torch.autograd.grad(mixed(*expected), asked), atol=1e-12, rtol=0
+    )
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trained"])
+def test_an_entropy_that_is_only_looked_at_has_no_gradient(frozen: bool) -> None:
+    """The logprobs' gradient is the same with it and without."""
+    hidden, head, ids = case(11, False)
+    head.requires_grad_(not frozen)
+    logprobs, entropy = head_logprobs(hidden, head.weight, None, ids, 0.8, False)
+    assert not entropy.requires_grad
+    (expected,) = torch.autograd.grad(plain(hidden, head, ids, 0.8)[0].sum(), [hidden])
+    assert_close(torch.autograd.grad(logprobs.sum(), [hidden])[0], expected, atol=1e-12, rtol=0)
+    assert_close(entropy, plain(hidden, head, ids, 0.8)[1], atol=1e-12, rtol=0)
+
+
+def test_half_precision_is_raised_before_the_softmax() -> None:
+    """Checklist 14. What is exact about the half-precision logits stays: float32 results of the very same logits."""
+    hidden, head, ids = case(130, False, torch.bfloat16)
+    found = head_logprobs(hidden, head.weight, None, ids, 1.0, True)
+    logits = head(hidden).float()
+    assert [x.dtype for x in found] == [torch.float32, torch.float32]
+    assert_close(found[0], logits.log_softmax(-1).gather(1, ids.unsqueeze(1)).squeeze(1), atol=1e-5, rtol=0)
+    assert torch.autograd.grad(mixed(*found), [hidden])[0].dtype == torch.bfloat16
+
+
+def test_huge_logits_overflow_nothing() -> None:
+    hidden, head, ids = case(11, False)
+    found = head_logprobs(hidden * 1e4, head.weight, None, ids, 1.0, True)
+    assert_close(found, plain(hidden * 1e4, head, ids, 1.0), atol=1e-8, rtol=0)
+    assert torch.autograd.grad(mixed(*found), [hidden])[0].isfinite().all()
+
+
+def test_a_second_derivative_is_refused() -> None:
+    hidden, head, ids = case(11, False)
+    logprobs, _ = head_logprobs(hidden, head.weight, None, ids, 1.0, True)
+    (once,) = torch.autograd.grad((logprobs**2).sum(), [hidden], create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad|once_differentiable"):
+        torch.autograd.grad(once.sum(), [hidden])

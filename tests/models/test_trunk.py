@@ -1,0 +1,108 @@
+"""The layers below all adapters, computed once: the same numbers and gradients as with the whole model every time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from src.models.forward import backbone_states, hidden_states, whole_sequence
+from src.models.loading import ModelError, load_causal_lm
+from src.models.roles import Roles
+from src.models.trunk import split
+from src.rollout.minibatches import micro_batches
+from src.types import Rollout
+from tests.models import architectures
+from tests.tiny import FOREIGN_WARNINGS, LORA, make_maker, make_prompts, make_roles, model_settings, ragged_rollout
+
+pytestmark = FOREIGN_WARNINGS
+
+TOP = replace(LORA, layers=1)  # of two layers
+families = pytest.mark.parametrize("family", architectures.DECODERS)
+
+
+def roles_of(folder: Path, family: str, lora: object = TOP, **options: object) -> Roles:
+    return make_roles(architectures.write(folder, family), lora, spread=0.3, dtype="float64", **options)
+
+
+def kept(roles: Roles, rollout: Rollout) -> Rollout:
+    return replace(rollout, trunk=roles.trunk(rollout))
+
+
+@families
+def test_the_two_parts_in_turn_are_the_whole(family: str, tmp_path: Path) -> None:
+    """For each split of the layers, ragged and padded on both sides."""
+    lm = load_causal_lm(model_settings(architectures.write(tmp_path, family), dtype="float64"))
+    ids, mask = whole_sequence(ragged_rollout())
+    expected = hidden_states(lm, ids, mask)
+    for top in (1, 2):
+        lower, upper = split(lm, top)
+        below = backbone_states(lower, mask, input_ids=ids)
+        assert_close(
+            backbone_states(upper, mask, inputs_embeds=below)[mask], expected[mask], atol=1e-10, rtol=0
+        )
+    assert_close(hidden_states(lm, ids, mask), expected, atol=0, rtol=0)
+
+
+@families
+def test_only_the_top_layers_have_adapters(family: str, tmp_path: Path) -> None:
+    roles = roles_of(tmp_path, family)
+    adapted = {name.split(".lora_")[0] for name, p in roles.named_parameters() if p.requires_grad and "lora_" in name}
+    assert adapted
+    assert all(".1." in name for name in adapted)
+
+
+@families
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+def test_every_role_gives_the_same_numbers_and_gradients(family: str, checkpointing: bool, tmp_path: Path) -> None:
+    """Micro-batch by micro-batch, each trimmed to its own lengths, as an update reads them."""
+    roles = roles_of(tmp_path, family, gradient_checkpointing=checkpointing)
+    rollout = ragged_rollout()
+    parameters = [*roles.policy_parameters(), *roles.critic_parameters()]
+
+    def everything(whole: Rollout) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        numbers, gradients = [], [torch.zeros_like(p) for p in parameters]
+        for _, micro in micro_batches(whole, 3):
+            for role in ("policy", "reference"):
+                numbers.append(roles.distribution(micro, 0.8, role).logprobs().detach())
+            for make in (lambda r: roles.distribution(r, 0.8).logprobs(), roles.values):
+                result = make(micro)
+                numbers.append(result.detach())
+                found = torch.autograd.grad(result.square().sum(), parameters, allow_unused=True)
+                gradients = [a if b is None else a + b for a, b in zip(gradients, found, strict=True)]
+        return numbers, gradients
+
+    plain, through = everything(rollout), everything(kept(roles, rollout))
+    assert_close(through, plain, atol=1e-10, rtol=0)
+    assert all(gradient.abs().max() > 1e-6 for gradient in plain[1])
+
+
+def test_an_experience_keeps_it_for_the_update(tmp_path: Path) -> None:
+    """Every row's own, whatever micro-batch it was computed in; a model with adapters everywhere keeps nothing."""
+    for lora, is_kept in ((TOP, True), (LORA, False)):
+        roles = roles_of(tmp_path / str(is_kept), "gpt2", lora)
+        rollout = ragged_rollout()
+        found = make_maker(batch_size=2).with_trunk(roles, rollout).trunk
+        if not is_kept:
+            assert found is None
+            continue
+        mask = whole_sequence(rollout)[1]
+        expected = roles.trunk(rollout)
+        assert found is not None and expected is not None
+        assert_close(found[mask], expected[mask], atol=1e-10, rtol=0)
+        draws = torch.Generator().manual_seed(0)
+        prompts = make_prompts(["the film", "a book was"])
+        made = make_maker().sample(roles, "policy", prompts, 0, draws)
+        assert made.trunk is None
+
+
+def test_more_layers_than_there_are_and_unknown_architectures_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"model\.lora\.layers=3: the model has 2 layers"):
+        roles_of(tmp_path / "a", "gpt2", replace(LORA, layers=3))
+    lm = load_causal_lm(model_settings(architectures.write(tmp_path / "b", "gpt2")))
+    lm.config.model_type = "mamba"
+    with pytest.raises(ModelError, match="mamba"):
+        split(lm, 1)
