@@ -60,7 +60,9 @@ def poison(roles: Roles, text: list[int], role: str = "policy", when: Callable[[
         if roles._active != role or not when():
             return
         every = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-        counted = kwargs["attention_mask"].bool()[:, -every.shape[1] :]
+        counted = kwargs["attention_mask"].bool()
+        if counted.shape != every.shape:  # sampling goes on from a cache
+            return
         for row, (ids, counts) in enumerate(zip(every, counted, strict=True)):
             if ids[counts].tolist()[: len(text)] == text:
                 output.last_hidden_state[row] = math.nan

@@ -101,7 +101,7 @@ def learn(base: str, folder: Path, change: Callable[[Any], None] | None = None, 
 def test_the_gradient_is_that_of_a_run_with_memory_enough(
     base: str, tmp_path: Path, role: str, calls: tuple[int, ...], rows: list[int]
 ) -> None:
-    """Checklist 45. Out of memory in the second micro-batch, in the first, and again after halving."""
+    """Checklist 47. Out of memory in the second micro-batch, in the first, and again after halving."""
     expected, logged, _ = learn(base, tmp_path)
     name, counting = {"policy": "distribution", "critic": "values"}[role], []
 
