@@ -14,7 +14,7 @@ test test-slow: export OMP_NUM_THREADS = 1
 .DEFAULT_GOAL := help
 REVIEWS ?=
 
-.PHONY: help setup demo test test-slow eval-check results mutants lint format lock clean
+.PHONY: help setup demo test test-slow eval-check results mutants lint format lock audit clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed 's/:.*## /:/' | awk -F: '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -71,11 +71,16 @@ format: setup ## Format the code and mend what ruff can mend
 lock: ## Make constraints.txt anew from pyproject.toml
 	@set -e; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	$(PYTHON) -m venv "$$tmp/venv"; \
-	"$$tmp/venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check 'torch==$(TORCH)' -e '.[dev,eval,study]'; \
+	"$$tmp/venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check 'torch==$(TORCH)' -e '.[dev,eval,study,audit]'; \
 	"$$tmp/venv/bin/python" -m pip freeze --all --exclude-editable --exclude pip > "$$tmp/freeze"; \
 	{ sed -n '/^#/p' constraints.txt; \
 	  sed -E -e '/^(nvidia|cuda|triton)/d' -e 's/\+[A-Za-z0-9.]+$$//' "$$tmp/freeze"; } > "$$tmp/constraints.txt"; \
 	cp "$$tmp/constraints.txt" constraints.txt
+
+# --no-deps: the file names every package with its version. --strict: what could not be looked up is no clean bill.
+audit: setup ## Ask whether a locked package has a known vulnerability (network)
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[audit]'
+	$(BIN)/python -m pip_audit --strict --no-deps --disable-pip -r constraints.txt
 
 clean: ## Remove the environment and all caches; runs under logs/ stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -43,7 +43,8 @@ def open_talk(given: str, arguments: list[str]) -> Talk:
         raise ConfigError(f"{given}: the run is unfinished and has saved no model: use python -m src.export")
     policy = str(run.model if run is not None else Path(given).expanduser())
     trained = run is not None and run.stage == "ppo"
-    limit = context_length(load_config(policy))
+    trusted = run is not None and bool(run.config.model.get("trust_remote_code"))
+    limit = context_length(load_config(policy, trusted=trusted))
     defaults = {"temperature": 1.0, "max_new_tokens": LONGEST if limit is None else min(LONGEST, limit // 2)}
     if run is not None and trained:
         defaults = {key: type(value)(run.config.rollout[key]) for key, value in defaults.items()}
@@ -55,7 +56,7 @@ def open_talk(given: str, arguments: list[str]) -> Talk:
     judged = trained or any(key_of(override).split(".")[0] == "reward" for override in overrides)
     if judged and config.reward.get("path", "given") is None:
         raise ConfigError(f"{given}: which reward model? add reward.path=FOLDER, or reward=vader")
-    tokenizer = load_tokenizer(policy)
+    tokenizer = load_tokenizer(policy, trusted=trusted)
     before = run.before if run is not None and trained else None
     roles = load_finished(instantiate(config.model), tokenizer, policy, before).to(device())
     return Talk(

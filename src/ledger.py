@@ -19,7 +19,7 @@ from transformers import PretrainedConfig
 
 from src.models.ledger import Ledger, Workload, ledger
 from src.models.loading import load_config
-from src.models.settings import ModelSettings, ScratchSettings
+from src.models.settings import ModelSettings
 from src.preflight import preflight
 from src.report import friendly_errors, quiet_libraries
 from src.utils.config import compose, instantiate
@@ -39,15 +39,15 @@ def ledger_of(config: DictConfig) -> Ledger:
         response_tokens=rollout.max_new_tokens,
     )
     critic = ppo.value_loss is not None
-    return ledger(architecture(model.path, model.scratch), model, _reward_architecture(config), load, critic)
+    return ledger(architecture(model), model, _reward_architecture(config), load, critic)
 
 
-def architecture(path: str | None, scratch: ScratchSettings | None) -> PretrainedConfig:
+def architecture(model: ModelSettings) -> PretrainedConfig:
     """That of a folder or hub name, or the one made from scratch."""
-    if path is not None:
-        return load_config(path)
-    assert scratch is not None  # ModelSettings refuses a model from nowhere
-    return scratch.config()
+    if model.path is not None:
+        return load_config(model.path, trusted=model.trust_remote_code)
+    assert model.scratch is not None  # ModelSettings refuses a model from nowhere
+    return model.scratch.config()
 
 
 def _reward_architecture(config: DictConfig) -> PretrainedConfig | None:

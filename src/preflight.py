@@ -253,5 +253,5 @@ def _check_reward_model(path: str) -> None:
 
 def _architecture(model: ModelSettings) -> PretrainedConfig | None:
     if model.path is not None:
-        return load_config(model.path)
+        return load_config(model.path, trusted=model.trust_remote_code)
     return model.scratch.config() if model.scratch is not None else None

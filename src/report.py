@@ -34,6 +34,7 @@ from src.utils.config import ConfigError, settings_hash
 from src.utils.explain import explain
 from src.utils.figures import Figure, as_result
 from src.utils.interruption import Interrupted
+from src.utils.nonfinite import NonFiniteError
 from src.utils.processes import RankError
 
 ROWS = {
@@ -69,6 +70,7 @@ MENDABLE = (
     DataError,
     ModelError,
     RewardError,
+    NonFiniteError,
     RankError,
     CheckpointError,
     MisconfigurationException,

@@ -27,7 +27,7 @@ SAFE = (
     *("trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.default_root_dir"),
     *("ppo.eval_prompts", "sft.eval_rows"),  # of the comparison at the end
     *("ppo.micro_batch_size", "rollout.batch_size"),  # memory; results up to rounding
-    *("ppo.reward_timeout", "sequence_tokens"),  # limits that raise an error and change no number
+    *("ppo.reward_timeout", "nonfinite", "sequence_tokens"),  # limits that raise an error and change no number
     *("model.path", "model.name", "reward.path", "data.path"),  # weights, tokenizer and rows are compared themselves
 )
 

@@ -6,6 +6,7 @@ Models and roles are in float64, so that what remains is rounding: 1e-9 where su
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from src.rollout.kl_controller import AdaptiveKL
 from src.rollout.shaping import IgnoreMissingEos, Normalise, ScoreShaping
 from src.types import Experience
 from src.utils import ranks as shared
+from src.utils.nonfinite import FiniteGuard
 from src.utils.processes import SummedGradients
 from src.utils.streams import generator
 from tests.modules import test_reward, test_sft, test_trpo
@@ -150,6 +152,37 @@ def test_the_early_stop_is_decided_by_all_ranks(ranks: Ranks, base: str, tmp_pat
     assert alone["logged"][1]["policy/early_stop"] == 1
     assert 1 <= alone["logged"][1]["train/optimizer_steps"] <= 5
     assert_alike(alone, ranks(learn, *arguments))
+
+
+def out_of_order(folder: Path, base: str, kind: str) -> dict[str, Any]:
+    """A row whose loss is NaN, or memory that runs out once, on the rank that has the first row."""
+    roles, guard = roles_at(base), FiniteGuard(9, str(folder / "nonfinite"))
+    rollout = ragged_rollout(rows=8)
+    with torch.no_grad():
+        experience = ragged_experience(rollout, roles.distribution(rollout, 1.0).logprobs(), roles.values(rollout))
+    module, failed = make_module(roles, minibatch_size=4, micro_batch_size=2, batch_size=8), []
+    module.nonfinite, loss = guard, module.objective.loss
+
+    def faulty(micro: Experience, weights: Tensor, averages: Any) -> Tensor:
+        mine = "p0" in micro.rollout.prompts
+        if mine and kind == "memory" and not failed:
+            failed.append(len(micro))
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return loss(micro, weights, averages) * (torch.nan if mine and kind == "nan" else 1.0)
+
+    module.objective.loss = faulty
+    with warnings.catch_warnings(action="ignore"):
+        recorder, _ = fit(module, folder, iterations=1, callbacks=(Inject(experience),), **together())
+    weights = snapshot([*roles.policy_parameters(), *roles.critic_parameters()])
+    return {"logged": recorder.by_step(), "weights": weights, "guard": guard.state_dict()}
+
+
+@pytest.mark.parametrize("kind", ["nan", "memory"])
+def test_a_fault_on_one_rank_is_met_by_both_alike(ranks: Ranks, base: str, tmp_path: Path, kind: str) -> None:
+    """Checklist 48. A step that is left out is so on both; memory that runs out on one changes nothing on the other."""
+    alone = out_of_order(tmp_path, base, kind)
+    assert alone["logged"][1]["train/skipped_steps"] == (2 if kind == "nan" else 0)
+    assert_alike(alone, ranks(out_of_order, tmp_path, base, kind))
 
 
 def trust_region(folder: Path, base: str) -> dict[str, Any]:

@@ -103,6 +103,7 @@ def test_a_reward_model_killed_equals_the_one_that_was_not(runner: Runner, fault
     ("fault", "kept"),
     [
         (Fault("rollout", ROLLOUT, 3, signum=signal.SIGTERM), "iteration-3.ckpt is kept"),
+        (Fault("scoring", SCORING, 5, signum=signal.SIGTERM), "iteration-3.ckpt is kept"),  # two judges
         (Fault("learning", MINIBATCH, 10, signum=signal.SIGTERM), "iteration-3.ckpt is kept"),
         (Fault("checkpoint", RENAME, 1, signum=signal.SIGTERM), "iteration-2.ckpt is kept"),
         (Fault("learning", MINIBATCH, 10, signum=signal.SIGINT), "iteration-3.ckpt is kept"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,19 @@ import pytest
 import torch
 
 from src.callbacks.sealed import CheckpointError, seal
-from src.models.loading import ModelError, load_causal_lm, load_config, load_reward_model, load_tokenizer
+from src.models.loading import (
+    ModelError,
+    build_tokenizer,
+    load_causal_lm,
+    load_config,
+    load_reward_model,
+    load_tokenizer,
+    unmatched_targets,
+)
+from src.preflight import preflight
 from src.resume import start_of
 from src.utils.config import ConfigError, compose, instantiate
-from tests.tiny import FOREIGN_WARNINGS, model_settings, write_lm
+from tests.tiny import EOS, FOREIGN_WARNINGS, TinyCorpus, model_settings, write_lm
 
 pytestmark = FOREIGN_WARNINGS
 
@@ -72,9 +82,63 @@ def test_the_code_in_a_model_folder_is_not_run(loader: str, tmp_path: Path) -> N
         content.pop("tokenizer_class", None)
         (folder / file).write_text(json.dumps(content))
     (folder / "own.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'marker')!r})\nclass Config: ...\n")
-    with pytest.raises(ModelError, match="no usable model"):
+    with pytest.raises(ModelError, match="no usable model") as refused:
         LOADERS[loader](str(folder))
     assert not (tmp_path / "marker").exists()
+    how = "here it is never run" if loader == "reward model" else "model.trust_remote_code=true runs it"
+    assert str(refused.value).endswith(f"it brings code of its own along, and {how}")
+
+
+OWN = """
+import pathlib
+from transformers import GPT2Config, GPT2LMHeadModel
+pathlib.Path({marker!r}).touch()
+class Config(GPT2Config):
+    model_type = "own"
+class Model(GPT2LMHeadModel):
+    config_class = Config
+"""
+
+
+def write_own(folder: Path, marker: Path, model_type: str = "own") -> str:
+    """A model whose classes are in a Python file beside its weights, which leaves a mark when it is run."""
+    write_lm(folder)
+    content = json.loads((folder / "config.json").read_text())
+    content |= {"model_type": model_type, "architectures": ["Model"]}
+    content["auto_map"] = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    (folder / "config.json").write_text(json.dumps(content))
+    (folder / "own.py").write_text(OWN.format(marker=str(marker)))
+    return str(folder)
+
+
+def test_code_that_is_named_per_model_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Configuration, tokenizer, weights and LoRA targets of that model; by default it is one sentence before any."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", list(sys.path))
+    path, marker = write_own(tmp_path / "trusted_model", tmp_path / "marker"), tmp_path / "marker"
+    arguments = ["stage=ppo", f"model.path={path}", "model.scratch=null", "reward=length", "rollout.max_new_tokens=8"]
+    for trusted in (False, True):
+        config = compose([*arguments, f"model.trust_remote_code={str(trusted).lower()}"])
+        config.run_dir = str(tmp_path / "run")
+        if not trusted:
+            with pytest.raises(ModelError, match=r"model\.trust_remote_code=true runs it"):
+                preflight(config)
+            assert not marker.exists()
+    preflight(config)
+    assert marker.exists()
+    settings = instantiate(config.model)
+    lm = load_causal_lm(settings)
+    assert type(lm).__module__.startswith("transformers_modules.")
+    assert build_tokenizer(settings, TinyCorpus()).eos_token_id == EOS
+    assert unmatched_targets(load_config(path, trusted=True), ["c_attn", "nope"]) == ["nope"]
+
+
+def test_a_known_architecture_with_code_beside_it_runs_none(tmp_path: Path) -> None:
+    """It needs none; also where a model is built from its configuration to look up LoRA targets."""
+    path, marker = write_own(tmp_path / "known", tmp_path / "marker", "gpt2"), tmp_path / "marker"
+    assert unmatched_targets(load_config(path), ["c_attn", "nope"]) == ["nope"]
+    assert type(load_causal_lm(model_settings(path))).__module__.startswith("transformers.")
+    assert not marker.exists()
 
 
 def test_weights_with_a_payload_are_not_opened(tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ class NormaliseScores(Callback):
 
     def _sft_samples(self, corpus: Corpus) -> tuple[list[str], list[str]]:
         """Prompts and the policy's responses to them."""
-        lm, tokenizer = load_causal_lm(self.model), load_tokenizer(self.model.path or "")
+        trusted = self.model.trust_remote_code
+        lm, tokenizer = load_causal_lm(self.model), load_tokenizer(self.model.path or "", trusted=trusted)
         prompts = [row.prompt for row in corpus.prompts("train")[: self.samples]]
         ids, mask = pad_left(tokenizer(prompts, return_attention_mask=False)["input_ids"], tokenizer.pad_token_id)
         stop = ids.new_tensor([tokenizer.eos_token_id])

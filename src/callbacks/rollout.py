@@ -30,7 +30,9 @@ class RolloutCallback(Callback):
         # 0: the same on every rank, of which each takes what falls to its rows
         draws = generator(self.seed, "sampling", 0, batch_idx, device=prompts.ids.device)
         with trainer.precision_plugin.forward_context():
-            experience, measures = self.maker.make(pl_module.roles, pl_module.reward, prompts, batch_idx, draws)
+            experience, measures = self.maker.make(
+                pl_module.roles, pl_module.reward, prompts, batch_idx, draws, pl_module.nonfinite
+            )
         if pl_module.gold_reward is not None:
             measures["rollout/gold"] = self.maker.score(pl_module.gold_reward, experience.rollout).mean().item()
         batch["experience"] = experience

@@ -37,6 +37,9 @@ class ModelError(RuntimeError):
 def absent(path: str, error: Exception, key: str = "model.path") -> ModelError:
     """One sentence: what was looked for, why it did not work, and the two ways to provide it."""
     folder = Path(path).expanduser()
+    if "trust_remote_code" in str(error):
+        how = "model.trust_remote_code=true runs it" if key == "model.path" else "here it is never run"
+        return ModelError(f"no usable model at {path!r} ({key}): it brings code of its own along, and {how}")
     if folder.is_dir():
         known = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
         why = _first_line(error) if known else "the folder holds no config.json"
@@ -64,23 +67,29 @@ def adapter_base(path: str) -> str | None:
     return str(PeftConfig.from_pretrained(path).base_model_name_or_path)
 
 
-def load_config(path: str, key: str = "model.path") -> PretrainedConfig:
-    """The architecture at `path`, without weights; of the base if an adapter lies there. Raises `ModelError`."""
+def load_config(path: str, key: str = "model.path", *, trusted: bool = False) -> PretrainedConfig:
+    """The architecture at `path`, without weights; of the base if an adapter lies there. Raises `ModelError`.
+
+    `trusted`: code that lies there may be run.
+    """
     try:
         base = adapter_base(path)
-        return AutoConfig.from_pretrained(path, trust_remote_code=False) if base is None else load_config(base)
+        if base is not None:
+            return load_config(base, trusted=trusted)
+        return AutoConfig.from_pretrained(path, trust_remote_code=trusted)
     except UNUSABLE as error:
         raise absent(path, error, key) from error
 
 
-def load_tokenizer(path: str, key: str = "model.path") -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str, key: str = "model.path", *, trusted: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer at `path`, padding on the left; without a padding token it pads with its end token.
 
     Masks are made by position everywhere, so padding with the end token does no harm. The end token of an encoder is
-    its separator. Raises `ModelError` when there is no tokenizer, or one without an end token.
+    its separator. `trusted`: code that lies there may be run. Raises `ModelError` when there is no tokenizer, or one
+    without an end token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", trust_remote_code=trusted)
     except UNUSABLE as error:
         raise absent(path, error, key) from error
     if tokenizer.eos_token_id is None:
@@ -120,7 +129,9 @@ def fitted(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, path: s
 def build_tokenizer(model: ModelSettings, corpus: Corpus) -> PreTrainedTokenizerBase:
     """The tokenizer beside the model's weights, or one made from the corpus for a model made from scratch."""
     if model.path is not None:
-        return fitted(load_tokenizer(model.path), load_config(model.path), model.path)
+        trusted = model.trust_remote_code
+        tokenizer, config = load_tokenizer(model.path, trusted=trusted), load_config(model.path, trusted=trusted)
+        return fitted(tokenizer, config, model.path)
     assert model.scratch is not None  # ModelSettings refuses a model from nowhere
     return model.scratch.tokenizer(corpus.texts("train"))
 
@@ -203,5 +214,8 @@ def unmatched_targets(config: PretrainedConfig, targets: str | Sequence[str]) ->
     if isinstance(targets, str):
         return []
     with torch.device("meta"):
-        names = [name for name, _ in AutoModelForCausalLM.from_config(config).named_modules()]
+        # a configuration whose class came out of a model's folder was loaded by someone who trusts that folder
+        trusted = type(config).__module__.startswith("transformers_modules.")
+        lm = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
+        names = [name for name, _ in lm.named_modules()]
     return [target for target in targets if not any(n == target or n.endswith("." + target) for n in names)]

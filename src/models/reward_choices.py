@@ -130,11 +130,11 @@ class OnBase:
         """The base's architecture, also while the base is still to be made."""
         if self.model.path is None:
             return self.model.scratch.config() if self.model.scratch is not None else None
-        return load_config(self.model.path)
+        return load_config(self.model.path, trusted=self.model.trust_remote_code)
 
     def build_tokenizer(self, corpus: Corpus) -> PreTrainedTokenizerBase:
         """The tokenizer beside the base."""
-        return load_tokenizer(self.model.path or "")
+        return load_tokenizer(self.model.path or "", trusted=self.model.trust_remote_code)
 
     def has_lm_head(self) -> bool:
         """The base is a language model."""

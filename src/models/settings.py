@@ -56,6 +56,7 @@ class ModelSettings:
     gradient_checkpointing: bool
     lora: LoraSettings | None  # None: every weight is trained
     scratch: ScratchSettings | None
+    trust_remote_code: bool = False  # run the Python files that lie beside the weights
 
     def __post_init__(self) -> None:
         """Refuse an unknown dtype and a model that comes from nowhere."""
@@ -68,9 +69,9 @@ class ModelSettings:
         )
 
     def load_options(self) -> dict[str, Any]:
-        """Keyword arguments of `from_pretrained`; code that a model folder brings along is never run."""
+        """Keyword arguments of `from_pretrained`; a folder's own code is run only when that is asked for."""
         return {
             "dtype": DTYPES[self.dtype],
             "attn_implementation": self.attn_implementation,
-            "trust_remote_code": False,
+            "trust_remote_code": self.trust_remote_code,
         }

@@ -1,4 +1,4 @@
-"""What the policy descends: the loss of each token, all its terms in one place."""
+"""What the policy and the critic descend: the loss of each token, all its terms in one place."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from src.rollout.kl_controller import KLController
 from src.types import Experience
 
 PolicyLoss = Callable[[Tensor, Tensor, Tensor, Tensor], TokenLoss]
+ValueLoss = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class PolicyObjective:
@@ -84,3 +85,15 @@ class PolicyObjective:
             return policy.kl(reference)
 
         return self.reference_kl(logprobs, micro.ref_logprobs, exact)
+
+
+def critic_objective(
+    roles: Roles, value_loss: ValueLoss, micro: Experience, weights: Tensor, averages: Averages
+) -> Tensor:
+    """sum_t w_t L_t of the critic over a micro-batch, a scalar; what was seen on the way goes to `averages`."""
+    assert micro.old_values is not None
+    assert micro.returns is not None
+    losses, clipped = value_loss(roles.values(micro.rollout), micro.old_values, micro.returns, micro.mask)
+    averages.add_tokens("critic/loss", losses, micro.mask)
+    averages.add_tokens("critic/clip_fraction", clipped, micro.mask)
+    return weighted_sum(losses, weights, micro.mask)

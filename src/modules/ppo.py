@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +15,28 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
-from src.core.aggregation import weighted_sum
 from src.core.checks import require
 from src.core.diagnostics import explained_variance
 from src.core.kl import KLEstimator
 from src.models.forward import next_token_logprobs
 from src.models.roles import Roles
 from src.modules.averages import Averages
-from src.modules.objective import PolicyLoss, PolicyObjective
+from src.modules.described import described
+from src.modules.objective import PolicyLoss, PolicyObjective, ValueLoss, critic_objective
 from src.modules.trainable import keep_trainable, require_trainable
 from src.rewards.adapter import AdapterReward
 from src.rollout.evaluation import Evaluation, merge
 from src.rollout.experience import ReferenceKL
+from src.rollout.fitting import Fitting
 from src.rollout.kl_controller import KLController
-from src.rollout.minibatches import minibatches, own_micro_batches
+from src.rollout.minibatches import minibatches
 from src.types import AnyReward, Experience, select
 from src.utils.figures import Figure
+from src.utils.nonfinite import FiniteGuard
 from src.utils.ranks import dealt, even, sum_gradients
 from src.utils.streams import generator
 
-ValueLoss = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Loss = Callable[[Experience, Tensor, Averages], Tensor]
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class PPOModule(LightningModule):
         roles: Callable[..., Roles],
         seed: int,
         tokenizer: PreTrainedTokenizerBase,
+        nonfinite: FiniteGuard | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -103,6 +107,8 @@ class PPOModule(LightningModule):
             self.roles, policy_loss, old_kl, old_kl_controller, reference_kl.estimator, settings.entropy_coef,
             settings.temperature,
         )  # fmt: skip
+        self.fitting = Fitting(settings.micro_batch_size, "ppo.micro_batch_size")
+        self.nonfinite = nonfinite or FiniteGuard(skip=0, folder=None)
         self.episodes = self.tokens = 0
         self.evaluations: list[Evaluation] = []
 
@@ -135,6 +141,7 @@ class PPOModule(LightningModule):
             {
                 **averages.compute(),
                 "train/optimizer_steps": float(optimizer_steps),
+                "train/skipped_steps": float(self.nonfinite.skipped),
                 "train/iterations": float(batch_idx + 1),
                 "train/episodes": float(self.episodes),
                 "train/tokens": float(self.tokens),
@@ -162,8 +169,9 @@ class PPOModule(LightningModule):
             if stopped:
                 break
         averages.add("policy/early_stop", float(stopped))
-        if not self._warming_up(iteration):  # a policy that was not allowed to move says nothing of the coefficient
-            self.objective.old_kl_controller.update(this_epoch.compute()["policy/old_kl"], len(experience))
+        seen = this_epoch.compute().get("policy/old_kl")  # None: not one step was finite
+        if seen is not None and not self._warming_up(iteration):  # a policy that may not move says nothing of it
+            self.objective.old_kl_controller.update(seen, len(experience))
         return steps
 
     def _order(self, rows: int, iteration: int, epoch: int) -> Iterator[Tensor]:
@@ -174,21 +182,31 @@ class PPOModule(LightningModule):
         self, minibatch: Experience, text: dict[str, Tensor] | None, iteration: int, averages: Averages
     ) -> bool:
         """One step of each optimizer; False, and no step, when the policy has moved beyond `old_kl_limit`."""
-        mine = Averages()
-        for micro, weights in self._micros(minibatch):
-            self.manual_backward(self.objective.loss(micro, weights, mine))
-        if text is not None:
-            self._text_backward(text, mine)
-        mine = mine.over_ranks()
-        averages.merge(mine)
+        mine = self._gradients("policy", self.objective.loss, minibatch, text)
         limit = self.settings.old_kl_limit
-        if limit is not None and mine.compute()["policy/old_kl"] > limit:
+        if limit is not None and limit < mine.compute()["policy/old_kl"] < torch.inf:
+            averages.merge(mine)
             self._optimizers()["policy"].zero_grad()
             return False
-        self._step("policy", averages, skip=self._warming_up(iteration))
+        self._step("policy", mine, averages, minibatch, iteration)
         if self.value_loss is not None:
-            self._learn_values(self.value_loss, minibatch, averages)
+            self._learn_values(self.value_loss, minibatch, iteration, averages)
         return True
+
+    def _gradients(
+        self, role: str, loss: Loss, minibatch: Experience, text: dict[str, Tensor] | None = None
+    ) -> Averages:
+        """Add up this rank's gradient, from 0, in pieces that fit into memory; what all ranks saw on the way."""
+
+        def work() -> Averages:
+            mine = Averages()
+            for micro, weights in self._micros(minibatch):
+                self.manual_backward(loss(micro, weights, mine))
+            if text is not None:
+                self._text_backward(text, mine)
+            return mine
+
+        return self.fitting.attempt(work, len(minibatch), undo=self._optimizers()[role].zero_grad).over_ranks()
 
     def _warming_up(self, iteration: int) -> bool:
         """Whether only the critic learns as yet."""
@@ -197,41 +215,48 @@ class PPOModule(LightningModule):
     def _micros(self, minibatch: Experience) -> Iterator[tuple[Experience, Tensor]]:
         """This rank's micro-batches with the weights (N, T') of their tokens in the loss of the whole minibatch."""
         weights = self.aggregation(minibatch.mask)
-        for index, micro in own_micro_batches(minibatch, self.settings.micro_batch_size):
+        for index, micro in self.fitting.micro_batches(minibatch):
             yield micro, weights[index, : micro.mask.shape[1]]
 
-    def _learn_values(self, value_loss: ValueLoss, minibatch: Experience, averages: Averages) -> None:
-        """One step of the critic on sum_t w_t L_t."""
-        mine = Averages()
-        for micro, weights in self._micros(minibatch):
-            values = self.roles.values(micro.rollout)
-            losses, clipped = value_loss(values, micro.old_values, micro.returns, micro.mask)
-            self.manual_backward(weighted_sum(losses, weights, micro.mask))
-            mine.add_tokens("critic/loss", losses, micro.mask)
-            mine.add_tokens("critic/clip_fraction", clipped, micro.mask)
-        averages.merge(mine.over_ranks())
-        self._step("critic", averages)
+    def _learn_values(self, value_loss: ValueLoss, minibatch: Experience, iteration: int, averages: Averages) -> None:
+        """One step of the critic."""
+        mine = self._gradients("critic", partial(critic_objective, self.roles, value_loss), minibatch)
+        self._step("critic", mine, averages, minibatch, iteration)
 
     def _text_backward(self, text: dict[str, Tensor], averages: Averages) -> None:
         """Add the gradient of lm_coef times the mean negative logprob of the text's tokens (InstructGPT's PPO-ptx)."""
         tokens = int((text["mask"][:, 1:] & text["mask"][:, :-1]).sum())
         texts = len(text["ids"])
-        for rows in dealt(torch.arange(texts).split(even(texts, self.settings.micro_batch_size))):
+        own = dealt(torch.arange(texts).split(even(texts, self.settings.micro_batch_size)))
+        for rows in (piece for dealt_out in own for piece in dealt_out.split(self.fitting.size)):
             with self.roles.acting("policy") as lm:
                 logprobs = next_token_logprobs(lm, text["ids"][rows], text["mask"][rows])
             self.manual_backward(-self.settings.lm_coef * logprobs.sum() / max(tokens, 1))
             averages.add("policy/lm_loss", -logprobs.detach().sum() / max(len(logprobs), 1), len(logprobs))
 
-    def _step(self, role: str, averages: Averages, skip: bool = False) -> None:
+    def _step(self, role: str, mine: Averages, averages: Averages, minibatch: Experience, iteration: int) -> None:
+        """Step on the gradient of all ranks; a step without gradients moves nothing, and keeps the schedules in step.
+
+        `averages` take in what was seen, unless loss or gradient is not finite.
+        """
         optimizer = self._optimizers()[role]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         sum_gradients(parameters)
         norm = nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
-        averages.add(f"{role}/grad_norm", norm)
-        if skip:
-            optimizer.zero_grad()  # a step without gradients moves nothing, and keeps the schedules in step
+        mine.add(f"{role}/grad_norm", norm)
+        finite = self._finite(role, mine, minibatch, iteration)
+        if finite:
+            averages.merge(mine)
+        if not finite or (role == "policy" and self._warming_up(iteration)):
+            optimizer.zero_grad()
         optimizer.step()
         optimizer.zero_grad()
+
+    def _finite(self, role: str, mine: Averages, minibatch: Experience, iteration: int) -> bool:
+        """Whether a step may be taken; if not, the minibatch is written down. Raises `NonFiniteError`."""
+        return self.nonfinite.passes(
+            role, iteration + 1, mine.compute(), lambda: described(self.roles, minibatch, self.fitting.size)
+        )
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Collect what the rollout callback measured on held-out prompts."""
@@ -254,12 +279,14 @@ class PPOModule(LightningModule):
         """Keep trainable tensors only; the frozen ones are named by the configuration."""
         keep_trainable(self, checkpoint)
         checkpoint["episodes"], checkpoint["tokens"] = self.episodes, self.tokens
+        checkpoint["nonfinite"] = self.nonfinite.state_dict()
         checkpoint["old_kl_controller"] = self.objective.old_kl_controller.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the counters, and refuse a checkpoint that lacks or exceeds what is trained."""
         require_trainable(self, checkpoint)
         self.episodes, self.tokens = checkpoint["episodes"], checkpoint["tokens"]
+        self.nonfinite.load_state_dict(checkpoint["nonfinite"])
         self.objective.old_kl_controller.load_state_dict(checkpoint["old_kl_controller"])
 
 

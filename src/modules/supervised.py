@@ -7,13 +7,14 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
 from src.modules.trainable import keep_trainable, require_trainable
-from src.utils.ranks import sum_gradients
+from src.utils.nonfinite import FiniteGuard
+from src.utils.ranks import sum_gradients, total
 from src.utils.streams import stream_seed
 
 
@@ -33,11 +34,15 @@ class SupervisedModule(LightningModule):
         lr_schedule: Callable[[Optimizer], LRScheduler],
         max_grad_norm: float,
         seed: int,
+        nonfinite: FiniteGuard | None = None,
     ) -> None:
         super().__init__()
         self.strict_loading = False  # a checkpoint holds trainable tensors only
         self.net, self.tokenizer, self.make_optimizer, self.lr_schedule = net, tokenizer, optimizer, lr_schedule
         self.max_grad_norm, self.seed = max_grad_norm, seed
+        self.nonfinite = nonfinite or FiniteGuard(skip=0, folder=None)
+        self._batch: dict[str, Tensor] = {}
+        self._loss = 0.0
 
     def configure_optimizers(self) -> dict[str, Any]:
         """One optimizer; the schedule moves every step."""
@@ -48,6 +53,11 @@ class SupervisedModule(LightningModule):
         """Dropout draws from a stream of its own for each step."""
         torch.manual_seed(stream_seed(self.seed, "dropout", self.global_rank, batch_idx))
         self.log("step", float(batch_idx + 1))
+        self._batch = batch
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Keep the loss of the whole batch."""
+        self._loss = total(loss.detach()).item()
 
     def on_after_backward(self) -> None:
         """The gradient of the whole batch is the sum of what the ranks have found."""
@@ -58,14 +68,29 @@ class SupervisedModule(LightningModule):
         self.log("step", float(self.trainer.fit_loop.total_batch_idx + 1), batch_size=1)
 
     def configure_gradient_clipping(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
-        """Clip once per optimizer step, and log the norm before clipping."""
+        """Clip once per optimizer step, and log the norm before clipping; without finite numbers there is no step.
+
+        What is left is a step without gradients, which moves neither weights nor moments. Raises `NonFiniteError`.
+        """
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.max_grad_norm)
         self.log(f"{self.prefix}/grad_norm", norm)
+        numbers = {f"{self.prefix}/loss": self._loss, f"{self.prefix}/grad_norm": norm.item()}
+        step = self.trainer.fit_loop.total_batch_idx + 1
+        if not self.nonfinite.passes(self.prefix, step, numbers, self._texts):
+            optimizer.zero_grad()
+        self.log("train/skipped_steps", float(self.nonfinite.skipped))
+
+    def _texts(self) -> list[dict[str, Any]]:
+        """The texts of the present batch."""
+        rows = zip(self._batch["ids"], self._batch["mask"], strict=True)
+        return [{"text": self.tokenizer.decode(ids[mask])} for ids, mask in rows]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep trainable tensors only."""
+        """Keep trainable tensors only, and how many steps were left out."""
         keep_trainable(self, checkpoint)
+        checkpoint["nonfinite"] = self.nonfinite.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that lacks or exceeds what is trained."""
+        """Refuse a checkpoint that lacks or exceeds what is trained; take up the count."""
         require_trainable(self, checkpoint)
+        self.nonfinite.load_state_dict(checkpoint["nonfinite"])

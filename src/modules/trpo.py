@@ -58,15 +58,17 @@ class TRPOModule(PPOModule):
         micros = list(self._micros(experience))
         # only the plain implementation of attention can be differentiated twice
         with sdpa_kernel(SDPBackend.MATH):
-            self._natural_step(micros, averages, skip=self._warming_up(iteration))
+            self._natural_step(experience, micros, averages, iteration)
         steps = 1
         if self.value_loss is not None:
             for index in self._order(len(experience), iteration, 0):
-                self._learn_values(self.value_loss, select(experience, index), averages)
+                self._learn_values(self.value_loss, select(experience, index), iteration, averages)
                 steps += 1
         return steps
 
-    def _natural_step(self, micros: list[tuple[Experience, Tensor]], averages: Averages, skip: bool) -> None:
+    def _natural_step(
+        self, experience: Experience, micros: list[tuple[Experience, Tensor]], averages: Averages, iteration: int
+    ) -> None:
         parameters = self.roles.policy_parameters()
         old = [self.roles.distribution(micro.rollout, self.settings.temperature).detached() for micro, _ in micros]
         before, gradient, mine = 0.0, torch.zeros_like(parameters_to_vector(parameters)), Averages()
@@ -75,9 +77,12 @@ class TRPOModule(PPOModule):
             before += loss.item()
             gradient += flat(torch.autograd.grad(loss, parameters, materialize_grads=True))
         before, gradient = sum(gather(before)), total(gradient)
-        averages.merge(mine.over_ranks())
-        averages.add("policy/grad_norm", gradient.norm())
-        if skip:
+        mine = mine.over_ranks()
+        mine.add("policy/grad_norm", gradient.norm())
+        if not self._finite("policy", mine, experience, iteration):
+            return
+        averages.merge(mine)
+        if self._warming_up(iteration):
             return
 
         def fisher(vector: Tensor) -> Tensor:

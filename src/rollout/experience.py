@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -16,12 +17,14 @@ from src.core.masking import masked, whiten
 from src.core.rewards import token_rewards
 from src.models.roles import Role, Roles
 from src.models.text import response_text
+from src.rollout.fitting import Fitting
 from src.rollout.judging import Judge, Verdict
 from src.rollout.kl_controller import KLController
-from src.rollout.minibatches import join, own_micro_batches, stacked
+from src.rollout.minibatches import join, stacked
 from src.rollout.sampling import Sampler
 from src.rollout.shaping import ScoreShaping
 from src.types import AnyReward, Episodes, Experience, Prompts, Rollout, select
+from src.utils.nonfinite import FiniteGuard, NonFiniteError, written
 from src.utils.ranks import Share, gather, on_shares
 
 
@@ -49,22 +52,33 @@ class ExperienceMaker:
         whiten_advantages: bool,
         batch_size: int,
     ) -> None:
-        self.sampler, self.judge, self.shaping, self.batch_size = sampler, judge, shaping, batch_size
+        self.sampler, self.judge, self.shaping = sampler, judge, shaping
+        self.fitting = Fitting(batch_size, "rollout.batch_size")
         self.reference_kl, self.kl_controller, self.advantage = reference_kl, kl_controller, advantage
         self.whiten_rewards, self.whiten_advantages = whiten_rewards, whiten_advantages
 
     def make(
-        self, roles: Roles, reward: AnyReward, prompts: Prompts, policy_version: int, generator: torch.Generator
+        self,
+        roles: Roles,
+        reward: AnyReward,
+        prompts: Prompts,
+        policy_version: int,
+        generator: torch.Generator,
+        nonfinite: FiniteGuard | None = None,
     ) -> tuple[Experience, dict[str, float]]:
         """The experience of one batch of prompts, and what it says of the policy.
 
         1. sample responses; 2. score them; 3. logprobs of policy and reference, values; 4. shape the scores;
         5. rewards per token with the KL to the reference; 6. advantages and returns; 7. whiten; 8. steer the KL.
+
+        `nonfinite` says what a row costs in whose logprobs or values are not finite; None: the first ends it with
+        `NonFiniteError`.
         """
         # 1-3
         verdict = self.judge.judge(reward, self.sample(roles, "policy", prompts, policy_version, generator))
+        judged = self._judge(roles, verdict.rollout)
+        verdict, judged = only_finite(verdict, judged, nonfinite or FiniteGuard(0, None), policy_version + 1)
         rollout, scores, credit = verdict.rollout, verdict.scores, verdict.credit
-        judged = self._judge(roles, rollout)
         kl_coef, mask = self.kl_controller.kl_coef, rollout.response_mask
         # 4, 5
         self.shaping.scaling.update(scores)
@@ -134,13 +148,16 @@ class ExperienceMaker:
     def _greedy_scores(self, roles: Roles, reward: AnyReward, prompts: Prompts, rollout: Rollout) -> Tensor:
         """Shaped score of the greedy response to the prompt of each row, (B,); made once for all samples of a prompt.
 
-        Raises `RewardError` when a greedy response cannot be judged, as its whole group would lack a baseline.
+        Raises `RewardError` when a greedy response cannot be judged, and `NonFiniteError` when it was drawn from logits
+        that are not finite, as its whole group would lack a baseline.
         """
         groups, _ = prompts.group_ids.unique(return_inverse=True)
         first = (prompts.group_ids == groups.unsqueeze(1)).int().argmax(dim=1)
         greedy = self.sample(roles, "policy", select(prompts, first), 0, None)
-        scores = self.shaping(self.score(reward, greedy), greedy.finished)
-        return scores[torch.searchsorted(groups, rollout.group_ids)]
+        of_row = torch.searchsorted(groups, rollout.group_ids)
+        for row in of_row[~greedy.behaviour_logprobs.isfinite().all(1)[of_row]].tolist():
+            raise NonFiniteError(f"the logits of the greedy response to {greedy.prompts[row]!r} are not finite")
+        return self.shaping(self.score(reward, greedy), greedy.finished)[of_row]
 
     def score(self, reward: AnyReward, rollout: Rollout) -> Tensor:
         """r(x, y) of every row, (B,). Raises `RewardError` when one of them cannot be judged."""
@@ -149,10 +166,23 @@ class ExperienceMaker:
     @torch.no_grad()
     def _judge(self, roles: Roles, rollout: Rollout) -> Judged:
         """Logprobs of policy and reference, their KL, and values, by the same path that trains."""
+        pieces = self.fitting.attempt(lambda: self._pieces(roles, rollout), len(rollout.prompts))
+        shape, ranks = rollout.response_mask.shape, gather(pieces)
+        all_pieces = {name: [piece for own in ranks for piece in own[name]] for name in pieces}
+        whole = {name: join(parts, shape) for name, parts in all_pieces.items() if parts}
+        return Judged(
+            whole["logprobs"],
+            whole.get("ref_logprobs"),
+            whole.get("kl", torch.zeros_like(whole["logprobs"])),
+            whole.get("values"),
+        )
+
+    def _pieces(self, roles: Roles, rollout: Rollout) -> dict[str, list[tuple[Tensor, Tensor]]]:
+        """The same by name and by micro-batch: those of this rank."""
         estimator, temperature = self.reference_kl.estimator, self.sampler.temperature
         ask_reference = estimator is not None and self.kl_controller.kl_coef > 0
         pieces: dict[str, list[tuple[Tensor, Tensor]]] = {"logprobs": [], "ref_logprobs": [], "kl": [], "values": []}
-        for index, micro in own_micro_batches(rollout, self.batch_size):
+        for index, micro in self.fitting.micro_batches(rollout):
             policy = roles.distribution(micro, temperature)
             logprobs = policy.logprobs()
             pieces["logprobs"].append((index, logprobs))
@@ -164,20 +194,16 @@ class ExperienceMaker:
                 pieces["kl"].append((index, masked(kl, micro.response_mask)))
             if self.advantage.needs_values:
                 pieces["values"].append((index, roles.values(micro)))
-        shape, ranks = rollout.response_mask.shape, gather(pieces)
-        all_pieces = {name: [piece for own in ranks for piece in own[name]] for name in pieces}
-        whole = {name: join(parts, shape) for name, parts in all_pieces.items() if parts}
-        return Judged(
-            whole["logprobs"],
-            whole.get("ref_logprobs"),
-            whole.get("kl", torch.zeros_like(whole["logprobs"])),
-            whole.get("values"),
-        )
+        return pieces
 
     @torch.no_grad()
     def in_micro_batches(self, judge: Callable[[Rollout], Tensor], rollout: Rollout) -> Tensor:
-        """`judge` of the whole rollout, (B, T), computed `batch_size` rows at a time."""
-        pieces = [(index, judge(micro)) for index, micro in own_micro_batches(rollout, self.batch_size)]
+        """`judge` of the whole rollout, (B, T), computed `batch_size` rows at a time, or as many as fit."""
+
+        def work() -> list[tuple[Tensor, Tensor]]:
+            return [(index, judge(micro)) for index, micro in self.fitting.micro_batches(rollout)]
+
+        pieces = self.fitting.attempt(work, len(rollout.prompts))
         return join([piece for own in gather(pieces) for piece in own], rollout.response_mask.shape)
 
 
@@ -189,6 +215,47 @@ class Judged:
     ref_logprobs: Tensor | None  # nats, of the reference; None when it is not asked
     kl: Tensor  # nats, policy || reference by the chosen estimator; 0 when the reference is not asked
     values: Tensor | None  # of the critic; None without one
+
+    def only(self, kept: Tensor) -> Judged:
+        """The rows `kept`, (K,) int64."""
+        ref_logprobs = None if self.ref_logprobs is None else self.ref_logprobs[kept]
+        values = None if self.values is None else self.values[kept]
+        return Judged(self.logprobs[kept], ref_logprobs, self.kl[kept], values)
+
+
+def only_finite(verdict: Verdict, judged: Judged, nonfinite: FiniteGuard, iteration: int) -> tuple[Verdict, Judged]:
+    """The rows whose numbers are all finite, before one of the others can reach a mean over the batch.
+
+    Raises `NonFiniteError` when `nonfinite` says so, and when no row is left.
+    """
+    rollout = verdict.rollout
+    seen = {"behaviour_logprobs": rollout.behaviour_logprobs} | {
+        f.name: getattr(judged, f.name) for f in fields(judged)
+    }
+    broken = {name: ~x.isfinite().all(1) for name, x in seen.items() if x is not None}
+    rows = torch.stack(list(broken.values())).any(0)
+
+    def described() -> list[dict[str, Any]]:
+        return [
+            {
+                "prompt": rollout.prompts[row],
+                "response": rollout.responses[row],
+                "score": written(verdict.scores[row].item()),
+                "not_finite": [name for name, found in broken.items() if found[row]],
+            }
+            for row in rows.nonzero().flatten().tolist()
+        ]
+
+    first = next(iter(rows.nonzero().flatten().tolist()), None)
+    numbers = {} if first is None else {f"the logprobs or values of a response to {rollout.prompts[first]!r}": math.nan}
+    if nonfinite.passes("experience", iteration, numbers, described):
+        return verdict, judged
+    if rows.all():
+        raise NonFiniteError(
+            f"iteration {iteration}: no response has finite logprobs: the weights or the base are broken"
+        )
+    kept = (~rows).nonzero().flatten()
+    return verdict.only(kept), judged.only(kept)
 
 
 def describe(verdict: Verdict, shaped: Tensor, rewards: Tensor) -> dict[str, float]:

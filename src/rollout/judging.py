@@ -33,6 +33,14 @@ class Verdict:
     parts: dict[str, Tensor]  # (B,) each, of a mixed reward, before their weights
     dropped: int  # rows left out
 
+    def only(self, kept: Tensor) -> Verdict:
+        """The rows `kept` (K,) int64; the others count as dropped."""
+        if len(kept) == len(self.scores):
+            return self
+        parts = {name: part[kept.cpu()] for name, part in self.parts.items()}
+        dropped = self.dropped + len(self.scores) - len(kept)
+        return Verdict(select(self.rollout, kept), self.scores[kept], self.credit[kept], parts, dropped)
+
 
 @dataclass(frozen=True)
 class Judge:
@@ -59,10 +67,7 @@ class Judge:
         kept = scores.isfinite().nonzero().flatten()
         if not len(kept):
             raise next(failure for *_, failure in own if failure is not None)
-        if len(kept) == len(scores):
-            return Verdict(rollout, scores, credit, parts, 0)
-        left = {name: part[kept.cpu()] for name, part in parts.items()}
-        return Verdict(select(rollout, kept), scores[kept], credit[kept], left, len(scores) - len(kept))
+        return Verdict(rollout, scores, credit, parts, 0).only(kept)
 
     def _answers(self, reward: AnyReward, rollout: Rollout) -> Answers:
         if isinstance(reward, TokenReward):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections import Counter
 from typing import Any
 
 import pytest
+from lightning.pytorch.utilities import CombinedLoader
 
 from src.data.loaders import OrderedLoader, StreamLoader
+from src.data.modules import PairData, PromptData, TextData
+from src.utils.config import compose, leaves
+from tests.tiny import TinyCorpus, tokenizer
 
 ROWS = [f"row {i}" for i in range(10)]
 
@@ -90,6 +95,30 @@ def test_an_ordered_loader_gives_every_row_once_in_order() -> None:
     assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert len(OrderedLoader(ROWS, collate, 4)) == 3
     assert Counter(i for batch in batches for i in batch) == Counter(range(10))
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_no_loader_has_workers_that_could_die(stage: str) -> None:
+    """Every batch is made in the process that trains; there is no key for workers either."""
+    data: Any = {
+        "sft": lambda: TextData(TinyCorpus(), tokenizer(), batch_size=2, steps=1, eval_rows=2, max_tokens=9, seed=1),
+        "reward": lambda: PairData(
+            TinyCorpus(), tokenizer(), batch_size=1, steps=1, max_tokens=9, chat_template=False, lm_coef=0.0, seed=1
+        ),
+        "ppo": lambda: PromptData(
+            TinyCorpus(), tokenizer(), batch_size=2, samples_per_prompt=1, iterations=1, eval_prompts=2,
+            eval_batch_size=2, max_prompt_tokens=8, max_text_tokens=9, lm_coef=0.1, seed=1,
+        ),
+    }[stage]()  # fmt: skip
+    data.setup("fit")
+    found = [data.train_dataloader(), data.test_dataloader()]
+    loaders = [x for one in found for x in (one.flattened if isinstance(one, CombinedLoader) else [one])]
+    assert len(loaders) >= 2
+    assert all(isinstance(loader, StreamLoader | OrderedLoader) for loader in loaders)
+    before = set(multiprocessing.active_children())
+    assert all(next(iter(loader)) for loader in loaders)
+    assert set(multiprocessing.active_children()) == before
+    assert not [key for key in leaves(compose([f"stage={stage}"])) if "worker" in key]
 
 
 def test_what_cannot_be_loaded_is_refused() -> None:

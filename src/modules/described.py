@@ -1,0 +1,51 @@
+"""Samples written down because a step on them was not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from src.models.roles import Roles
+from src.rollout.minibatches import join, micro_batches
+from src.types import Experience, Rollout
+from src.utils.nonfinite import written
+
+
+@torch.no_grad()
+def described(roles: Roles, minibatch: Experience, size: int) -> list[dict[str, Any]]:
+    """Texts, score and advantages of each row, and which of its numbers are not finite, under the present weights.
+
+    The policy and, where there is one, the critic are asked again, `size` rows at a time.
+    `not_finite` is empty in every row when it was the backward pass that failed, or the sum of the rows.
+    """
+    asked: dict[str, Callable[[Rollout], Tensor]] = {
+        "logprobs": lambda micro: roles.distribution(micro, 1.0).logprobs()
+    }
+    if roles.value_head is not None:
+        asked["values"] = roles.values
+    rollout = minibatch.rollout
+    found: dict[str, Tensor | None] = {
+        name: getattr(minibatch, name) for name in ("old_logprobs", "old_values", "rewards", "advantages", "returns")
+    }
+    for name, ask in asked.items():
+        pieces = [(index, ask(micro)) for index, micro in micro_batches(rollout, size)]
+        found[name] = join(pieces, minibatch.mask.shape)
+    return [
+        {
+            "prompt": rollout.prompts[row],
+            "response": rollout.responses[row],
+            "score": written(minibatch.scores[row].item()),
+            "advantages": summary(minibatch.advantages[row][minibatch.mask[row]]),
+            "not_finite": [name for name, x in found.items() if x is not None and not x[row].isfinite().all()],
+        }
+        for row in range(len(minibatch))
+    ]
+
+
+def summary(x: Tensor) -> dict[str, float | str]:
+    """Mean, least and largest of the numbers, as JSON can hold them; nothing of none."""
+    of = {"mean": Tensor.mean, "min": Tensor.min, "max": Tensor.max}
+    return {name: written(function(x).item()) for name, function in of.items()} if len(x) else {}
