@@ -130,9 +130,14 @@ class Roles(nn.Module, ABC):
     def _states(self, lm: PreTrainedModel, rollout: Rollout) -> Tensor:
         return hidden_states(lm, *whole_sequence(rollout))
 
-    def trunk(self, rollout: Rollout) -> Tensor | None:
-        """What the frozen layers below all adapters make of a rollout, (B, P + T, H); None where there are none."""
-        return None
+    @property
+    def shares_trunk(self) -> bool:
+        """Whether there are layers below all adapters, that every role has in common."""
+        return False
+
+    def trunk(self, rollout: Rollout) -> Tensor:
+        """What those layers make of a rollout, (B, P + T, H). Raises `RuntimeError` where there are none."""
+        raise RuntimeError("these roles adapt every layer: there is no trunk to share")
 
 
 class LoraRoles(Roles):
@@ -164,10 +169,15 @@ class LoraRoles(Roles):
         # a tuple, so that the parts, which are made of the base's own modules, are not counted a second time
         self._parts = None if lora.layers is None else split(base, lora.layers)
 
-    def trunk(self, rollout: Rollout) -> Tensor | None:
-        """Once for all roles and epochs, where adapters are in the top `model.lora.layers` layers only."""
+    @property
+    def shares_trunk(self) -> bool:
+        """Where adapters are in the top `model.lora.layers` layers only."""
+        return self._parts is not None
+
+    def trunk(self, rollout: Rollout) -> Tensor:
+        """The lower part of the base, without gradient."""
         if self._parts is None:
-            return None
+            return super().trunk(rollout)
         ids, mask = whole_sequence(rollout)
         with torch.no_grad():
             return backbone_states(self._parts[0], mask, input_ids=ids)

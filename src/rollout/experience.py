@@ -76,6 +76,7 @@ class ExperienceMaker:
         """
         # 1-3
         verdict = self.judge.judge(reward, self.sample(roles, "policy", prompts, policy_version, generator))
+        verdict = replace(verdict, rollout=self.with_trunk(roles, verdict.rollout))
         judged = self._judge(roles, verdict.rollout)
         verdict, judged = only_finite(verdict, judged, nonfinite or FiniteGuard(0, None), policy_version + 1)
         rollout, scores, credit = verdict.rollout, verdict.scores, verdict.credit
@@ -162,6 +163,26 @@ class ExperienceMaker:
     def score(self, reward: AnyReward, rollout: Rollout) -> Tensor:
         """r(x, y) of every row, (B,). Raises `RewardError` when one of them cannot be judged."""
         return replace(self.judge, drop_failed=False).judge(reward, rollout).scores
+
+    @torch.no_grad()
+    def with_trunk(self, roles: Roles, rollout: Rollout) -> Rollout:
+        """The rollout with the output of the layers below all adapters, for every later pass; as it is without such.
+
+        Kept for the whole batch: B (P + T) H numbers, for as long as the experience is learned from.
+        """
+        if not roles.shares_trunk:
+            return rollout
+
+        def work() -> list[tuple[Tensor, int, Tensor]]:
+            micros = self.fitting.micro_batches(rollout)
+            return [(index, micro.prompt_ids.shape[1], roles.trunk(micro)) for index, micro in micros]
+
+        pieces = [piece for own in gather(self.fitting.attempt(work, len(rollout.prompts))) for piece in own]
+        prompt, total = rollout.prompt_ids.shape[1], rollout.prompt_ids.shape[1] + rollout.response_ids.shape[1]
+        trunk = pieces[0][2].new_zeros(len(rollout.prompts), total, pieces[0][2].shape[2])
+        for index, width, states in pieces:
+            trunk[index, prompt - width : prompt - width + states.shape[1]] = states
+        return replace(rollout, trunk=trunk)
 
     @torch.no_grad()
     def _judge(self, roles: Roles, rollout: Rollout) -> Judged:

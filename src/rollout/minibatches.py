@@ -45,6 +45,8 @@ def trim(record: Record) -> Record:
         return dataclasses.replace(record, rollout=rollout, **cut)
     prompt_width = max(1, int(record.prompt_mask.sum(1).max()))
     response_width = max(1, int(record.response_mask.sum(1).max()))
+    prompt = record.prompt_ids.shape[1]
+    kept = slice(prompt - prompt_width, prompt + response_width)
     return dataclasses.replace(
         record,
         prompt_ids=record.prompt_ids[:, -prompt_width:],
@@ -52,14 +54,8 @@ def trim(record: Record) -> Record:
         response_ids=record.response_ids[:, :response_width],
         response_mask=record.response_mask[:, :response_width],
         behaviour_logprobs=record.behaviour_logprobs[:, :response_width],
-        trunk=None if record.trunk is None else record.trunk[:, columns(record, prompt_width, response_width)],
+        trunk=None if record.trunk is None else record.trunk[:, kept],
     )
-
-
-def columns(rollout: Rollout, prompt_width: int, response_width: int) -> slice:
-    """Where a trimmed rollout's columns lie among those of the whole one."""
-    prompt = rollout.prompt_ids.shape[1]
-    return slice(prompt - prompt_width, prompt + response_width)
 
 
 def _rollout(record: Rollout | Experience) -> Rollout:

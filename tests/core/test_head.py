@@ -87,5 +87,5 @@ def test_a_second_derivative_is_refused() -> None:
     hidden, head, ids = case(11, False)
     logprobs, _ = head_logprobs(hidden, head.weight, None, ids, 1.0, True)
     (once,) = torch.autograd.grad((logprobs**2).sum(), [hidden], create_graph=True)
-    with pytest.raises(RuntimeError, match="does not require grad|once_differentiable"):
-        torch.autograd.grad(once.sum(), [hidden])
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        once.sum().backward()
