@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from src.core.checks import require
-from src.core.masking import masked, position_ids, until_first_stop
+from src.core.masking import masked, until_first_stop
+from src.rollout.draws import inverse_cdf
+from src.rollout.kv_cache import next_logits, prefill, reorder, trimmed
 from src.utils.ranks import Share
 
 
@@ -66,35 +68,54 @@ class Sampler:
         generator: torch.Generator | None,
         share: Share | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The next token of each row and its logprob, both (B,), as soon as they are drawn; `pad_id` after the end."""
-        cache, mask = DynamicCache(config=lm.config), prompt_mask
-        ids, positions = prompt_ids, position_ids(prompt_mask)
-        finished = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
-        for _ in range(self.max_new_tokens):
-            output = lm(
-                input_ids=ids,
-                attention_mask=mask.long(),
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            token, logprob = self._draw(output.logits[:, -1], generator, share)
-            token_or_pad = torch.where(finished, pad_id, token)
-            yield token_or_pad, logprob
-            finished = finished | torch.isin(token, stop_ids)
-            if finished.all():
-                break
-            ids, positions = token_or_pad.unsqueeze(1), positions[:, -1:] + 1
-            mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)
+        """The next token of each row and its logprob, both (B,), as soon as drawn; `pad_id` and 0 after the end.
 
-    def _draw(self, logits: Tensor, generator: torch.Generator | None, share: Share | None) -> tuple[Tensor, Tensor]:
-        logprobs = torch.log_softmax(logits.float() / self.temperature, dim=-1)
+        Rows that have ended leave the forward passes.
+        """
+        count = len(prompt_ids)
+        rows = torch.arange(count, device=prompt_ids.device)  # those that go on, in the order of the cache
+        draws = rows if share is None else share.index.to(rows.device)
+        mask, positions = trimmed(prompt_mask, prompt_mask), prompt_mask.sum(dim=1)
+        logits, cache = prefill(lm, trimmed(prompt_ids, prompt_mask), mask)
+        token = rows
+        for step in range(self.max_new_tokens):
+            if step > 0:
+                mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+                logits = next_logits(lm, token.unsqueeze(1), mask, positions.unsqueeze(1), cache)
+                positions = positions + 1
+            u = self._uniforms(generator, count if share is None else share.rows, rows.device)
+            token, logprob = self._draw(logits, None if u is None else u[draws[rows]])
+            yield (
+                token.new_full((count,), pad_id).index_copy(0, rows, token),
+                logprob.new_zeros(count).index_copy(0, rows, logprob),
+            )
+            stays = ~self._ended(token, stop_ids, rows, step)
+            if not stays.any():
+                break
+            if not stays.all():
+                kept = without_gaps(stays)
+                reorder(cache, kept)
+                rows, token, mask, positions = rows[kept], token[kept], mask[kept], positions[kept]
+
+    def _ended(self, token: Tensor, stop_ids: Tensor, rows: Tensor, step: int) -> Tensor:
+        """Which of the rows (N,) of the batch end with their token (N,) of this step, counted from 0."""
+        return torch.isin(token, stop_ids)
+
+    @staticmethod
+    def _uniforms(generator: torch.Generator | None, rows: int, device: torch.device) -> Tensor | None:
+        """One number for each row of the whole batch, whoever is in this part of it and whoever has ended."""
         if generator is None:
-            token = logprobs.argmax(dim=-1)
-        else:
-            # p / e is largest at a with probability p_a, for independent e ~ Exp(1): as torch.multinomial does it
-            rows = len(logprobs) if share is None else share.rows
-            races = logprobs.new_empty(rows, logprobs.shape[1]).exponential_(generator=generator)
-            token = (logprobs.exp() / (races if share is None else races[share.index])).argmax(dim=-1)
+            return None
+        return torch.rand(rows, dtype=torch.float64, device=device, generator=generator)
+
+    def _draw(self, logits: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor]:
+        logprobs = torch.log_softmax(logits.float() / self.temperature, dim=-1)
+        token = logprobs.argmax(dim=-1) if u is None else inverse_cdf(logprobs.exp(), u)
         return token, logprobs.gather(1, token.unsqueeze(1)).squeeze(1)
+
+
+def without_gaps(stays: Tensor) -> Tensor:
+    """The rows that stay (N,) of `stays` (B,): those among the first N keep their place, the others fill the gaps."""
+    order = torch.arange(int(stays.sum()), device=stays.device)
+    order[~stays[: len(order)]] = stays[len(order) :].nonzero().squeeze(1) + len(order)
+    return order

@@ -238,7 +238,7 @@ def test_scores_are_scaled_then_clipped_then_lowered_and_the_kl_comes_last(
         shaping=ScoreShaping(noting, 0.9, rule), kl_controller=FixedKL(0.7), **WITHOUT_CRITIC
     )  # fmt: skip
     past: list[float] = []
-    for seed in (2, 3):
+    for seed in (5, 9):
         experience, measures = make(roles, maker, seed=seed)
         raw, finished = experience.scores.double().tolist(), experience.rollout.finished.tolist()
         assert noting.calls == [("update", raw), ("apply", raw)]

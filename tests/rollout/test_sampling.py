@@ -168,13 +168,14 @@ def test_settings_without_a_response_or_a_distribution_are_refused(tokens: int, 
         Sampler(tokens, temperature)
 
 
-def test_draws_are_those_of_multinomial(lm: PreTrainedModel) -> None:
-    """Checklist 15. Token by token, from the same stream."""
+def test_draws_invert_the_distribution_function(lm: PreTrainedModel) -> None:
+    """Checklist 15. Row by row, from the same stream: the first token whose cumulative probability exceeds u."""
     prompts = make_prompts(["the film"] * 500)
     tokens, *_ = Sampler(1, 0.8).sample(lm, prompts.ids, prompts.mask, STOP, PAD, draws(4))
     with torch.no_grad():
-        probabilities = (lm(prompts.ids).logits[:, -1] / 0.8).softmax(dim=-1)
-    assert torch.equal(tokens, torch.multinomial(probabilities, 1, generator=draws(4)))
+        ends = (lm(prompts.ids[:1]).logits[0, -1].double() / 0.8).softmax(dim=0).cumsum(dim=0)
+    u = torch.rand(500, dtype=torch.float64, generator=draws(4))
+    assert tokens[:, 0].tolist() == [int((ends <= x).sum()) for x in u]
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3], [4, 5, 6, 7], [6], [1, 5, 2]])
