@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ def absent(path: str, error: Exception, key: str = "model.path") -> ModelError:
     if "trust_remote_code" in str(error):
         how = "model.trust_remote_code=true runs it" if key == "model.path" else "here it is never run"
         return ModelError(f"no usable model at {path!r} ({key}): it brings code of its own along, and {how}")
-    if folder.is_dir():
+    if os.path.isdir(folder):  # False also for a name that no folder can have
         known = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
         why = _first_line(error) if known else "the folder holds no config.json"
         return ModelError(f"no usable model at {path!r} ({key}): {why}")

@@ -47,8 +47,8 @@ def unreadable(overrides: list[str]) -> str | None:
         key = key_of(override)
         if "=" in override and not key:
             return _no_key_and_value(override)
-        if key in known and not _names_an_option(override):
-            return f"{override}: there is no such option; the options are {', '.join(options_of(key))}"
+        if key in known and not _names_an_option(override, options_of(key)):
+            return f"{override[:200]}: there is no such option; the options are {', '.join(options_of(key))}"
     return None
 
 
@@ -57,13 +57,13 @@ def options_of(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem != SCHEMA)
 
 
-def _names_an_option(override: str) -> bool:
-    """Whether a group's override has a name as its value, or several for a sweep; Hydra says what cannot be read."""
+def _names_an_option(override: str, options: list[str]) -> bool:
+    """Whether a group's override names one of its options, or several for a sweep; Hydra says what cannot be read."""
     try:
         (parsed,) = OverridesParser.create().parse_overrides([override])
     except HydraException:
         return True
-    return parsed.is_delete() or parsed.is_sweep_override() or isinstance(parsed.value(), str)
+    return parsed.is_delete() or parsed.is_sweep_override() or parsed.value() in options
 
 
 def _no_key_and_value(override: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,10 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 FREE = ("trainer", "logger", "overrides", "choices")  # Lightning's own arguments take values of several types
-NULLABLE = ("model.lora", "model.scratch", "callbacks")  # nodes that may be null: there is none of it then
+NULLABLE = re.compile(r"model\.(lora|scratch)|callbacks\.\w+")  # nodes that may be null: there is none of it then
 NODES_OR_NULL = ("pairs", "lora")  # keys that are null in their own file and may be a group of keys
 NUMBERS_OR_NULL = ("max_prompt_tokens", "max_response_tokens")  # and those that may be a number, as all below ppo
-NEVER_NULL = ("log_dir", "resume", "stage")
+NEVER_NULL = ("log_dir", "resume", "stage", "_target_")  # texts that are always there
 PLAIN_OR_NULL = ("name", "run_dir")  # and those that become a text of themselves
 UNBOUNDED = ("max_grad_norm",)  # infinite where nothing is to be clipped
 LARGEST = 2**63 - 1  # whole numbers beyond it fit into no tensor, and into no length
@@ -82,8 +83,8 @@ def _keys(declared: DictConfig) -> Iterator[str]:
 def _wanted(key: str, value: Any, default: Any) -> str:
     """What the value must be, in words; "" where it is that."""
     if isinstance(default, dict):
-        nullable = any(key == node or key.startswith(f"{node}.") for node in NULLABLE)
-        return "" if isinstance(value, dict) or (value is None and nullable) else "a group of keys"
+        nullable = value is None and NULLABLE.fullmatch(key)
+        return "" if isinstance(value, dict) or nullable else "a group of keys"
     if isinstance(value, int | float) and not isinstance(value, bool) and (wrong := _wrong_number(key, value)):
         return wrong
     if default is None:
@@ -113,7 +114,7 @@ def _wanted_or_null(key: str, value: Any) -> str:
 
 def _wanted_text(key: str, value: Any, default: str) -> str:
     """The same, for a key that is a text in its own file, or that must be given (`???`)."""
-    if isinstance(value, str) or (value is None and key not in NEVER_NULL):
+    if isinstance(value, str) or (value is None and not key.endswith(NEVER_NULL)):
         return ""  # many texts may be null, and those that may not are refused by their readers
     if default == "???" and isinstance(value, list):
         return ""
