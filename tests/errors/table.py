@@ -4,15 +4,19 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from src.callbacks.sealed import seal
-from tests.errors.workshop import Place
+from src.callbacks.checkpoint import checkpoints
+from src.callbacks.sealed import is_whole, seal
+from tests.errors.workshop import Place, mounted
 
 Make = Callable[[Place], Any]
 TINY = (
@@ -48,6 +52,7 @@ class Case:
     make: Make | None = None
     base: str = TINY
     check: Make | None = None  # that what is kept is there
+    within: Callable[[Place], AbstractContextManager[None]] | None = None  # what holds while the command runs
 
 
 def rows(*texts: str) -> list[dict[str, str]]:
@@ -106,7 +111,7 @@ DATA = [
     Case("a truth value for a prompt", f"train {OWN}", "{tmp}/rows.jsonl:1, column 'q' must be a text or a list of messages, but is True", make=bytes_of(b'{"q": true}\n')),
     Case("a rating that is no number", f"train {RATED}", "{tmp}/rows.jsonl:1, column 'rating' must be a finite number, but is nan", make=bytes_of(b'{"text": "a b c d e f", "rating": NaN}\n')),
     Case("too few rows for three splits", f"train {RATED}", "{tmp}/rows.jsonl leaves the validation and test splits empty: of 1 rows 1 are left after dropping 0 repeated, 0 too long, 0 too short", make=bytes_of(b'{"text": "a b c d e f", "rating": 1}\n')),
-    Case("prompts of white space only", f"train {OWN}", "{tmp}/rows.jsonl leaves the train split empty: 0 of 2 rows; fallen: 2 no prompt (first: {tmp}/rows.jsonl:1)", make=bytes_of(b'{"q": " "}\n{"q": ""}\n')),
+    Case("prompts of white space only", f"train {OWN}", "{tmp}/rows.jsonl leaves the train split empty: 0 of 1 rows; fallen: 1 no prompt (first: {tmp}/rows.jsonl:2)", make=bytes_of(b'{"q": " "}\n{"q": ""}\n')),
     Case("a file that is no Parquet", f"train {OWN} data.path={{tmp}}/rows.parquet", "cannot read {tmp}/rows.parquet: Parquet magic bytes not found in footer. …", make=lambda p: p.write("rows.parquet", b"nonsense")),
     Case("a table with rows of several lengths", f"train {OWN} data.path={{tmp}}/rows.csv", "cannot read {tmp}/rows.csv: Error tokenizing data. C error: Expected 1 fields in line 3, saw 2", make=lambda p: p.write("rows.csv", "q\na\nb,c\n")),
     Case("a file that the disk does not give", f"train {OWN}", "{tmp}/rows.jsonl cannot be read: …", make=lambda p: (p.tmp / "rows.jsonl").symlink_to("/proc/self/mem")),
@@ -114,7 +119,7 @@ DATA = [
     Case("a template that names no column", f"train {OWN} data.template={{tmp}}/t.jinja", "{tmp}/rows.jsonl:1: data.template cannot be filled: 'z' is undefined; the columns are ['q']", make=lambda p: (own()(p), p.write("t.jinja", "{{ z }}"))),
     Case("a chat without a chat template", f"train {OWN} data.chat=true", "the tokenizer of {lm} has no chat template: give one with data.chat_template=FILE (templates/chatml.jinja is one)", make=own()),
     Case("a line of 1 MB beside others, with a limit", f"train {OWN} data.max_prompt_tokens=8", "1 prompt longer than 8 tokens (first: {tmp}/rows.jsonl:13)", 0, "the row falls and is counted; the run trains on the others", own("film " * 200_000)),
-    Case("emoji, right-to-left text, a byte order mark, Windows line ends", f"train {OWN}", "{tmp}/rows.jsonl, train: 11 of 11 rows", 0, "every row", lambda p: p.write("rows.jsonl", b"\xef\xbb\xbf" + "".join(f'{{"q": "{t} {i}"}}\r\n' for i in range(7) for t in ("🎬👨‍👩‍👧", "مرحبا שלום")).encode())),
+    Case("emoji, right-to-left text, a byte order mark, Windows line ends", f"train {OWN}", "{tmp}/rows.jsonl, train: 12 of 12 rows", 0, "every row", lambda p: p.write("rows.jsonl", b"\xef\xbb\xbf" + "".join(f'{{"q": "{t} {i}"}}\r\n' for i in range(7) for t in ("🎬👨‍👩‍👧", "مرحبا שלום")).encode())),
 ]  # fmt: skip
 
 MODELS = [
@@ -209,7 +214,7 @@ def answered(number: int) -> Make:
     """That so many rows were written for the policy and for its reference."""
 
     def look(p: Place) -> None:
-        assert len((p.tmp / "out/rows.jsonl").read_text(encoding="utf-8").splitlines()) == 2 * number
+        assert len((p.tmp / "out/rows.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")) == 2 * number
 
     return look
 
@@ -222,7 +227,7 @@ def asked(given: str, content: str | bytes, answer: str, code: int = 2, kept: st
 PROMPTS = [
     asked("no file", "", "{tmp}/p.txt is empty, but must have one prompt on each line"),
     asked("an empty prompt", "the film\n\na bad\n", "{tmp}/p.txt:2: column 'prompt' must be a text that is not empty, not ''"),
-    asked("a prompt without tokens", "the film\n \n", "{tmp}/p.txt:2: the prompt ' ' has no tokens: every prompt needs at least one"),
+    asked("a prompt of one space", "the film\n \n", "{tmp}/out: result.json, rows.jsonl", 0, ANSWERED, 2),
     asked("invalid UTF-8", b"the film\nna\xefve\n", "{tmp}/p.txt:2 is not valid UTF-8: byte 3 of the line is 0xef"),
     asked("padding tokens only", "<pad> <pad>\n", "{tmp}/out: result.json, rows.jsonl", 0, ANSWERED),
     asked("end tokens only", "<eos><eos>\n", "{tmp}/out: result.json, rows.jsonl", 0, ANSWERED),
@@ -248,7 +253,57 @@ REWARDS = [
     Case("a pattern that is no regular expression", "train reward=regex reward.pattern=\"'('\"", "reward.pattern='(': must be a regular expression of Python's re (missing ), unterminated subpattern at position 0)"),
 ]  # fmt: skip
 
+
+@contextmanager
+def read_only(p: Place) -> Iterator[None]:
+    """Root may write where it has no right to, so for root it is a mount."""
+    if os.geteuid() == 0:
+        with mounted(p.tmp / "small", "ro"):
+            yield
+    else:
+        (p.tmp / "small").mkdir(mode=0o500)
+        yield
+
+
+@contextmanager
+def full(p: Place) -> Iterator[None]:
+    """A file system on which a checkpoint or two have room; what is kept is looked at before it goes."""
+    with mounted(p.tmp / "small", "size=1500k"):
+        yield
+        saved = checkpoints(p.tmp / "small/ppo/full/checkpoints")
+        assert saved
+        assert all(map(is_whole, saved))
+        assert (p.tmp / "small/ppo/full/metrics.csv").is_file()
+
+
+@contextmanager
+def quota(p: Place) -> Iterator[None]:
+    """No file may be larger than half a checkpoint."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (p.logs / "ppo/tiny/checkpoints/iteration-1.ckpt").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def once(p: Place) -> None:
+    """An unfinished run that was killed after its first checkpoint."""
+    (p.unfinished() / "checkpoints/iteration-2.ckpt").unlink()
+
+
+def first_is_whole(p: Place) -> None:
+    """The first checkpoint, and nothing half-written beside it."""
+    OLD(p)
+    (only,) = (p.logs / "ppo/tiny/checkpoints").iterdir()
+    assert is_whole(only)
+
+
 DISK = [
+    Case("a read-only folder", "train log_dir={tmp}/small", "log_dir={tmp}/small: cannot write to {tmp}/small/ppo/… (…)", within=read_only),
+    Case("a disk that becomes full", "train log_dir={tmp}/small name=full ppo.iterations=40 callbacks.checkpoint.keep=40", "{tmp}/small/ppo/full/checkpoints/iteration-….ckpt could not be written (No space left on device): {tmp}/small/ppo/full/checkpoints/iteration-….ckpt is kept as it was; make room, then the same command goes on", kept="the run's folder with every checkpoint before", within=full),
+    Case("a quota on the size of files", "train model.path={lm}", "{tmp}/logs/ppo/tiny/checkpoints/iteration-2.ckpt could not be written (File too large): {tmp}/logs/ppo/tiny/checkpoints/iteration-1.ckpt is kept as it was; make room, then the same command goes on", 2, "the checkpoint before", once, RESUMED, first_is_whole, quota),
     Case("a file where a folder is wanted", "train log_dir={tmp}/file", "log_dir={tmp}/file: cannot write to {tmp}/file/ppo/… (Not a directory)", make=lambda p: p.write("file", "")),
     Case("a result folder that is not empty", "evaluate {run} prompts={tmp}/p.txt out={tmp}", "{tmp} is there and not empty: remove it, or give another folder with out=FOLDER", kept="the folder as it was", make=prompts("the film"), base=""),
     Case("a folder that is no run", "evaluate {tmp} prompts={tmp}/p.txt", "{tmp}: neither a run (no config.yaml) nor a model (no config.json) is in this folder", make=prompts("the film"), base=""),

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from tests.errors.page import PAGE, page
 from tests.errors.table import GROUPS, NOTHING, REVIEWS, TINY, Case
 from tests.errors.workshop import Place, run
-from tests.tiny import write_lm, write_reward_model
+from tests.tiny import write_reward_model
 
 CASES = {f"{group}: {case.given}": case for group, cases in GROUPS.items() for case in cases}
 
@@ -41,7 +45,8 @@ def test_every_row(
         case.make(place)
     module, *rest = shlex.split(case.command)
     small = [] if "data=" in case.command or case.base != TINY else REVIEWS.split()
-    said = run([module, *map(place.fill, [*case.base.split(), *small, *rest])], monkeypatch, capsys)
+    with case.within(place) if case.within is not None else nullcontext():
+        said = run([module, *map(place.fill, [*case.base.split(), *small, *rest])], monkeypatch, capsys)
     answer = pattern(place.fill(case.answer))
     assert said.code == case.code, said.err
     if case.code:
@@ -52,3 +57,27 @@ def test_every_row(
         assert not place.logs.exists()
     if case.check is not None:
         case.check(place)
+
+
+def test_the_page_is_the_table() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run `python -m tests.errors`"
+
+
+def test_it_is_long_enough_and_names_nothing_twice() -> None:
+    assert len(CASES) == sum(map(len, GROUPS.values())) >= 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["Configuration: infinity", "Data files: invalid UTF-8", "Rewards: a function that raises"]
+)
+def test_a_process_of_its_own_says_the_same(name: str, place: Place) -> None:
+    case = CASES[name]
+    if case.make is not None:
+        case.make(place)
+    module, *rest = case.command.split()
+    small = [] if "data=" in case.command else REVIEWS.split()
+    command = [sys.executable, "-m", f"src.{module}", *map(place.fill, [*case.base.split(), *small, *rest])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=PAGE.parents[1])
+    assert done.returncode == case.code
+    assert re.fullmatch(f"error: {pattern(place.fill(case.answer))}\n", done.stderr), done.stderr

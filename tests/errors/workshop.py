@@ -76,7 +76,7 @@ class Said:
 
 
 def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Said:
-    """`python -m src.NAME ...` without a new process: the same entry, the same streams, Python's own warning filters."""
+    """`python -m src.NAME ...` without a new process: its entry, its streams, Python's own warnings."""
     module, *rest = arguments
     entry = importlib.import_module(f"src.{module}").main
     monkeypatch.setattr(sys, "argv", [f"src.{module}", *rest])
