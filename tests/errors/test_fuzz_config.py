@@ -1,4 +1,4 @@
-"""Whatever is given on the command line: a configuration that passes every check, or one sentence, before any weights."""
+"""Whatever is given on the command line: a configuration that passes every check, or one sentence, before weights."""
 
 from __future__ import annotations
 
