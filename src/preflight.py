@@ -15,6 +15,7 @@ from src.models.reward_choices import RewardChoice
 from src.models.settings import LoraSettings, ModelSettings
 from src.utils.config import ConfigError, instantiate, resolve, source_key
 from src.utils.explain import key_of
+from src.utils.kinds import said
 from src.utils.processes import launched
 
 
@@ -53,9 +54,9 @@ def preflight(config: DictConfig) -> None:
     """Raise `ConfigError` or `ModelError` with one sentence, if this configuration cannot work."""
     resolve(config)
     model: ModelSettings = instantiate(config.model)
-    if not re.fullmatch(r"sdpa|eager|flash_attention.*", model.attn_implementation):
+    if not re.fullmatch(r"sdpa|eager|flash_attention.*", str(model.attn_implementation)):
         value = model.attn_implementation
-        raise ConfigError(f"model.attn_implementation={value!r}: must be sdpa, eager or flash_attention_2")
+        raise ConfigError(f"model.attn_implementation={said(value)}: must be sdpa, eager or flash_attention_2")
     _check_processes(config)
     for name in config.checks:
         instantiate(config.checks[name])
@@ -79,7 +80,7 @@ def _check_ranges(config: DictConfig) -> None:
         for key in allowed.keys.split():
             value = OmegaConf.select(config, key)
             if allowed.refuses(value):
-                raise ConfigError(f"{source_key(config, key)}={value!r}: must be {allowed}")
+                raise ConfigError(f"{source_key(config, key)}={said(value)}: must be {allowed}")
 
 
 def _check_processes(config: DictConfig) -> None:

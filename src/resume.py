@@ -127,7 +127,7 @@ def _refuse_changes(config: DictConfig, path: Path) -> None:
         raise CheckpointError(
             f"{path} holds more than tensors and plain values, which this project never writes: it is not opened"
         ) from error
-    if checkpoint.get("format") != FORMAT:
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         raise CheckpointError(f"{path} was not written by this version of the project: resume=never starts anew")
     before = checkpoint["run"]["config"]
     own = path.parent.parent == Path(config.run_dir)

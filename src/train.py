@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -38,7 +39,7 @@ from src.report import (
 )
 from src.resume import plain, start_of
 from src.utils.config import ConfigError, compose, instantiate
-from src.utils.explain import CONF
+from src.utils.explain import CONF, unreadable
 from src.utils.interruption import Interrupted
 from src.utils.processes import in_processes, launched
 from src.utils.run_folder import FINISHED, make_folder, run_folder
@@ -154,7 +155,8 @@ def _refuse_what_ranks_cannot_share(config: DictConfig) -> None:
 def job(config: DictConfig) -> float:
     """One run; returns the figure that sweepers maximise (`sweep_metric`)."""
     quiet_libraries()
-    overrides = list(HydraConfig.get().overrides.task)
+    task = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    overrides = [str(override) for override in task]  # as they were typed, with their ${...}
     with friendly_errors(overrides, job_of_sweep=HydraConfig.get().mode == RunMode.MULTIRUN):
         result = run(overrides)
     group, name = config.sweep_metric.split(".")
@@ -165,6 +167,9 @@ def main() -> None:
     """Entry of the command line: a single run or, with -m, a sweep."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on to us and prints nothing of its own
     with friendly_errors():
+        wrong = unreadable([argument for argument in sys.argv[1:] if not argument.startswith("-")])
+        if wrong is not None:
+            raise ConfigError(wrong)
         job()
 
 

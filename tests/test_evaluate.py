@@ -159,7 +159,7 @@ def test_what_it_refuses(tiny_run, tmp_path, monkeypatch, capsys):
         (run, "prompts=/no/such.jsonl"): "there is no file /no/such.jsonl",
         (run, f"prompts={half}"): "half.jsonl:2: column 'responses' must be a text or a list of texts, not None",
         (run, f"prompts={empty}"): "empty.jsonl:2: column 'prompt' must be a text that is not empty, not ''",
-        (run, f"prompts={tmp_path}/latin.txt"): "latin.txt is not valid UTF-8: byte 3",
+        (run, f"prompts={tmp_path}/latin.txt"): "latin.txt:1 is not valid UTF-8: byte 3 of the line is 0xef",
         (run, f"prompts={ok}", "ppo.clipp=1"): "there is no key ppo.clipp",
         (run, f"prompts={ok}", f"out={tmp_path}"): "is there and not empty",
         (base, f"prompts={ok}"): "add reward=vader, or reward=learned reward.path=FOLDER",

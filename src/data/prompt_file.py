@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.data.tables import DataError, read_jsonl
+from src.data.tables import DataError, read_bytes, read_jsonl
 from src.types import PreferencePair, PromptRow
 
 
@@ -67,12 +67,16 @@ def _lines(path: str) -> list[Any]:
     file = Path(path)
     if not file.is_file():
         raise DataError(f"there is no file {file}, looked for at {file.absolute()}")
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not valid UTF-8: byte {error.start + 1}") from None
-    while lines and not lines[-1]:
-        lines.pop()
-    if not lines:
+    lines = read_bytes(file).rstrip(b"\r\n").split(b"\n")
+    if lines == [b""]:
         raise DataError(f"{file} is empty, but must have one prompt on each line")
-    return lines
+    return [_text(line, f"{file}:{number}") for number, line in enumerate(lines, start=1)]
+
+
+def _text(line: bytes, where: str) -> str:
+    try:
+        return line.removesuffix(b"\r").decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where} is not valid UTF-8: byte {error.start + 1} of the line is {line[error.start]:#04x}"
+        ) from None

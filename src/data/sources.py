@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import codecs
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.data.tables import SPLITS, DataError, read_jsonl
+from src.data.tables import SPLITS, DataError, read_bytes, read_json, read_jsonl
 
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 
@@ -76,16 +76,20 @@ def read_file(file: Path) -> list[Row]:
 
 def _read_json(file: Path) -> list[Row]:
     """A list of objects; or one object per line, as many sets call their JSON lines `.json`."""
-    content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
+    content = read_bytes(file)
     if not content.lstrip().startswith(b"["):
         return _numbered(read_jsonl(file, []), file)
     try:
-        rows = json.loads(content.decode("utf-8"))
+        rows = read_json(content, str(file))
+    except DataError:
+        raise
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(f"{file}:{line} is not valid UTF-8: there is a byte {content[error.start]:#04x}") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{file}:{error.lineno} is not valid JSON: {error.msg}") from None
+    except ValueError as error:  # a number with too many digits
+        raise DataError(f"{file} is not valid JSON: {error}") from None
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise DataError(f"{file}, row {number} must be a JSON object, but is a {type(row).__name__}")
@@ -111,7 +115,8 @@ def _borrowed(path: str, options: dict[str, Any], where: str) -> list[Row]:
 
 def _why(path: str, options: dict[str, Any], where: str, error: Exception) -> str:
     """What could not be read, the library's reason, and what to do."""
-    reason = " ".join(str(error.__cause__ or error).split()).split(" Example of usage")[0]
+    reason = " ".join(str(error.__cause__ or error).split())
+    reason = re.split(r" Example of usage| This happened while", reason)[0]
     if "data_files" in options or Path(path).is_dir():
         return f"cannot read {where}: {reason}"
     if not isinstance(error, OSError):  # the set is there, and has no such configuration or split

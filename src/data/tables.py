@@ -28,10 +28,35 @@ def read_jsonl(path: str | Path, columns: list[str]) -> list[dict[str, Any]]:
     if not file.is_file():
         raise DataError(f"there is no file {file}, looked for at {file.absolute()} with the columns {columns}")
     # Split the bytes, not the text: an invalid byte is then reported with its line.
-    lines = file.read_bytes().removeprefix(codecs.BOM_UTF8).rstrip().split(b"\n")
+    lines = read_bytes(file).rstrip().split(b"\n")
     if lines == [b""]:
         raise DataError(f"{file} is empty, but must have one JSON object per line with the columns {columns}")
     return [_parse(line, f"{file}:{number}", columns) for number, line in enumerate(lines, start=1)]
+
+
+def read_bytes(file: Path) -> bytes:
+    """What a file holds, without a byte order mark. Raises `DataError` when it cannot be read."""
+    try:
+        return file.read_bytes().removeprefix(codecs.BOM_UTF8)
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}") from error
+
+
+def read_json(content: bytes, where: str) -> Any:
+    """The value in a JSON text, all of whose texts are valid UTF-8. Raises `DataError` that says `where`."""
+    try:
+        value = json.loads(content.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise
+    except RecursionError:
+        raise DataError(f"{where} is not usable JSON: its lists or objects are nested too deeply") from None
+    if b"\\ud" in content.lower():  # as "\ud83c\udfac", an emoji; half of such a pair is no character
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            half = error.object[error.start].encode("unicode_escape").decode()
+            raise DataError(f"{where} holds {half}, one half of a surrogate pair, which is no character") from None
+    return value
 
 
 def check_split(split: str) -> None:
@@ -49,7 +74,9 @@ def cut_prompt(text: str, words: int) -> tuple[str, str]:
 def _parse(line: bytes, where: str, columns: list[str]) -> dict[str, Any]:
     """Return the row of one line, or raise a DataError that says `where`."""
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = read_json(line, where)
+    except DataError:
+        raise
     except UnicodeDecodeError as error:
         raise DataError(
             f"{where} is not valid UTF-8: byte {error.start + 1} of the line is {line[error.start]:#04x}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pickle import UnpicklingError
 
 import torch
 from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,11 +25,8 @@ from src.models.forward import hidden_states
 from src.models.settings import ModelSettings
 from src.types import Corpus
 
-UNUSABLE = (
-    OSError,
-    ValueError,
-    UnpicklingError,
-)  # what transformers raises for a folder that it cannot or will not read
+# what transformers raises for a folder that it cannot or will not read, for weights that are cut off or do not fit
+UNUSABLE = (OSError, ValueError, UnpicklingError, SafetensorError, RuntimeError)
 
 
 class ModelError(RuntimeError):
@@ -36,11 +35,13 @@ class ModelError(RuntimeError):
 
 def absent(path: str, error: Exception, key: str = "model.path") -> ModelError:
     """One sentence: what was looked for, why it did not work, and the two ways to provide it."""
+    if isinstance(error, ModelError):  # of the base of an adapter, and said already
+        return error
     folder = Path(path).expanduser()
     if "trust_remote_code" in str(error):
         how = "model.trust_remote_code=true runs it" if key == "model.path" else "here it is never run"
         return ModelError(f"no usable model at {path!r} ({key}): it brings code of its own along, and {how}")
-    if folder.is_dir():
+    if os.path.isdir(folder):  # False also for a name that no folder can have
         known = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
         why = _first_line(error) if known else "the folder holds no config.json"
         return ModelError(f"no usable model at {path!r} ({key}): {why}")
@@ -56,6 +57,8 @@ def absent(path: str, error: Exception, key: str = "model.path") -> ModelError:
 
 
 def _first_line(error: Exception) -> str:
+    if "mismatched_sizes" in str(error):
+        return "its weights have other shapes than its config.json says"
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -92,6 +95,8 @@ def load_tokenizer(path: str, key: str = "model.path", *, trusted: bool = False)
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", trust_remote_code=trusted)
     except UNUSABLE as error:
         raise absent(path, error, key) from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # as transformers makes one out of no files
+        raise ModelError(f"no usable tokenizer at {path!r} ({key}): its files are not there")
     if tokenizer.eos_token_id is None:
         tokenizer.eos_token = tokenizer.sep_token
     if tokenizer.eos_token_id is None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
+import re
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import InterpolationResolutionError, InterpolationToMissingValueError, OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from src.core.checks import SettingError
 from src.utils.explain import (
@@ -28,10 +29,10 @@ from src.utils.explain import (
     key_of,
     misplaced_preset,
     refused_key,
+    unreadable,
 )
+from src.utils.kinds import at, leaves, said, wrong_value
 
-FREE_TYPES = ("trainer", "logger", "overrides", "choices")  # Lightning's own arguments take values of several types
-NULLABLE = ("model.lora", "model.scratch", "callbacks")  # nodes that may be null: there is none of it then
 RESUME = ("auto", "never")
 
 
@@ -45,15 +46,16 @@ def compose(overrides: list[str]) -> DictConfig:
     Raises `ConfigError` for a key or option that does not exist, for a key that an experiment or preset sets and
     nothing reads, for a preset in another stage than PPO, and for a value of another type than the key's own.
     """
-    misplaced = misplaced_preset(overrides)
-    if misplaced is not None:
-        raise ConfigError(misplaced)
+    wrong = unreadable(overrides) or misplaced_preset(overrides)
+    if wrong is not None:
+        raise ConfigError(wrong)
     try:
         with _hydra():
             config = hydra.compose("train", [*overrides, *chosen_along(overrides)], return_hydra_config=True)
             own = groups()
             choices = {group: choice for group, choice in config.hydra.runtime.choices.items() if group in own}
-            plain = _compose_once(tuple(_without_experiment(choices, overrides)))
+            options, added = _without_experiment(choices, overrides)
+            declared, plain = _compose_once(options), _compose_once((*options, *added))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error, overrides)) from error
     with open_dict(config):
@@ -61,9 +63,9 @@ def compose(overrides: list[str]) -> DictConfig:
         config.overrides = [override.replace("${", r"\${") for override in overrides]  # as they were typed
         config.choices = choices
     _refuse_unread(config, plain)
-    _refuse_other_types(config, plain)
-    if config.resume not in RESUME and not Path(str(config.resume)).expanduser().exists():
-        raise ConfigError(f"resume={config.resume!r}: must be auto, never, or the path of a checkpoint or a run folder")
+    sentence = wrong_value(config, declared) or _wrong_place(config)
+    if sentence is not None:
+        raise ConfigError(sentence)
     return config
 
 
@@ -135,16 +137,24 @@ def instantiate(node: Any) -> Any:
     except InterpolationResolutionError as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, SettingError):
-            key = source_key(node, _inner_key(error, cause.name))
-            raise ConfigError(f"{key}={cause.value!r}: must be {cause.allowed}") from error
-        if isinstance(cause, TypeError | ImportError):
-            where = source_key(node, _inner_key(error, ""))
-            raise ConfigError(f"{where}: {' '.join(str(cause).split())}") from error
-        if cause is not None:
-            raise cause from error
-        raise ConfigError(" ".join(str(error).split())) from error
+        raise _explained(node, error) from error
+    except (TypeError, ValueError) as error:  # Hydra's own, about the node: what a target raises comes wrapped
+        raise ConfigError(f"{_one_line(error)}") from error
+
+
+def _explained(node: DictConfig, error: InstantiationException) -> BaseException:
+    """What made an object impossible, as one sentence that names the key; or the error that its constructor raised."""
+    cause, where = error.__cause__, _inner_key(error, "")
+    if isinstance(cause, SettingError):
+        return ConfigError(f"{source_key(node, f'{where}.{cause.name}')}={said(cause.value)}: must be {cause.allowed}")
+    sentence = _one_line(cause or error).partition(" full_key: ")[0]
+    if cause is None or str(error).startswith("Error locating target"):
+        key = source_key(node, f"{where}._target_".lstrip("."))
+        reason = cause if cause is None or cause.__cause__ is None else cause.__cause__
+        return ConfigError(f"{key}: {sentence if reason is None else _one_line(reason)}")
+    if isinstance(cause, TypeError | ImportError):
+        return ConfigError(f"{source_key(node, where)}: {sentence}")
+    return cause
 
 
 def source_key(config: Any, key: str) -> str:
@@ -153,24 +163,13 @@ def source_key(config: Any, key: str) -> str:
     for _ in range(10):
         parts = key.split(".")
         for end in range(1, len(parts) + 1):  # the first part that is an interpolation is replaced by its target
-            value = _at(raw, parts[:end])
+            value = at(raw, parts[:end])
             if isinstance(value, str) and value.startswith("${") and value.endswith("}") and value.count("${") == 1:
                 key = ".".join([value[2:-1], *parts[end:]])
                 break
         else:
             return key
     return key
-
-
-def leaves(config: DictConfig) -> set[str]:
-    """Dotted names of all keys that hold a plain value."""
-
-    def walk(node: Any, prefix: str) -> set[str]:
-        if not isinstance(node, dict):
-            return {prefix}
-        return {leaf for key, value in node.items() for leaf in walk(value, f"{prefix}.{key}" if prefix else str(key))}
-
-    return walk(OmegaConf.to_container(config, resolve=False), "")
 
 
 def _hydra() -> AbstractContextManager[Any]:
@@ -186,14 +185,24 @@ def _compose_once(overrides: tuple[str, ...]) -> DictConfig:
         return hydra.compose("train", list(overrides))
 
 
-def _without_experiment(choices: dict[str, str], overrides: list[str]) -> list[str]:
+def _without_experiment(choices: dict[str, str], overrides: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The same choices of groups, but no experiment or preset: whatever is missing then was declared by no group.
 
-    Keys that the command line adds with a `+` are the user's own affair.
+    And the keys that the command line adds with a `+`, which are the user's own affair.
     """
     kept = {g: c for g, c in choices.items() if g not in SETS_OTHERS_KEYS and c is not None}
-    added = [override for override in overrides if override.startswith("+")]
-    return [*(f"{group}={choice}" for group, choice in kept.items()), "experiment=none", "preset=none", *added]
+    options = (*(f"{group}={choice}" for group, choice in kept.items()), "experiment=none", "preset=none")
+    return options, tuple(override for override in overrides if override.startswith("+"))
+
+
+def _wrong_place(config: DictConfig) -> str | None:
+    """What is wrong with the name of the run's folder, or with where the run is to go on from."""
+    name, resume = config.name, config.resume
+    if name is not None and not re.fullmatch(r"(?!\.)[^/\0-\x1f]{1,100}", str(name)):
+        return f"name={said(name)}: must be the name of a folder: no slash, no dot in front, at most 100 characters"
+    if resume not in RESUME and not os.path.exists(os.path.expanduser(resume)):  # Path.exists may raise
+        return f"resume={said(resume)}: must be auto, never, or the path of a checkpoint or a run folder"
+    return None
 
 
 def _refuse_unread(config: DictConfig, plain: DictConfig) -> None:
@@ -238,56 +247,8 @@ def _groups_changed(config: DictConfig) -> set[str]:
     return {group for group, choice in config.choices.items() if before.get(group) != choice}
 
 
-def _refuse_other_types(config: DictConfig, plain: DictConfig) -> None:
-    """A key whose own value is a number, a truth value or a group of keys takes no other kind of value."""
-    raw, own = (OmegaConf.to_container(c, resolve=False) for c in (config, plain))
-    keys = {".".join(leaf.split(".")[:n]) for leaf in leaves(plain) for n in range(1, leaf.count(".") + 2)}
-    for key in sorted(keys):
-        *parents, name = key.split(".")
-        parent = _at(raw, parents)
-        if key.split(".")[0] in FREE_TYPES or not isinstance(parent, dict):
-            continue  # Lightning's business, or below a node that is null
-        value, default = parent.get(name), _at(own, key.split("."))
-        if isinstance(default, dict):
-            nullable = any(key == node or key.startswith(f"{node}.") for node in NULLABLE)
-            kind = "" if isinstance(value, dict) or (value is None and nullable) else "a group of keys"
-        else:
-            kind = _kind(_value(plain, key) if _is_reference(default) else default)
-            if default is None and parents == ["ppo"]:
-                kind = "a number" if value is not None else ""
-            same = _kind(value) == kind or (_kind(value), kind) == ("a whole number", "a number")
-            kind = "" if same else kind
-        if kind and not _is_reference(value):
-            example = None if isinstance(default, dict) else _value(plain, key)
-            like = (
-                "" if isinstance(default, dict) else f", like {example}".lower() if example is not None else " or null"
-            )
-            raise ConfigError(f"{key}={'null' if value is None else repr(value)}: must be {kind}{like}")
-
-
-def _value(config: DictConfig, key: str) -> Any:
-    """What a key comes to; None where a value is still missing."""
-    try:
-        return OmegaConf.select(config, key)
-    except InterpolationToMissingValueError:
-        return None
-
-
-def _is_reference(value: Any) -> bool:
-    return isinstance(value, str) and "${" in value
-
-
-def _kind(value: Any) -> str:
-    """The kinds of value that are told apart, in words; "" for all others."""
-    if isinstance(value, bool):
-        return "true or false"
-    return {int: "a whole number", float: "a number"}.get(type(value), "")
-
-
-def _at(node: Any, path: list[str]) -> Any:
-    for part in path:
-        node = node.get(part) if isinstance(node, dict) else None
-    return node
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def _inner_key(error: InstantiationException, name: str) -> str:

@@ -8,7 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -24,10 +25,7 @@ def explain(error: Exception, overrides: list[str]) -> str:
     if misplaced is not None:
         return misplaced
     if isinstance(error, OverrideParseException):
-        return (
-            f"{error.override!r} cannot be read as key=value; "
-            f"a value with = , : or spaces needs quotes inside quotes: \"key='a=b'\""
-        )
+        return _no_key_and_value(error.override)
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key}: {str(error).splitlines()[0]}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
@@ -38,6 +36,41 @@ def explain(error: Exception, overrides: list[str]) -> str:
     if key is not None:
         return _unknown_key(key, overrides)
     return " ".join(str(error).split())
+
+
+def unreadable(overrides: list[str]) -> str | None:
+    """The sentence on the first override that Hydra would stumble over: no UTF-8, no key, no name of an option."""
+    known = groups()
+    for override in overrides:
+        if override != override.encode("utf-8", "replace").decode("utf-8"):
+            return f"{override.encode('utf-8', 'surrogateescape')!r} is not valid UTF-8"
+        key = key_of(override)
+        if "=" in override and not key:
+            return _no_key_and_value(override)
+        if key in known and not _names_an_option(override, options_of(key)):
+            return f"{override[:200]}: there is no such option; the options are {', '.join(options_of(key))}"
+    return None
+
+
+def options_of(group: str) -> list[str]:
+    """The options of a group."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem != SCHEMA)
+
+
+def _names_an_option(override: str, options: list[str]) -> bool:
+    """Whether a group's override names one of its options, or several for a sweep; Hydra says what cannot be read."""
+    try:
+        (parsed,) = OverridesParser.create().parse_overrides([override])
+    except HydraException:
+        return True
+    return parsed.is_delete() or parsed.is_sweep_override() or parsed.value() in options
+
+
+def _no_key_and_value(override: str) -> str:
+    return (
+        f"{override!r} cannot be read as key=value; "
+        f"a value with = , : or spaces needs quotes inside quotes: \"key='a=b'\""
+    )
 
 
 def misplaced_preset(overrides: list[str]) -> str | None:
@@ -98,11 +131,11 @@ def chosen_along(overrides: list[str]) -> list[str]:
 
     Without them a preset or experiment, which Hydra asks first, would win over what the command line implies.
     """
-    given, along = {key_of(override) for override in overrides}, []
+    given, along, known = {key_of(override) for override in overrides}, [], groups() - {*SETS_OTHERS_KEYS}
     for group, _, option in (override.partition("=") for override in overrides):
-        path = CONF / group / f"{option}.yaml"
-        if group in SETS_OTHERS_KEYS or not path.is_file():
+        if group not in known or option not in options_of(group):
             continue
+        path = CONF / group / f"{option}.yaml"
         for entry in OmegaConf.select(OmegaConf.load(path), "defaults") or []:
             name, choice = next(iter(entry.items())) if isinstance(entry, DictConfig) else ("", None)
             other = str(name).removeprefix("override /")

@@ -1,0 +1,322 @@
+"""Bad input of every kind: what was given, the one answer to it, the exit code, and what is kept."""
+
+# ruff: noqa: E501, whole sentences stay on their line
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from src.callbacks.checkpoint import checkpoints
+from src.callbacks.sealed import is_whole, seal
+from tests.errors.workshop import Place, mounted
+
+Make = Callable[[Place], Any]
+TINY = (
+    "experiment=none model=gpt2 model.path={lm} reward=vader trainer.accelerator=cpu model.lora.rank=2 ppo.iterations=2 "
+    "ppo.batch_size=8 ppo.minibatch_size=8 ppo.micro_batch_size=8 ppo.epochs=1 ppo.eval_prompts=4 rollout.batch_size=4 "
+    "rollout.max_prompt_tokens=8 rollout.max_new_tokens=6 callbacks.checkpoint.every=1 log_dir={tmp}/logs"
+)
+RESUMED = (  # the command that made the shared run
+    "experiment=quick model=gpt2 reward=vader trainer.accelerator=cpu model.lora.rank=2 ppo.iterations=2 ppo.batch_size=8 "
+    "ppo.minibatch_size=8 ppo.epochs=1 ppo.lr=0.05 ppo.eval_prompts=6 rollout.batch_size=4 rollout.max_prompt_tokens=8 "
+    "rollout.max_new_tokens=6 rollout.temperature=0.9 data.n_pairs=10 callbacks.checkpoint.every=1 name=tiny log_dir={tmp}/logs"
+)
+REVIEWS = "data.n_reviews=240 data.n_pairs=10"  # of the embedded corpus
+OWN = "data=custom data.columns.prompt=q data.path={tmp}/rows.jsonl"
+RATED = "data=movie_reviews data.path={tmp}/rows.jsonl"
+NOTHING = "nothing was begun"  # there is no run folder
+FOLDER = "the run's folder"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the table. `…` in an answer stands for what a library says; {tmp}, {lm}, {run} for folders.
+
+    `command` is the module of `src` and what follows it; `base` is what the page leaves out. With exit code 0 the answer is
+    part of what is printed, and `kept` says what came of the input.
+    """
+
+    given: str
+    command: str
+    answer: str
+    code: int = 2
+    kept: str = NOTHING
+    make: Make | None = None
+    base: str = TINY
+    check: Make | None = None  # that what is kept is there
+    within: Callable[[Place], AbstractContextManager[None]] | None = None  # what holds while the command runs
+
+
+def rows(*texts: str) -> list[dict[str, str]]:
+    """Twelve plain prompts and these."""
+    return [*({"q": f"the film {i}"} for i in range(12)), *({"q": text} for text in texts)]
+
+
+def bytes_of(content: bytes) -> Make:
+    """A rows.jsonl of these bytes."""
+    return lambda p: p.write("rows.jsonl", content)
+
+
+def own(*given: str) -> Make:
+    """A rows.jsonl of twelve prompts and these."""
+    return lambda p: p.rows("rows.jsonl", rows(*given))
+
+
+CONFIG = [
+    Case("a key with a typing error", "train ppo.clipp=0.1", "ppo.clipp=0.1: there is no key ppo.clipp; close to it: ppo.clip, ppo.clip_low"),
+    Case("an option that does not exist", "train policy_loss=nope", "policy_loss=nope: there is no such option; the options are cispo, clip, dual_clip, gspo, kl_penalty, reinforce, trpo"),
+    Case("null for a group", "train trainer=null", "trainer=null: there is no such option; the options are ddp, default"),
+    Case("a key without a value", "train ppo.clip", "'ppo.clip' cannot be read as key=value; a value with = , : or spaces needs quotes inside quotes: \"key='a=b'\""),
+    Case("a value without a key", "train =3", "'=3' cannot be read as key=value; a value with = , : or spaces needs quotes inside quotes: \"key='a=b'\""),
+    Case("an override that is not valid UTF-8", "train name=\udcff", "b'name=\\xff' is not valid UTF-8"),
+    Case("a number out of its range", "train ppo.clip=1.5", "ppo.clip=1.5: must be greater than 0 and less than 1"),
+    Case("infinity", "train ppo.lr=inf", "ppo.lr=inf: must be a finite number"),
+    Case("no number at all", "train rollout.temperature=nan", "rollout.temperature=nan: must be a finite number"),
+    Case("a number that fits nowhere", "train ppo.iterations=99999999999999999999", "ppo.iterations=99999999999999999999: must be smaller than 2^63"),
+    Case("a word for a number", "train ppo.epochs=many", "ppo.epochs='many': must be a whole number, like 4"),
+    Case("a fraction for a whole number", "train ppo.epochs=1.5", "ppo.epochs=1.5: must be a whole number, like 4"),
+    Case("null where a number is needed", "train ppo.clip=null", "ppo.clip=null: must be a number, like 0.2"),
+    Case("a number for a path", "train model.path=5", "model.path=5: must be a text, like openai-community/gpt2"),
+    Case("a number for a group of keys", "train model.lora=5", "model.lora=5: must be a group of keys"),
+    Case("a list of numbers for names of layers", "train model.lora.targets=[1,2]", "model.lora.targets=[1, 2]: must be a text or a list of texts"),
+    Case("a reference that leads nowhere", "train ppo.clip=${nope}", "ppo.clip: Interpolation key 'nope' not found"),
+    Case("a value that must be given", "train reward=keyword", "reward.keywords must be given with these choices: add reward.keywords=..."),
+    Case("a knob of another option", "train policy_loss=reinforce ppo.clip=0.2", "ppo.clip=0.2: nothing reads ppo.clip here, it belongs to policy_loss=clip or policy_loss=dual_clip"),
+    Case("a preset in a stage that reads none", "train stage=sft preset=trlx", "preset=trlx: a preset holds values of PPO, which stage=sft does not read: remove it"),
+    Case("choices that exclude each other", "train advantage=rloo", "advantage=rloo compares samples of one prompt: add rollout.samples_per_prompt=4 (at least 2, and a divisor of ppo.batch_size)"),
+    Case("more tokens than the model reads", "train rollout.max_new_tokens=60", "rollout.max_prompt_tokens (8) + rollout.max_new_tokens (60) may reach 68 tokens, but model 'gpt2' reads at most 48"),
+    Case("a layer that is not there", "train model.lora.targets=[nope]", "model.lora.targets=[nope]: no layer of model 'gpt2' is called nope; all-linear takes every linear layer"),
+    Case("an accelerator that does not exist", "train trainer.accelerator=nope", "trainer: You selected an invalid accelerator name: `accelerator='nope'`. …"),
+    Case("a target that runs commands", "train +callbacks.mine._target_=os.system", "callbacks.mine._target_: Target 'os.system' is blocklisted …"),
+    Case("a name that leads out of the folder", "train name=../elsewhere", "name='../elsewhere': must be the name of a folder: no slash, no dot in front, at most 100 characters"),
+]  # fmt: skip
+
+DATA = [
+    Case("a file that is not there", f"train {OWN}", "there is no file {tmp}/rows.jsonl, looked for at {tmp}/rows.jsonl"),
+    Case("an empty file", f"train {OWN}", "{tmp}/rows.jsonl is empty, but must have one JSON object per line with the columns []", make=bytes_of(b"")),
+    Case("a line that is cut off", f"train {OWN}", "{tmp}/rows.jsonl:2 is not valid JSON: …", make=bytes_of(b'{"q": "a"}\n{"q": "b\n')),
+    Case("invalid UTF-8", f"train {OWN}", "{tmp}/rows.jsonl:2 is not valid UTF-8: byte 8 of the line is 0xff", make=bytes_of(b'{"q": "a"}\n{"q": "\xff"}\n')),
+    Case("half of a surrogate pair", f"train {OWN}", "{tmp}/rows.jsonl:2 holds \\ud83c, one half of a surrogate pair, which is no character", make=bytes_of(b'{"q": "a"}\n{"q": "\\ud83c"}\n')),
+    Case("lists nested without end", f"train {OWN}", "{tmp}/rows.jsonl:1 is not usable JSON: its lists or objects are nested too deeply", make=bytes_of(b'{"q": ' + b"[" * 100_000)),
+    Case("a row that is a list", f"train {OWN}", "{tmp}/rows.jsonl:1 must be a JSON object with the columns [], but is a list", make=bytes_of(b"[1]\n")),
+    Case("a column that is not there", f"train {OWN}", "{tmp}/rows.jsonl:1 has no column 'q', only ['Q']", make=bytes_of(b'{"Q": "a"}\n')),
+    Case("a truth value for a prompt", f"train {OWN}", "{tmp}/rows.jsonl:1, column 'q' must be a text or a list of messages, but is True", make=bytes_of(b'{"q": true}\n')),
+    Case("a rating that is no number", f"train {RATED}", "{tmp}/rows.jsonl:1, column 'rating' must be a finite number, but is nan", make=bytes_of(b'{"text": "a b c d e f", "rating": NaN}\n')),
+    Case("too few rows for three splits", f"train {RATED}", "{tmp}/rows.jsonl leaves the validation and test splits empty: of 1 rows 1 are left after dropping 0 repeated, 0 too long, 0 too short", make=bytes_of(b'{"text": "a b c d e f", "rating": 1}\n')),
+    Case("prompts of white space only", f"train {OWN}", "{tmp}/rows.jsonl leaves the train split empty: 0 of 1 rows; fallen: 1 no prompt (first: {tmp}/rows.jsonl:2)", make=bytes_of(b'{"q": " "}\n{"q": ""}\n')),
+    Case("a file that is no Parquet", f"train {OWN} data.path={{tmp}}/rows.parquet", "cannot read {tmp}/rows.parquet: Parquet magic bytes not found in footer. …", make=lambda p: p.write("rows.parquet", b"nonsense")),
+    Case("a table with rows of several lengths", f"train {OWN} data.path={{tmp}}/rows.csv", "cannot read {tmp}/rows.csv: Error tokenizing data. C error: Expected 1 fields in line 3, saw 2", make=lambda p: p.write("rows.csv", "q\na\nb,c\n")),
+    Case("a file that the disk does not give", f"train {OWN}", "{tmp}/rows.jsonl cannot be read: …", make=lambda p: (p.tmp / "rows.jsonl").symlink_to("/proc/self/mem")),
+    Case("a set of the hub, without a network", "train data=gsm8k", "no usable data set at 'openai/gsm8k' (data.path): it is no local file or folder, …"),
+    Case("a template that names no column", f"train {OWN} data.template={{tmp}}/t.jinja", "{tmp}/rows.jsonl:1: data.template cannot be filled: 'z' is undefined; the columns are ['q']", make=lambda p: (own()(p), p.write("t.jinja", "{{ z }}"))),
+    Case("a chat without a chat template", f"train {OWN} data.chat=true", "the tokenizer of {lm} has no chat template: give one with data.chat_template=FILE (templates/chatml.jinja is one)", make=own()),
+    Case("a line of 1 MB beside others, with a limit", f"train {OWN} data.max_prompt_tokens=8", "1 prompt longer than 8 tokens (first: {tmp}/rows.jsonl:13)", 0, "the row falls and is counted; the run trains on the others", own("film " * 200_000)),
+    Case("emoji, right-to-left text, a byte order mark, Windows line ends", f"train {OWN}", "{tmp}/rows.jsonl, train: 12 of 12 rows", 0, "every row", lambda p: p.write("rows.jsonl", b"\xef\xbb\xbf" + "".join(f'{{"q": "{t} {i}"}}\r\n' for i in range(7) for t in ("🎬👨‍👩‍👧", "مرحبا שלום")).encode())),
+]  # fmt: skip
+
+MODELS = [
+    Case("a folder that is not there", "train model.path=/no/such/folder", "no usable model at '/no/such/folder': there is no such folder; give one with model.path=FOLDER, or a name on the hub"),
+    Case("an empty folder", "train model.path={tmp}/model", "no usable model at '{tmp}/model' (model.path): the folder holds no config.json", make=lambda p: (p.tmp / "model").mkdir()),
+    Case("a model of the hub, without a network", "train model.path=nobody/nothing", "no usable model at 'nobody/nothing': it is no local folder, not in the hub's cache, and the hub cannot be reached or does not have it; …"),
+    Case("a name longer than any file's", f"train model.path={'x' * 300}", f"no usable model at '{'x' * 300}': …"),
+    Case("a config.json that is no JSON", "train model.path={tmp}/model", "no usable model at '{tmp}/model' (model.path): …", make=lambda p: (p.model() / "config.json").write_text("{")),
+    Case("an architecture that nobody knows", "train model.path={tmp}/model", "no usable model at '{tmp}/model' (model.path): …", make=lambda p: p.edit(p.model() / "config.json", model_type="nope")),
+    Case("weights that are cut off", "train model.path={tmp}/model", "no usable model at '{tmp}/model' (model.path): …", kept=FOLDER, make=lambda p: cut(p.model() / "model.safetensors")),
+    Case("no weights", "train model.path={tmp}/model", "no usable model at '{tmp}/model' (model.path): …", kept=FOLDER, make=lambda p: (p.model() / "model.safetensors").unlink()),
+    Case("weights of another shape", "train model.path={tmp}/model", "no usable model at '{tmp}/model' (model.path): its weights have other shapes than its config.json says", kept=FOLDER, make=lambda p: p.edit(p.model() / "config.json", n_embd=32)),
+    Case("an adapter whose base is not there", "train model.path={tmp}/adapter", "no usable model at '/no/base': …", make=lambda p: p.edit(shutil.copytree(p.run / "adapter", p.tmp / "adapter") / "adapter_config.json", base_model_name_or_path="/no/base")),
+    Case("a language model for a reward model", "train reward=learned reward.path={lm}", "reward.path={lm}: there is a GPT2LMHeadModel, but a reward model is a sequence classifier with one output"),
+    Case("a reward model with two outputs", "train reward=learned reward.path={tmp}/model", "reward.path={tmp}/model: the model has 2 outputs where 1 is needed", make=lambda p: p.edit(p.model("judge") / "config.json", id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1})),
+]  # fmt: skip
+
+TOKENIZERS = [
+    Case("no tokenizer", "train model.path={tmp}/model", "no usable tokenizer at '{tmp}/model' (model.path): its files are not there", kept=FOLDER, make=lambda p: [f.unlink() for f in p.model().glob("tokenizer*")]),
+    Case("a tokenizer.json that is cut off", "train model.path={tmp}/model", "no usable model at '{tmp}/model' (model.path): …", kept=FOLDER, make=lambda p: cut(p.model() / "tokenizer.json")),
+    Case("no end-of-text token", "train model.path={tmp}/model", "the tokenizer at '{tmp}/model' has no end-of-text token: set eos_token in its folder", kept=FOLDER, make=lambda p: p.edit(p.model() / "tokenizer_config.json", eos_token=None)),
+    Case("the tokenizer of a larger model", "train model.path={tmp}/model", "the tokenizer at '{tmp}/model' has tokens up to id 28, but the model's embedding has 9 rows: …", kept=FOLDER, make=lambda p: p.edit(p.model() / "config.json", vocab_size=9)),
+]  # fmt: skip
+
+
+def cut(file: Any) -> None:
+    """The first half of a file, as a copy leaves it that was interrupted."""
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def torn(p: Place, *numbers: int) -> None:
+    """An unfinished run, some of whose checkpoints are cut off."""
+    folder = p.unfinished()
+    for number in numbers:
+        cut(folder / f"checkpoints/iteration-{number}.ckpt")
+
+
+def foreign(p: Place, content: Any) -> None:
+    """An unfinished run whose only checkpoint holds something else, under a right checksum."""
+    folder = p.unfinished() / "checkpoints"
+    for file in folder.iterdir():
+        file.unlink()
+    torch.save(content, folder / "new.tmp")
+    seal(folder / "new.tmp", folder / "iteration-1.ckpt")
+
+
+def has(*names: str) -> Make:
+    """That these lie in the run's folder."""
+
+    def look(p: Place) -> None:
+        there = {str(f.relative_to(p.logs / "ppo" / "tiny")) for f in (p.logs / "ppo" / "tiny").rglob("*")}
+        assert set(names) <= there, there
+
+    return look
+
+
+RUN = "the run's folder as it was"
+OLD = has("metrics.csv", "checkpoints/iteration-1.ckpt")
+CHECKPOINTS = [
+    Case("the newest one torn", "train model.path={lm}", "iteration-2.ckpt in {tmp}/logs/ppo/tiny/checkpoints: torn, or changed since; going back to iteration-1.ckpt", 0, "the run goes on from the one before; the torn one is renamed", lambda p: torn(p, 2), RESUMED, has("result.json", "checkpoints/iteration-2.damaged", "checkpoints/iteration-2.ckpt")),
+    Case("every one torn", "train model.path={lm}", "none of the checkpoints in {tmp}/logs/ppo/tiny/checkpoints can be read (iteration-2.ckpt, iteration-1.ckpt: torn, or changed since): resume=never starts anew in another folder", 2, RUN, lambda p: torn(p, 1, 2), RESUMED, OLD),
+    Case("made with other settings", "train model.path={lm} ppo.gamma=0.5", "{tmp}/logs/ppo/tiny/checkpoints/iteration-2.ckpt was made with other settings, and these change results: ppo.gamma (1.0 -> 0.5); give the same again, or resume_changed=true goes on all the same; resume=never or another name starts anew", 2, RUN, Place.unfinished, RESUMED, OLD),
+    Case("made with another model", "train model.path={tmp}/model", "the checkpoint was made with other frozen weights (of its roles) than this run has: give the same again, or resume_changed=true goes on all the same; resume=never starts anew", 2, RUN, lambda p: (p.unfinished(), other_weights(p)), RESUMED, OLD),
+    Case("code instead of tensors", "train model.path={lm}", "{tmp}/logs/ppo/tiny/checkpoints/iteration-1.ckpt holds more than tensors and plain values, which this project never writes: it is not opened", 2, RUN, lambda p: foreign(p, {"format": 1, "model": shutil.rmtree}), RESUMED, OLD),
+    Case("of another version", "train model.path={lm}", "{tmp}/logs/ppo/tiny/checkpoints/iteration-1.ckpt was not written by this version of the project: resume=never starts anew", 2, RUN, lambda p: foreign(p, {"format": 0}), RESUMED, OLD),
+    Case("a tensor alone", "train model.path={lm}", "{tmp}/logs/ppo/tiny/checkpoints/iteration-1.ckpt was not written by this version of the project: resume=never starts anew", 2, RUN, lambda p: foreign(p, torch.zeros(2)), RESUMED, OLD),
+    Case("resume=PATH without a checkpoint there", "train resume={tmp}", "resume={tmp}: there is no checkpoint in that folder"),
+    Case("resume=PATH of a file that is no checkpoint", "train resume={tmp}/notes.txt", "resume={tmp}/notes.txt: the file is torn or was changed, its checksum is wrong", make=lambda p: p.write("notes.txt", "hello")),
+    Case("resume=PATH that is not there", "train resume=nowhere", "resume='nowhere': must be auto, never, or the path of a checkpoint or a run folder"),
+]  # fmt: skip
+
+
+def other_weights(p: Place) -> None:
+    """The same architecture with other numbers."""
+    from safetensors.torch import load_file, save_file
+
+    file = p.model() / "model.safetensors"
+    save_file({name: weight + 1 for name, weight in load_file(file).items()}, file, {"format": "pt"})
+
+
+ASK = "evaluate {run} prompts={tmp}/p.txt out={tmp}/out"
+NO_RESULT = "no result folder"
+ANSWERED = "every prompt is answered"
+
+
+def prompts(content: str | bytes) -> Make:
+    """A file of prompts, one a line."""
+    return lambda p: p.write("p.txt", content)
+
+
+def answered(number: int) -> Make:
+    """That so many rows were written for the policy and for its reference."""
+
+    def look(p: Place) -> None:
+        assert len((p.tmp / "out/rows.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")) == 2 * number
+
+    return look
+
+
+def asked(given: str, content: str | bytes, answer: str, code: int = 2, kept: str = NO_RESULT, number: int = 1) -> Case:
+    """A file of prompts that a finished run's policy is to answer."""
+    return Case(given, ASK, answer, code, kept, prompts(content), "", answered(number) if code == 0 else None)
+
+
+PROMPTS = [
+    asked("no file", "", "{tmp}/p.txt is empty, but must have one prompt on each line"),
+    asked("an empty prompt", "the film\n\na bad\n", "{tmp}/p.txt:2: column 'prompt' must be a text that is not empty, not ''"),
+    asked("a prompt of one space", "the film\n \n", "{tmp}/out: result.json, rows.jsonl", 0, ANSWERED, 2),
+    asked("invalid UTF-8", b"the film\nna\xefve\n", "{tmp}/p.txt:2 is not valid UTF-8: byte 3 of the line is 0xef"),
+    asked("padding tokens only", "<pad> <pad>\n", "{tmp}/out: result.json, rows.jsonl", 0, ANSWERED),
+    asked("end tokens only", "<eos><eos>\n", "{tmp}/out: result.json, rows.jsonl", 0, ANSWERED),
+    asked("more tokens than the model reads", "the film " * 100, "{tmp}/out: result.json, rows.jsonl", 0, "its end is answered"),
+    asked("a line of 1 MB", "film " * 200_000, "{tmp}/out: result.json, rows.jsonl", 0, "its end is answered"),
+    asked("emoji", "🎬👨‍👩‍👧\n", "{tmp}/out: result.json, rows.jsonl", 0, ANSWERED),
+    asked("right-to-left text", "مرحبا שלום\n\u202ethe film\n", "{tmp}/out: result.json, rows.jsonl", 0, ANSWERED, 2),
+    asked("control characters and a line separator", "the\x00 film\u2028a bad\x1b[31m\n", "{tmp}/out: result.json, rows.jsonl", 0, "one prompt, as it is"),
+]  # fmt: skip
+
+REWARD = "train reward=function reward.target=tests.errors.rewards"
+FIRST = "the run's folder; the same command begins anew"
+REWARDS = [
+    Case("a function that is not there", "train reward=function reward.target=nope.score", "reward.target: No module named 'nope'"),
+    Case("a function that raises", f"{REWARD}.raises", "reward tests.errors.rewards.raises raised KeyError('stars') for prompt …; a score must be a finite number", kept=FIRST),
+    Case("a score that is no number", f"{REWARD}.not_a_number", "reward tests.errors.rewards.not_a_number gave nan for prompt …; a score must be a finite number", kept=FIRST),
+    Case("too few scores", f"{REWARD}.one_score", "reward tests.errors.rewards.one_score gave (1,) scores for 8 sequences", kept=FIRST),
+    Case("words instead of scores", f"{REWARD}.words", "reward tests.errors.rewards.words raised …", kept=FIRST),
+    Case("no answer in time", f"{REWARD}.sleeps ppo.reward_timeout=0.5", "reward tests.errors.rewards.sleeps gave no answer within 0.5 s (ppo.reward_timeout)", kept=FIRST),
+    Case("a column that the data lack", "train reward=exact_match", "the data has no column 'answer', only …", kept=FIRST),
+    Case("a server that is not there", "train reward=http reward.url=http://127.0.0.1:9 reward.attempts=1", "reward server http://127.0.0.1:9: 1 attempts in vain for 8 texts, …: [Errno 111] Connection refused", kept=FIRST),
+    Case("an address of another kind", "train reward=http reward.url=ftp://x", "reward.url='ftp://x': must be an address that starts with http:// or https://"),
+    Case("a pattern that is no regular expression", "train reward=regex reward.pattern=\"'('\"", "reward.pattern='(': must be a regular expression of Python's re (missing ), unterminated subpattern at position 0)"),
+]  # fmt: skip
+
+
+@contextmanager
+def read_only(p: Place) -> Iterator[None]:
+    """Root may write where it has no right to, so for root it is a mount."""
+    if os.geteuid() == 0:
+        with mounted(p.tmp / "small", "ro"):
+            yield
+    else:
+        (p.tmp / "small").mkdir(mode=0o500)
+        yield
+
+
+@contextmanager
+def full(p: Place) -> Iterator[None]:
+    """A file system on which a checkpoint or two have room; what is kept is looked at before it goes."""
+    with mounted(p.tmp / "small", "size=1500k"):
+        yield
+        saved = checkpoints(p.tmp / "small/ppo/full/checkpoints")
+        assert saved
+        assert all(map(is_whole, saved))
+        assert (p.tmp / "small/ppo/full/metrics.csv").is_file()
+
+
+@contextmanager
+def quota(p: Place) -> Iterator[None]:
+    """No file may be larger than half a checkpoint."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (p.logs / "ppo/tiny/checkpoints/iteration-1.ckpt").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def once(p: Place) -> None:
+    """An unfinished run that was killed after its first checkpoint."""
+    (p.unfinished() / "checkpoints/iteration-2.ckpt").unlink()
+
+
+def first_is_whole(p: Place) -> None:
+    """The first checkpoint, and nothing half-written beside it."""
+    OLD(p)
+    (only,) = (p.logs / "ppo/tiny/checkpoints").iterdir()
+    assert is_whole(only)
+
+
+DISK = [
+    Case("a read-only folder", "train log_dir={tmp}/small", "log_dir={tmp}/small: cannot write to {tmp}/small/ppo/… (…)", within=read_only),
+    Case("a disk that becomes full", "train log_dir={tmp}/small name=full ppo.iterations=40 callbacks.checkpoint.keep=40", "{tmp}/small/ppo/full/checkpoints/iteration-….ckpt could not be written (No space left on device): {tmp}/small/ppo/full/checkpoints/iteration-….ckpt is kept as it was; make room, then the same command goes on", kept="the run's folder with every checkpoint before", within=full),
+    Case("a quota on the size of files", "train model.path={lm}", "{tmp}/logs/ppo/tiny/checkpoints/iteration-2.ckpt could not be written (File too large): {tmp}/logs/ppo/tiny/checkpoints/iteration-1.ckpt is kept as it was; make room, then the same command goes on", 2, "the checkpoint before", once, RESUMED, first_is_whole, quota),
+    Case("a file where a folder is wanted", "train log_dir={tmp}/file", "log_dir={tmp}/file: cannot write to {tmp}/file/ppo/… (Not a directory)", make=lambda p: p.write("file", "")),
+    Case("a result folder that is not empty", "evaluate {run} prompts={tmp}/p.txt out={tmp}", "{tmp} is there and not empty: remove it, or give another folder with out=FOLDER", kept="the folder as it was", make=prompts("the film"), base=""),
+    Case("a folder that is no run", "evaluate {tmp} prompts={tmp}/p.txt", "{tmp}: neither a run (no config.yaml) nor a model (no config.json) is in this folder", make=prompts("the film"), base=""),
+    Case("a run without a checkpoint, to be exported", "export {tmp}/logs/ppo/tiny", "{tmp}/logs/ppo/tiny: the run is unfinished and has no checkpoint yet", kept=RUN, make=lambda p: shutil.rmtree(p.unfinished() / "checkpoints"), base="", check=has("metrics.csv")),
+]  # fmt: skip
+
+GROUPS = {
+    "Configuration": CONFIG,
+    "Data files": DATA,
+    "Model folders": MODELS,
+    "Tokenizers": TOKENIZERS,
+    "Checkpoints": CHECKPOINTS,
+    "Prompts": PROMPTS,
+    "Rewards": REWARDS,
+    "Folders": DISK,
+}
