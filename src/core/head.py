@@ -42,7 +42,9 @@ class _Head(torch.autograd.Function):
         aboves = (above, above_entropy) if ctx.both else (above,)
         aboves = tuple(g.unsqueeze(1) / ctx.temperature for g in aboves)
         if ctx.frozen:
-            return sum(g.to(slope.dtype) * slope for g, slope in zip(aboves, ctx.saved_tensors, strict=True)), *[None] * 5
+            return sum(g.to(slope.dtype) * slope for g, slope in zip(aboves, ctx.saved_tensors, strict=True)), *[
+                None
+            ] * 5
         hidden, weight, bias, ids = ctx.saved_tensors
         p, logits, log_total = _softmax(hidden, weight, bias, ctx.temperature)
         slope = -aboves[0] * p

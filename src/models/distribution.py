@@ -36,9 +36,7 @@ class TokenDistribution:
         weight, bias = self.head.weight.to(dtype), getattr(self.head, "bias", None)
         pieces = [
             head_logprobs(hidden, weight, bias, ids, self.temperature, entropy_trains)
-            for hidden, ids in zip(
-                self.hidden.to(dtype).split(self._chunk), self.ids.split(self._chunk), strict=True
-            )
+            for hidden, ids in zip(self.hidden.to(dtype).split(self._chunk), self.ids.split(self._chunk), strict=True)
         ]
         logprobs, entropy = map(torch.cat, zip(*pieces, strict=True))
         return self._placed(logprobs), self._placed(entropy)

@@ -18,6 +18,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from src.core.masking import masked
 from src.models.distribution import TokenDistribution
@@ -288,6 +289,9 @@ def lora_config(lora: LoraSettings, base: PreTrainedModel) -> LoraConfig:
     """The settings in peft's terms. Raises `ModelError` when the base has fewer layers than are to be adapted."""
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     layers = base.config.num_hidden_layers
+    if lora.layers is not None and targets == "all-linear":  # peft takes a list of layers with a list of names only
+        linear = [n for n, m in base.base_model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
+        targets = sorted({name.rpartition(".")[2] for name in linear})
     if lora.layers is not None and lora.layers > layers:
         raise ModelError(f"model.lora.layers={lora.layers}: the model has {layers} layers")
     return LoraConfig(

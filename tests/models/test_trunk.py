@@ -41,9 +41,7 @@ def test_the_two_parts_in_turn_are_the_whole(family: str, tmp_path: Path) -> Non
     for top in (1, 2):
         lower, upper = split(lm, top)
         below = backbone_states(lower, mask, input_ids=ids)
-        assert_close(
-            backbone_states(upper, mask, inputs_embeds=below)[mask], expected[mask], atol=1e-10, rtol=0
-        )
+        assert_close(backbone_states(upper, mask, inputs_embeds=below)[mask], expected[mask], atol=1e-10, rtol=0)
     assert_close(hidden_states(lm, ids, mask), expected, atol=0, rtol=0)
 
 
