@@ -94,5 +94,5 @@ def head_logprobs(
     (https://arxiv.org/abs/2410.10989). Shapes: hidden (N, H), weight (V, H), bias (V,), ids (N,) int64 -> (N,), (N,) in
     float32 or better. The gradients cannot be differentiated again: that raises `RuntimeError`.
     """
-    taken: tuple[Tensor, Tensor] = _Head.apply(hidden, weight, bias, ids, temperature, entropy_trains)
-    return taken
+    both: tuple[Tensor, Tensor] = _Head.apply(hidden, weight, bias, ids, temperature, entropy_trains)  # type: ignore[no-untyped-call]
+    return both

@@ -28,9 +28,10 @@ from transformers import (
     PreTrainedModel,
 )
 
+from src.models.adapters import add_adapter, lora_config
 from src.models.distribution import TokenDistribution
 from src.models.forward import gradient_checkpointing
-from src.models.roles import add_adapter, lora_config, value_head
+from src.models.roles import value_head
 from src.models.settings import DTYPES, ModelSettings
 
 SAVING = "saving: the merged copy (in main memory)"

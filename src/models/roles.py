@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
 from src.core.masking import masked
+from src.models.adapters import add_adapter, lora_config
 from src.models.distribution import TokenDistribution
 from src.models.forward import (
     at_actions,
@@ -283,34 +282,6 @@ class FullRoles(Roles):
     def merged_policy(self) -> PreTrainedModel:
         """A copy of the policy."""
         return copy.deepcopy(self.models["policy"])
-
-
-def lora_config(lora: LoraSettings, base: PreTrainedModel) -> LoraConfig:
-    """The settings in peft's terms. Raises `ModelError` when the base has fewer layers than are to be adapted."""
-    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    layers = base.config.num_hidden_layers
-    if lora.layers is not None and targets == "all-linear":  # peft takes a list of layers with a list of names only
-        linear = [n for n, m in base.base_model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
-        targets = sorted({name.rpartition(".")[2] for name in linear})
-    if lora.layers is not None and lora.layers > layers:
-        raise ModelError(f"model.lora.layers={lora.layers}: the model has {layers} layers")
-    return LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=targets,
-        layers_to_transform=None if lora.layers is None else list(range(layers - lora.layers, layers)),
-        task_type="CAUSAL_LM",
-    )
-
-
-def add_adapter(base: PreTrainedModel, lora: LoraSettings, name: str) -> PeftModel:
-    """Freeze `base` and put a fresh adapter on it. Raises `ModelError` when a target matches no layer."""
-    base.requires_grad_(False)
-    try:
-        return get_peft_model(base, lora_config(lora, base), adapter_name=name)
-    except ValueError as error:
-        raise ModelError(f"model.lora.targets={lora.targets!r} does not fit {base.name_or_path!r}: {error}") from error
 
 
 def value_head(hidden_size: int) -> nn.Linear:

@@ -7,7 +7,7 @@ epochs: it is computed once per experience. This is no approximation; nothing is
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,21 +52,21 @@ def split(lm: PreTrainedModel, top: int) -> tuple[nn.Module, nn.Module]:
             f"model.lora.layers: the layers of a {lm.config.model_type!r} cannot be split yet (known: "
             f"{', '.join(ANATOMIES)}); set model.lora.layers=null"
         )
-    layers = list(backbone.get_submodule(anatomy.layers))
-    below = len(layers) - top
+    below = lm.config.num_hidden_layers - top
     kept_out: dict[str, nn.Module] = {} if anatomy.positions is None else {anatomy.positions: Nothing()}
     lower = part(backbone, slice(0, below), {anatomy.norm: nn.Identity()}, anatomy)
     return lower, part(backbone, slice(below, None), kept_out, anatomy)
 
 
-def part(backbone: nn.Module, which: slice, instead: dict[str, nn.Module], anatomy: Anatomy) -> nn.Module:
+def part(backbone: Any, which: slice, instead: dict[str, nn.Module], anatomy: Anatomy) -> nn.Module:
     """A shallow copy of a backbone with some of its layers, and other modules instead of some of its own."""
-    layers = nn.ModuleList(list(backbone.get_submodule(anatomy.layers))[which])
-    shell = copy.copy(backbone)
-    shell._modules = {**backbone._modules, anatomy.layers: layers, **instead}
-    shell.config = copy.copy(backbone.config)
-    shell.config.num_hidden_layers = len(layers)
+    layers = backbone.get_submodule(anatomy.layers)[which]
+    shell: nn.Module = copy.copy(backbone)
+    shell._modules = backbone._modules | {anatomy.layers: layers} | instead
+    config = copy.copy(backbone.config)
+    config.num_hidden_layers = len(layers)
     kinds = getattr(backbone.config, "layer_types", None)
     if kinds is not None:
-        shell.config.layer_types = kinds[which]
+        config.layer_types = kinds[which]
+    shell.config = config
     return shell

@@ -11,9 +11,9 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from src.models.adapters import add_adapter
 from src.models.forward import next_token_logprobs
 from src.models.loading import load_causal_lm, require_plain_head
-from src.models.roles import add_adapter
 from src.models.settings import DTYPES, LoraSettings, ModelSettings
 from src.modules.supervised import SupervisedModule
 from src.utils.figures import Figure, bootstrap_mean

@@ -7,9 +7,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks import memory_tables
+from src.models.adapters import add_adapter
 from src.models.ledger import ADAM_STATES, LiveBytes, Workload, _update, ledger
 from src.models.loading import load_config
-from src.models.roles import add_adapter
 from tests.tiny import FOREIGN_WARNINGS, LORA, gpt2_config, make_roles, model_settings, write_lm
 
 pytestmark = FOREIGN_WARNINGS
