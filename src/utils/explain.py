@@ -63,7 +63,7 @@ def _names_an_option(override: str, options: list[str]) -> bool:
         (parsed,) = OverridesParser.create().parse_overrides([override])
     except HydraException:
         return True
-    return parsed.is_delete() or parsed.is_sweep_override() or parsed.value() in options
+    return parsed.is_delete() or parsed.is_sweep_override() or parsed.value() in (*options, SCHEMA)
 
 
 def _no_key_and_value(override: str) -> str:
@@ -133,9 +133,11 @@ def chosen_along(overrides: list[str]) -> list[str]:
     """
     given, along, known = {key_of(override) for override in overrides}, [], groups() - {*SETS_OTHERS_KEYS}
     for group, _, option in (override.partition("=") for override in overrides):
-        if group not in known or option not in options_of(group):
+        if group not in known or option not in (*options_of(group), SCHEMA):
             continue
         path = CONF / group / f"{option}.yaml"
+        if not path.is_file():
+            continue
         for entry in OmegaConf.select(OmegaConf.load(path), "defaults") or []:
             name, choice = next(iter(entry.items())) if isinstance(entry, DictConfig) else ("", None)
             other = str(name).removeprefix("override /")
