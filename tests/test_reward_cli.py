@@ -231,20 +231,18 @@ def test_a_file_in_the_working_directory_is_found(mine: Path, sft: str) -> None:
 def test_functions_that_reach_out_of_the_run_are_refused(target: str, sft: str, tmp_path: Path) -> None:
     """By Hydra; nothing is called."""
     said = refusal(sft, tmp_path, *CORPUS, "reward=function", f"reward.target={target}")
-    assert said.startswith(f"Target '{target}' is blocklisted")
-    assert "reward.function" in said
+    assert said.startswith(f"reward.target: Target '{target}' is blocklisted")
 
 
 @pytest.mark.parametrize("target", ["math.pi", "math"])
 def test_what_cannot_be_called_is_no_reward(target: str, sft: str, tmp_path: Path) -> None:
     said = refusal(sft, tmp_path, *CORPUS, "reward=function", f"reward.target={target}")
-    assert said.startswith("Expected a callable target, got ")
-    assert "reward.function" in said
+    assert said.startswith("reward.target: Expected a callable target, got ")
 
 
-@pytest.mark.parametrize("target", ["no_such_module.brevity", "math.brevity"])
-def test_a_function_that_is_not_there_is_named(target: str, sft: str, tmp_path: Path) -> None:
-    assert target in refusal(sft, tmp_path, *CORPUS, "reward=function", f"reward.target={target}")
+@pytest.mark.parametrize(("target", "named"), [("no_such_module.brevity", "no_such_module"), ("math.brevity",) * 2])
+def test_a_function_that_is_not_there_is_named(target: str, named: str, sft: str, tmp_path: Path) -> None:
+    assert named in refusal(sft, tmp_path, *CORPUS, "reward=function", f"reward.target={target}")
 
 
 # -------------------------------------------------------------------------------------------- settings that cannot work

@@ -83,7 +83,7 @@ def test_an_adapter_that_nobody_gave_is_trained_on_the_model_at_hand(tmp_path: P
 REFUSED = {
     "reward=adapter model.lora=null": "model.lora=null: policy and critic are whole models",
     "reward=mix +reward.parts.mine._target_=src.rewards.adapter.AdapterReward": "cannot be the gold score or a part",
-    "gold_reward=none +gold_reward._target_=src.rewards.adapter.AdapterReward": "cannot be the gold score or a part",
+    "gold_reward=vader gold_reward._target_=src.rewards.adapter.AdapterReward": "cannot be the gold score or a part",
     "stage=reward reward_model.lm_coef=0.1": "reward_net=scratch has no vocabulary head",
     "stage=reward reward_model.lm_coef=-1": "reward_model.lm_coef=-1: must be at least 0",
     "stage=reward reward_model.max_tokens=513": "the reward model reads at most 512 tokens",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ALIGNED = 64  # logits lie in rows of a multiple of this: an odd vocabulary costs a matrix product up to a sixth
+from src.core.linear import linear
 
 
 class _Head(torch.autograd.Function):
@@ -30,30 +30,31 @@ class _Head(torch.autograd.Function):
         if not ctx.frozen:
             ctx.save_for_backward(hidden, weight, bias, ids)
         elif ctx.needs_input_grad[0]:
-            slopes = [weight[ids] - p.to(weight.dtype) @ weight]
+            slopes = [weight[ids] - linear(p.to(weight.dtype), weight.t())]
             if both:
-                slopes.append(_entropy_slope(p, logits, log_total, entropy).to(weight.dtype) @ weight)
+                slopes.append(linear(_entropy_slope(p, logits, log_total, entropy).to(weight.dtype), weight.t()))
             ctx.save_for_backward(*slopes)
         return taken, entropy
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, above: Tensor, above_entropy: Tensor) -> tuple[Tensor | None, ...]:
-        aboves = (above, above_entropy) if ctx.both else (above,)
-        aboves = tuple(g.unsqueeze(1) / ctx.temperature for g in aboves)
+        incoming = [above, above_entropy] if ctx.both else [above]
+        incoming = [g.unsqueeze(1) / ctx.temperature for g in incoming]
         if ctx.frozen:
-            return sum(g.to(slope.dtype) * slope for g, slope in zip(aboves, ctx.saved_tensors, strict=True)), *[
+            return sum(g.to(slope.dtype) * slope for g, slope in zip(incoming, ctx.saved_tensors, strict=True)), *[
                 None
             ] * 5
         hidden, weight, bias, ids = ctx.saved_tensors
         p, logits, log_total = _softmax(hidden, weight, bias, ctx.temperature)
-        slope = -aboves[0] * p
-        slope.scatter_add_(1, ids.unsqueeze(1), aboves[0])
+        slope = -incoming[0] * p
+        slope.scatter_add_(1, ids.unsqueeze(1), incoming[0])
         if ctx.both:
             entropy = log_total - torch.einsum("nv,nv->n", p, logits)
-            slope.add_(aboves[1] * _entropy_slope(p, logits, log_total, entropy))
+            slope.add_(incoming[1] * _entropy_slope(p, logits, log_total, entropy))
         to_weight = slope.to(hidden.dtype)
-        return to_weight @ weight, to_weight.t() @ hidden, None if bias is None else slope.sum(0), None, None, None
+        of_hidden, of_weight = linear(to_weight, weight.t()), linear(to_weight.t(), hidden.t())
+        return of_hidden, of_weight, None if bias is None else slope.sum(0), None, None, None
 
 
 def _softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,9 +62,7 @@ def _softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: f
 
     Shapes: hidden (N, H), weight (V, H), bias (V,) -> (N, V), (N, V), (N,).
     """
-    vocabulary = len(weight)
-    logits = hidden.new_empty(len(hidden), -(-vocabulary // ALIGNED) * ALIGNED)[:, :vocabulary]
-    torch.mm(hidden, weight.t(), out=logits)
+    logits = linear(hidden, weight)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if bias is not None:
         logits.add_(bias)

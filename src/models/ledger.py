@@ -31,7 +31,7 @@ from transformers import (
 from src.models.adapters import add_adapter, lora_config
 from src.models.distribution import TokenDistribution
 from src.models.forward import gradient_checkpointing
-from src.models.roles import value_head
+from src.models.scalar_head import value_head
 from src.models.settings import DTYPES, ModelSettings
 
 SAVING = "saving: the merged copy (in main memory)"

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from src.models.forward import hidden_states
+from src.models.layers import with_fast_layers
 from src.models.settings import ModelSettings
 from src.types import Corpus
 
@@ -159,7 +160,7 @@ def load_causal_lm(model: ModelSettings, path: str | None = None) -> PreTrainedM
     except UNUSABLE as error:
         raise absent(path, error) from error
     lm.name_or_path = path
-    return lm.eval()
+    return with_fast_layers(lm.eval())
 
 
 @torch.no_grad()
@@ -200,7 +201,7 @@ def load_reward_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     if model.config.num_labels != 1:
         raise ModelError(f"the reward model at {path!r} has {model.config.num_labels} outputs where 1 is needed")
     tokenizer = fitted(load_tokenizer(path, "reward.path"), model.config, path)
-    return model.float().eval().requires_grad_(False), tokenizer
+    return with_fast_layers(model.float().eval().requires_grad_(False)), tokenizer
 
 
 def context_length(config: PretrainedConfig) -> int | None:

@@ -31,6 +31,7 @@ from src.models.forward import (
 )
 from src.models.loading import ModelError, adapter_base, load_causal_lm, require_plain_head
 from src.models.reward_adapter import RewardAdapter, attach
+from src.models.scalar_head import value_head
 from src.models.settings import LoraSettings, ModelSettings
 from src.models.trunk import split
 from src.types import Rollout
@@ -166,8 +167,7 @@ class LoraRoles(Roles):
         }
         self._switch("policy")
         self.eval()
-        # a tuple, so that the parts, which are made of the base's own modules, are not counted a second time
-        self._parts = None if lora.layers is None else split(base, lora.layers)
+        self._parts = None if lora.layers is None else split(base, lora.layers)  # a tuple: not registered twice
 
     @property
     def shares_trunk(self) -> bool:
@@ -282,18 +282,6 @@ class FullRoles(Roles):
     def merged_policy(self) -> PreTrainedModel:
         """A copy of the policy."""
         return copy.deepcopy(self.models["policy"])
-
-
-def value_head(hidden_size: int) -> nn.Linear:
-    """V = w h + b, w ~ N(0, 1 / (H + 1)), b = 0; a zero head would give the critic's adapter a zero gradient.
-
-    Source: detail 6 of "The N implementation details of RLHF with PPO"
-    (https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo).
-    """
-    head = nn.Linear(hidden_size, 1)
-    nn.init.normal_(head.weight, std=1 / (hidden_size + 1) ** 0.5)
-    nn.init.zeros_(head.bias)
-    return head
 
 
 def write(source: list[Tensor], target: list[nn.Parameter]) -> None:

@@ -50,3 +50,15 @@ def shift_scores(model: PreTrainedModel, bias: float) -> None:
 def score_bias(model: PreTrainedModel) -> float:
     """What is to be added to the output of a model's weights."""
     return float(getattr(model.config, BIAS_KEY, 0.0))
+
+
+def value_head(hidden_size: int) -> nn.Linear:
+    """V = w h + b, w ~ N(0, 1 / (H + 1)), b = 0; a zero head would give the critic's adapter a zero gradient.
+
+    Source: detail 6 of "The N implementation details of RLHF with PPO"
+    (https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo).
+    """
+    head = nn.Linear(hidden_size, 1)
+    nn.init.normal_(head.weight, std=1 / (hidden_size + 1) ** 0.5)
+    nn.init.zeros_(head.bias)
+    return head

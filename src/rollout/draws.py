@@ -20,7 +20,8 @@ def inverse_cdf(p: Tensor, u: Tensor) -> Tensor:
     sums = blocks.sum(dim=-1).double()
     block, rest = _first_beyond(sums, u.unsqueeze(1) * sums.sum(dim=1, keepdim=True))
     inside = blocks.gather(1, block.unsqueeze(2).expand(-1, -1, BLOCK)).squeeze(1).double()
-    return (block * BLOCK + _first_beyond(inside, rest)[0]).squeeze(1)
+    index = block * BLOCK + _first_beyond(inside, rest)[0]
+    return index.squeeze(1).clamp(max=p.shape[1] - 1)  # NaN would lead into the padding
 
 
 def _first_beyond(weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

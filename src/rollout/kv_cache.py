@@ -11,7 +11,6 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from src.core.masking import position_ids
-from src.rollout.matmul import onednn_linear
 
 COLUMNS = 64  # by which a layer grows: one copy of it for so many tokens, where transformers' own makes one per token
 PIECE = 1024  # tokens of one forward pass over prompts: enough to keep a core busy, so few that rows are of like length
@@ -92,15 +91,14 @@ def prefill(lm: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor) -> tup
 
 def next_logits(lm: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
     """Logits (B, V) after ids (B, N), which join the cache; mask (B, S) is that of all its columns then."""
-    with onednn_linear(lm):
-        output = lm(
-            input_ids=ids,
-            attention_mask=mask.long(),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+    output = lm(
+        input_ids=ids,
+        attention_mask=mask.long(),
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
     return output.logits[:, -1]
 
 

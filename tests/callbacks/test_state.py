@@ -214,8 +214,18 @@ def test_a_number_that_an_iteration_does_not_log_is_not_logged_again(base: str, 
     assert ["once" in row for row in recorder.by_step().values()] == [True, False]
 
 
-def test_the_doubled_coefficient_moves_in_these_runs(base: str, tmp_path: Path) -> None:
+def test_the_doubled_coefficient_moves_in_these_runs(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else the comparison above would say nothing of it."""
-    run = Run(base, tmp_path, "old_kl_controller", "doubling")
-    assert isinstance(run.controller, DoublingKL)
-    assert run.controller.kl_coef != option("old_kl_controller", "doubling").kl_coef
+    seen: list[float] = []
+    update = DoublingKL.update
+
+    def noted(controller: DoublingKL, kl: float, rows: int) -> None:
+        update(controller, kl, rows)
+        seen.append(controller.kl_coef)
+
+    monkeypatch.setattr(DoublingKL, "update", noted)
+    Run(base, tmp_path, "old_kl_controller", "doubling")
+    assert len(seen) == ITERATIONS
+    assert set(seen) != {option("old_kl_controller", "doubling").kl_coef}

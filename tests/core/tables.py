@@ -16,6 +16,7 @@ from src.core import (
     estimators,
     head,
     kl,
+    linear,
     logprobs,
     masking,
     moments,
@@ -185,6 +186,7 @@ OTHERS: dict[str, Call] = {
     "SampledKL": lambda i: kl.SampledKL(kl.k2)(i.x, i.y, never_asked),
     "ExactKL": lambda i: kl.ExactKL()(i.x, i.y, lambda: i.z),
     "normalised_logits": lambda i: logprobs.normalised_logits(i.logits, 0.7),
+    "linear": lambda i: linear.linear(i.logits, HEAD_WEIGHT.to(i.logits.dtype)),
     "logprobs_from_logits": lambda i: logprobs.logprobs_from_logits(i.logits, i.ids, 0.7),
     "entropy_from_logits": lambda i: logprobs.entropy_from_logits(i.logits, 0.7),
     "head_logprobs": lambda i: head.head_logprobs(

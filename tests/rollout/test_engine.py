@@ -23,7 +23,6 @@ from transformers import (
 from src.rollout import kv_cache
 from src.rollout.draws import BLOCK, inverse_cdf
 from src.rollout.kv_cache import GrowingLayer, prefill, trimmed
-from src.rollout.matmul import onednn_linear
 from src.rollout.sampling import Sampler, without_gaps
 
 SIZES = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -175,12 +174,3 @@ def test_equal_prompts_pass_once() -> None:
     assert sum(passed) == 3
     assert torch.equal(logits[:3], logits[9:])
     assert cache.layers[0].keys.shape[:3] == (12, 4, int(mask.sum(1).max()))
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_layers_by_onednn_give_the_same_logits(family: str) -> None:
-    lm, (ids, mask) = model(family), ragged(5)
-    with torch.no_grad():
-        plain = lm(ids, attention_mask=mask.long()).logits
-        with onednn_linear(lm):
-            assert_close(lm(ids, attention_mask=mask.long()).logits, plain, atol=1e-4, rtol=1e-5)

@@ -1,0 +1,70 @@
+"""The faster product against the plain one: numbers, gradients and second derivatives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.testing import assert_close
+
+from src.core.linear import linear
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+def inputs(shape: tuple[int, ...], bias: bool, transposed: bool) -> list[Tensor]:
+    draws = torch.Generator().manual_seed(0)
+    weight = torch.randn(5, shape[-1], generator=draws)
+    if transposed:  # the same numbers in the other order of memory
+        weight = weight.t().contiguous().t()
+    tensors = [torch.randn(shape, generator=draws), weight, *([torch.randn(5, generator=draws)] if bias else [])]
+    return [tensor.requires_grad_() for tensor in tensors]
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(3, 7), (2, 3, 7), (1, 1, 7)])
+def test_it_is_the_plain_product_with_its_gradients(shape: tuple[int, ...], bias: bool, transposed: bool) -> None:
+    given = inputs(shape, bias, transposed)
+    found, expected = linear(*given), F.linear(*given)
+    assert_close(found, expected, **CLOSE)
+    above = torch.linspace(-1, 1, found.numel()).view_as(found)
+    assert_close(torch.autograd.grad(found, given, above), torch.autograd.grad(expected, given, above), **CLOSE)
+    with torch.no_grad():
+        assert_close(linear(*given), expected, **CLOSE)
+
+
+def test_frozen_weights_and_inputs_get_no_gradient() -> None:
+    x, weight = inputs((3, 7), False, False)
+    linear(x, weight.detach()).sum().backward()
+    assert_close(x.grad, weight.detach().sum(0).expand(3, 7), **CLOSE)
+    linear(x.detach(), weight).sum().backward()
+    assert_close(weight.grad, x.detach().sum(0).expand(5, 7), **CLOSE)
+
+
+def test_it_can_be_differentiated_twice() -> None:
+    """As the Fisher-vector products of TRPO need."""
+    given = inputs((3, 7), True, False)
+
+    def second(product: object) -> tuple[Tensor, ...]:
+        first = torch.autograd.grad(product(*given).tanh().sum(), given, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), given)
+
+    assert_close(second(linear), second(F.linear), **CLOSE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions_are_left_as_they_are(dtype: torch.dtype) -> None:
+    given = [tensor.detach().to(dtype) for tensor in inputs((3, 7), True, False)]
+    assert torch.equal(linear(*given), F.linear(*given))
+
+
+def test_autocast_is_heard() -> None:
+    given = inputs((3, 7), True, False)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(*given).dtype == torch.bfloat16
+
+
+def test_rows_without_elements_pass() -> None:
+    assert linear(torch.zeros(0, 7), torch.zeros(5, 7)).shape == (0, 5)
