@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import argparse
 
+import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
-from transformers import PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from src.models.ledger import Ledger, Workload, ledger
 from src.models.loading import load_config
@@ -24,6 +25,7 @@ from src.preflight import preflight
 from src.report import friendly_errors, quiet_libraries
 from src.utils.config import compose, instantiate
 
+WORTH_SAYING = 5 * 10**7  # weights
 WIDTHS = {"weights": "weights", "gradients": "gradients", "optimizer": "Adam"}
 
 
@@ -68,6 +70,26 @@ def ledger_table(said: Ledger) -> Table:
     for phase, taken in said.phases.items():
         table.add_row(phase, "", "", "", readable(taken))
     return table
+
+
+def say_memory(config: DictConfig) -> None:
+    """Print the ledger of a PPO run whose model is so large that memory is a question.
+
+    An estimate must not cost a run: an architecture that cannot be laid out on fake tensors is said, and no more.
+    """
+    model: ModelSettings = instantiate(config.model)
+    if config.stage != "ppo" or weights_of(architecture(model)) < WORTH_SAYING:
+        return
+    try:
+        Console().print(ledger_table(ledger_of(config)))
+    except Exception as error:
+        print(f"how much memory this run takes cannot be told beforehand: {type(error).__name__}: {error}")
+
+
+def weights_of(config: PretrainedConfig) -> int:
+    """The number of weights of an architecture, laid out without memory."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
 
 
 def readable(size: int) -> str:

@@ -26,6 +26,7 @@ from src.callbacks.checkpoint import IterationCheckpoint, checkpoints
 from src.callbacks.record import RunRecord
 from src.callbacks.stopping import GracefulStop
 from src.data.table_corpus import TableCorpus
+from src.ledger import say_memory
 from src.preflight import preflight
 from src.report import (
     MENDABLE,
@@ -62,6 +63,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     trainer = _trainer(config)
     if trainer.is_global_zero:
         _make_folder(folder, config)
+        say_memory(config)
         if isinstance(corpus, TableCorpus):
             print(corpus.report())
             write_json(folder / "data.json", corpus.account)

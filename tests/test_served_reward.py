@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
+from fastapi import Request, Response
+from fastapi.responses import PlainTextResponse
+from tenacity import wait_none
 
 from src.rewards.errors import RewardError
 from src.rewards.http import HttpReward
@@ -87,6 +92,30 @@ def test_ppo_against_a_served_reward_is_ppo_in_process(
             assert found[step] == row
         for name in ("score", "score_std", "shaped_score", "reward"):
             assert found[step][f"rollout/{name}"] == pytest.approx(row[f"rollout/{name}"], abs=1e-5)
+
+
+def test_ppo_loses_nothing_to_a_server_that_fails_every_fifth_time(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 20 in 100 of all answers an error: the very same numbers, and no sample left out."""
+    monkeypatch.setattr("src.rewards.http.wait_random_exponential", lambda **_: wait_none())
+    app, fate, fates = build_app(Vader(), "answer", "", 10**6), Random(1), []
+
+    @app.middleware("http")
+    async def failing(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+        fates.append(fate.random() < 0.2)
+        return PlainTextResponse("out of order", 500) if fates[-1] else await answer(request)
+
+    def train(reward: Any) -> dict[int, dict[str, float]]:
+        module = make_module(make_roles(base), reward=reward, iterations=8)
+        return fit(module, tmp_path, maker=make_maker(), iterations=8)[0].by_step()
+
+    expected = train(Vader())
+    with serving(app) as url:
+        found = train(asking(url, attempts=20, batch_size=1))
+    assert 0.1 < sum(fates) / len(fates) < 0.3
+    assert found == expected
+    assert {row["rollout/dropped"] for row in found.values()} == {0.0}
 
 
 def test_the_client_s_token_opens_the_server(monkeypatch: pytest.MonkeyPatch) -> None:

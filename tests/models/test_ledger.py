@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+import src.ledger
 from benchmarks import memory_tables
 from src.models.adapters import add_adapter
 from src.models.ledger import ADAM_STATES, LiveBytes, Workload, _update, ledger
 from src.models.loading import load_config
+from src.utils.config import compose
 from tests.tiny import FOREIGN_WARNINGS, LORA, gpt2_config, make_roles, model_settings, write_lm
 
 pytestmark = FOREIGN_WARNINGS
@@ -85,3 +90,19 @@ def test_a_gpt2_has_the_published_number_of_parameters():
 @pytest.mark.slow
 def test_the_page_says_what_the_code_says():
     assert memory_tables.PAGE.read_text(encoding="utf-8") == memory_tables.page()
+
+
+def test_a_run_says_it_where_it_is_a_question(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large model before it is loaded; of a small one and in other stages nothing; an odd one costs no run."""
+    path = write_lm(tmp_path)
+    config = compose(["stage=ppo", "reward=length", "reward.target_words=3", f"model.path={path}"])
+    said = []
+    for large, odd in ((10**9, False), (1, False), (1, True)):
+        monkeypatch.setattr(src.ledger, "WORTH_SAYING", large)
+        if odd:
+            monkeypatch.setattr(src.ledger, "ledger_of", lambda _: int("no number"))
+        src.ledger.say_memory(config)
+        said.append(capsys.readouterr().out)
+    assert said[0] == ""
+    assert "memory at most" in said[1]
+    assert said[2].startswith("how much memory this run takes cannot be told beforehand: ValueError")
