@@ -34,7 +34,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     `torch.nn.functional.linear`. May be differentiated as often as one likes.
     """
     if not _float32_on_cpu(x, weight):
-        return F.linear(x, weight, bias)
+        return F.linear(x.contiguous(), weight, bias)  # of a slice of a batch it would copy the weight for every row
     if not torch.is_grad_enabled():
         return _product(x, weight, bias)
     result: Tensor = _OneDNN.apply(x, weight, bias)  # type: ignore[no-untyped-call]
