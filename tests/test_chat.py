@@ -90,6 +90,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(tmp_path):
     terminal.expect(r"([\w.,]+ +){20}")  # it streams: 20 words are there long before 2000
     terminal.sendintr()
     terminal.expect("stopped; /exit or Ctrl-D ends")
+    terminal.expect("> ")
     terminal.sendintr()  # at the prompt as well
     terminal.expect("stopped; /exit or Ctrl-D ends")
     terminal.sendline("/compare")
