@@ -24,11 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from benchmarks.compare.contenders import CONTENDERS, Contender
 from benchmarks.compare.page import summary, write
 from benchmarks.compare.workload import Workload
 
+WIDE = 160  # characters that the table takes
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
     **os.environ,
@@ -67,30 +69,31 @@ def versions(python: str, *names: str) -> dict[str, str]:
     return dict(zip(names, json.loads(lines(python, "-c", code, *names)[-1]), strict=True))
 
 
-def measure(arguments: argparse.Namespace, workload: Workload, folder: Path) -> dict[str, Any]:
-    """All rounds; the fastest matrix product of each."""
+def measure(arguments: argparse.Namespace, workload: Workload, folder: Path) -> Table:
+    """All rounds, and the fastest matrix product of each; what there is is written after every round."""
     pythons = {False: sys.executable, True: arguments.trl}
     chosen = [c for c in CONTENDERS if pythons[c.trl] and (not arguments.only or c.name in arguments.only)]
+    names = ("torch", "transformers", "peft")
+    used = {"ours": versions(sys.executable, *names, "lightning")}
+    if arguments.trl:
+        used["TRL"] = versions(arguments.trl, *names, "trl")
     rounds: dict[str, list[dict[str, Any]]] = {contender.name: [] for contender in chosen}
-    rates = []
+    found: dict[str, Any] = {"rounds": rounds, "rates": [], "versions": used}
     for number in range(arguments.rounds):
-        rates.append(json.loads(lines(sys.executable, "-m", "benchmarks.compare.rate")[-1]))
+        found["rates"].append(json.loads(lines(sys.executable, "-m", "benchmarks.compare.rate")[-1]))
         for contender in chosen:
             rounds[contender.name].append(run(contender, pythons[contender.trl], workload, folder))
             cpu = sum(rounds[contender.name][-1]["cpu"].values())
             print(f"round {number + 1}: {contender.name} {cpu:.1f} s", file=sys.stderr, flush=True)
-    names = ["torch", "transformers", "peft"]
-    used = {"ours": versions(sys.executable, *names, "lightning")}
-    if arguments.trl:
-        used["TRL"] = versions(arguments.trl, *names, "trl")
-    return {"rounds": rounds, "rates": rates, "versions": used}
+        table = write(summary(found, workload), workload, arguments.results)
+    return table
 
 
 def main() -> None:
     """Entry of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trl", metavar="PYTHON", help="interpreter of the environment that has TRL")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, choices=range(1, 100), metavar="N")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--only", nargs="+", choices=[c.name for c in CONTENDERS], help="these contenders")
@@ -101,8 +104,8 @@ def main() -> None:
         folder = Path(name)
         workload.write(folder)
         lines(sys.executable, "-m", "benchmarks.compare.files", name)
-        found = measure(arguments, workload, folder)
-    Console().print(write(summary(found, workload), workload, arguments.results))
+        table = measure(arguments, workload, folder)
+    Console(width=max(WIDE, Console().width)).print(table)
 
 
 if __name__ == "__main__":

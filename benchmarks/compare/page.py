@@ -29,7 +29,7 @@ GPT-2 of {layers} layers, {heads} heads, width {width}, vocabulary 50,257, rando
 of the same shape; LoRA of rank {rank} on `c_attn`. An iteration: {rows} prompts of {shortest} to {longest} tokens,
 {new_tokens} response tokens for each, scoring, {epochs} epochs of {minibatches} minibatches of {minibatch} (Adam).
 Every round runs a fresh process of each contender, one after the other: one iteration to warm up, one that counts.
-Medians of {rounds} rounds; other programs ran on the machine's other core, so the CPU seconds are the figure to go
+Rounds: {rounds}, medians; other programs ran on the machine's other core, so the CPU seconds are the figure to go
 by. Ratios below 1 are better than TRL's LoRA row; the column of the limit says how many times the fewest operations
 of that variant at the best measured rate of a 1024^3 matrix product ({rates}) an iteration takes; `compare.json`
 has the operations by phase and role.
