@@ -7,9 +7,9 @@ A forward pass of n layers over N tokens, H the width, A the pairs of a token an
     head = 2 V H * R                                  R response tokens
 
 Backward: once the forward for gradients of activations, once more for those of weights that are trained; through
-attention twice the forward, as it has no weights. Real tokens only, no padding, nothing recomputed. A rollout keeps
-keys and values and does not read its last token. Left out: norms, activations, softmax, value and score heads,
-optimizers.
+attention twice the forward, as it has no weights. The input of the lowest adapted layer needs no gradient: less 2 H
+(3 H + r) N. Real tokens only, no padding, nothing recomputed. A rollout keeps keys and values and does not read its
+last token. Left out: norms, activations, softmax, value and score heads, optimizers.
 """
 
 from __future__ import annotations
@@ -59,7 +59,13 @@ class Pass:
         """Forward and backward."""
         weights = 2 if lora else 3  # frozen weights have no gradient of their own
         body = weights * self.matmuls(layers) + 3 * self.attention(layers)
-        return body + (3 * self.lora(layers) if lora else 0) + (weights * self.head() if head else 0)
+        adapters = 3 * self.lora(layers) - self.below() if lora else 0
+        return body + adapters + (weights * self.head() if head else 0)
+
+    def below(self) -> int:
+        """What the lowest adapted layer spares: nothing below it learns, so its input needs no gradient."""
+        width = self.workload.width
+        return 2 * width * (3 * width + self.workload.rank) * self.tokens
 
 
 def flops(contender: Contender, workload: Workload) -> dict[str, dict[str, int]]:
