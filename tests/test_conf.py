@@ -236,6 +236,7 @@ def test_declarations_know_who_declares_a_key():
         (["experiment=quick"], "ppo.iterations", 4),
         (["experiment=quick", "ppo.iterations=7"], "ppo.iterations", 7),  # the command line has the last word
         (["model.lora=null"], "model.lora", None),
+        (["model.lora.layers=2"], "model.lora.layers", 2),
     ],
 )
 def test_a_knob_reaches_its_reader(overrides, key, value):

@@ -13,7 +13,7 @@ from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseExce
 FREE = ("trainer", "logger", "overrides", "choices")  # Lightning's own arguments take values of several types
 NULLABLE = re.compile(r"model\.(lora|scratch)|callbacks\.\w+")  # nodes that may be null: there is none of it then
 NODES_OR_NULL = ("pairs", "lora")  # keys that are null in their own file and may be a group of keys
-NUMBERS_OR_NULL = ("max_prompt_tokens", "max_response_tokens")  # and those that may be a number, as all below ppo
+NUMBERS_OR_NULL = ("layers", "max_prompt_tokens", "max_response_tokens")  # those that may be a number, as all of ppo
 NEVER_NULL = ("log_dir", "resume", "stage", "_target_")  # texts that are always there
 PLAIN_OR_NULL = ("name", "run_dir")  # and those that become a text of themselves
 UNBOUNDED = ("max_grad_norm",)  # infinite where nothing is to be clipped

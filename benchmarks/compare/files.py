@@ -1,0 +1,84 @@
+"""Models, tokenizer and prompts of the comparison, made from a fixed seed: `python -m benchmarks.compare.files FOLDER`.
+
+No response ends early, in either program: the coordinate 0 of the last hidden state is made 1 whatever the text is, and
+the tokens that are no words (padding, end, unknown, the word that begins a prompt) have -100 there in the tied
+embedding, so that their probability is below exp(-90).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerBase
+
+from benchmarks.compare.workload import VOCABULARY, Workload
+from src.data.tokenizers import word_level
+from src.models.reward_choices import OnBase
+from src.models.settings import LoraSettings, ModelSettings
+
+BEGIN = "begin"
+SPECIAL = 3  # of a word-level tokenizer: padding, end, unknown
+
+
+def make_tokenizer() -> PreTrainedTokenizerBase:
+    """GPT-2's number of tokens, each a word, so that text made of any tokens is read back as the same tokens."""
+    return word_level([" ".join([BEGIN, *(f"w{i}" for i in range(VOCABULARY - SPECIAL - 1))])])
+
+
+def write_models(workload: Workload, folder: Path) -> None:
+    """`policy`, and `reward` of the same shape; random."""
+    tokenizer = make_tokenizer()
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    shape = {
+        "n_layer": workload.layers,
+        "n_head": workload.heads,
+        "n_embd": workload.width,
+        "vocab_size": len(tokenizer),
+    }
+    torch.manual_seed(0)
+    policy = GPT2LMHeadModel(GPT2Config(**shape, **ids, **dropout))
+    final, embedding = policy.transformer.ln_f, policy.get_input_embeddings().weight
+    with torch.no_grad():
+        final.weight[0], final.bias[0] = 0.0, 1.0
+        embedding[[*range(SPECIAL), tokenizer.convert_tokens_to_ids(BEGIN)], 0] = -100.0
+    reward = GPT2ForSequenceClassification(GPT2Config(**shape, **ids, **dropout, num_labels=1))
+    for name, model in {"policy": policy, "reward": reward}.items():
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+
+
+def write_reward_adapter(workload: Workload, folder: Path) -> None:
+    """`reward_adapter`: a fresh LoRA adapter and score head on the policy's base."""
+    lora = LoraSettings(workload.rank, 2 * workload.rank, 0.0, ["c_attn"])
+    settings = ModelSettings("policy", str(folder / "policy"), "float32", "sdpa", False, lora, None)
+    OnBase(settings, lora).build(make_tokenizer(), 0, False).save(folder / "reward_adapter", make_tokenizer())
+
+
+def write_prompts(workload: Workload, folder: Path) -> None:
+    """Of the lengths of the workload; one more for each of the other splits, which nothing here is measured on."""
+    draws = torch.Generator().manual_seed(1)
+
+    def prompt(tokens: int) -> str:
+        words = torch.randint(VOCABULARY - SPECIAL - 1, (tokens - 1,), generator=draws).tolist()
+        return " ".join([BEGIN, *(f"w{i}" for i in words)])
+
+    for split, lengths in {"train": workload.prompt_lengths, "validation": [16], "test": [16]}.items():
+        rows = [json.dumps({"prompt": prompt(length)}) + "\n" for length in lengths]
+        (folder / f"{split}.jsonl").write_text("".join(rows), encoding="utf-8")
+
+
+def main() -> None:
+    """Entry of the command line."""
+    folder = Path(sys.argv[1])
+    workload = Workload.read(folder)
+    write_models(workload, folder)
+    write_reward_adapter(workload, folder)
+    write_prompts(workload, folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The operations that `benchmarks.compare` counts by formula, against torch's own counter on the real modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from benchmarks.compare.contenders import CONTENDERS
+from benchmarks.compare.limit import Pass, flops
+from benchmarks.compare.workload import VOCABULARY, Workload
+from tests.tiny import CONV1D
+
+TOKENS, RESPONSE = 11, 4
+ONE_ROW = Workload(2, 64, rows=1, new_tokens=RESPONSE, rank=3)
+pytestmark = pytest.mark.filterwarnings(CONV1D)
+
+
+def counted(lora: bool, learns: bool) -> int:
+    """Operations of a pass over one text, with the head at its response."""
+    shape = {"n_layer": ONE_ROW.layers, "n_head": ONE_ROW.heads, "n_embd": ONE_ROW.width, "vocab_size": VOCABULARY}
+    lm: Any = GPT2LMHeadModel(GPT2Config(**shape, attn_implementation="eager")).eval()
+    if lora:
+        adapter = LoraConfig(r=ONE_ROW.rank, target_modules=["c_attn"], task_type="CAUSAL_LM")
+        lm = get_peft_model(lm, adapter).get_base_model().eval()
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(learns):
+        hidden = lm.transformer(torch.arange(TOKENS).unsqueeze(0)).last_hidden_state
+        logits = lm.lm_head(hidden[:, -RESPONSE - 1 : -1])
+        if learns:
+            logits.sum().backward()
+    return int(counter.get_total_flops())
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_a_pass_takes_the_operations_that_torch_counts(lora: bool) -> None:
+    """torch counts attention to all N^2 pairs of places, the formula to the N (N + 1) / 2 that a causal mask leaves."""
+    one = Pass(ONE_ROW, [TOKENS])
+    beyond = ONE_ROW.layers * 4 * ONE_ROW.width * TOKENS * (TOKENS - 1) // 2
+    assert one.forward(ONE_ROW.layers, lora=lora, head=True) + beyond == counted(lora, learns=False)
+    assert one.learn(ONE_ROW.layers, lora=lora, head=True) + 3 * beyond == counted(lora, learns=True)
+
+
+def test_every_contender_is_counted_for_what_it_does() -> None:
+    """TRL does not score with the policy; a trunk is computed once, and only what is above it learns."""
+    workload = Workload(12, 768)
+    by_name = {contender.name: flops(contender, workload) for contender in CONTENDERS}
+    assert "policy" not in by_name["trl_lora"]["score"]
+    assert by_name["trl_lora"]["train"]["critic"] == by_name["ours_full"]["train"]["critic"]
+    assert by_name["trl_lora"]["train"]["policy"] == by_name["ours_lora"]["train"]["policy"]
+    score, whole = by_name["ours_top_bf16"]["score"], by_name["ours_lora"]["score"]
+    assert score["trunk"] == whole["reward"] * 8 / 12
+    assert whole["reference"] - score["reference"] == score["trunk"]
+    assert by_name["ours_adapter_reward"]["score"]["reward"] > whole["reward"]
+
+
+def test_prompts_are_as_long_as_the_workload_says() -> None:
+    lengths = Workload(12, 768).prompt_lengths
+    assert (len(lengths), lengths[0], lengths[-1]) == (16, 16, 47)
