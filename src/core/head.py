@@ -93,5 +93,8 @@ def head_logprobs(
     (https://arxiv.org/abs/2410.10989). Shapes: hidden (N, H), weight (V, H), bias (V,), ids (N,) int64 -> (N,), (N,) in
     float32 or better. The gradients cannot be differentiated again: that raises `RuntimeError`.
     """
-    both: tuple[Tensor, Tensor] = _Head.apply(hidden, weight, bias, ids, temperature, entropy_trains)  # type: ignore[no-untyped-call]
+    with torch.autocast(
+        hidden.device.type, enabled=False
+    ):  # it would take the sum over the vocabulary in half precision
+        both: tuple[Tensor, Tensor] = _Head.apply(hidden, weight, bias, ids, temperature, entropy_trains)  # type: ignore[no-untyped-call]
     return both

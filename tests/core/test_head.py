@@ -76,6 +76,16 @@ def test_half_precision_is_raised_before_the_softmax() -> None:
     assert torch.autograd.grad(mixed(*found), [hidden])[0].dtype == torch.bfloat16
 
 
+def test_autocast_does_not_reach_the_sum_over_the_vocabulary() -> None:
+    """Checklist 14. Only the product with the weights is in half precision, and that before."""
+    hidden, head, ids = case(130, False, torch.bfloat16)
+    expected = head_logprobs(hidden, head.weight, None, ids, 1.0, True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = head_logprobs(hidden, head.weight, None, ids, 1.0, True)
+    assert all(map(torch.equal, found, expected))
+    assert_close(found[1], entropy_from_logits(head(hidden)), atol=1e-4, rtol=0)
+
+
 def test_huge_logits_overflow_nothing() -> None:
     hidden, head, ids = case(11, False)
     found = head_logprobs(hidden * 1e4, head.weight, None, ids, 1.0, True)

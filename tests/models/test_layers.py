@@ -8,15 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers.activations import NewGELUActivation
 
 from src.models import layers
-from src.models.layers import Linear, TransposedLinear, with_fast_layers
+from src.models.layers import FusedGELU, Linear, TransposedLinear, with_fast_layers
 from src.models.loading import load_causal_lm
 from tests.models import architectures
 from tests.tiny import FOREIGN_WARNINGS, make_roles, model_settings, ragged_rollout
 
 pytestmark = FOREIGN_WARNINGS
 families = pytest.mark.parametrize("family", architectures.DECODERS)
+
+
+def test_the_activation_is_the_same_function() -> None:
+    x = torch.linspace(-9, 9, 1001, dtype=torch.float64)
+    assert_close(FusedGELU()(x), NewGELUActivation()(x), atol=1e-12, rtol=0)
 
 
 @families
