@@ -77,14 +77,14 @@ def passes_or_is_refused(given: list[str], folder: Path) -> None:
 pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("UserWarning", "FutureWarning")]
 
 
-@settings(max_examples=40, **FEW)  # type: ignore[arg-type]
+@settings(max_examples=25, **FEW)  # type: ignore[arg-type]
 @given(overrides())
 def test_an_override_passes_or_is_one_sentence(tmp_path_factory: pytest.TempPathFactory, given: list[str]) -> None:
     passes_or_is_refused(given, tmp_path_factory.getbasetemp())
 
 
 @pytest.mark.slow
-@settings(max_examples=1500, **FEW)  # type: ignore[arg-type]
+@settings(max_examples=100, **FEW)  # type: ignore[arg-type]
 @given(overrides())
 def test_many_overrides_pass_or_are_one_sentence(tmp_path_factory: pytest.TempPathFactory, given: list[str]) -> None:
     passes_or_is_refused(given, tmp_path_factory.getbasetemp())

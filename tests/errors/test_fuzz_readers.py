@@ -107,7 +107,7 @@ def test_a_data_file_gives_rows_or_a_sentence(file: tuple[str, bytes], form: For
 
 
 @pytest.mark.slow
-@settings(max_examples=20_000, **FEW)  # type: ignore[arg-type]
+@settings(max_examples=2000, **FEW)  # type: ignore[arg-type]
 @given(files(), st.sampled_from(FORMS), st.booleans())
 def test_many_data_files_give_rows_or_a_sentence(file: tuple[str, bytes], form: Form, chat: bool) -> None:
     answers_with_rows_or_a_sentence(file, form, chat)
