@@ -44,6 +44,7 @@ eval-check: setup ## Let lm_eval (the extra `eval`) read an exported model
 
 results: setup ## Repeat the studies of docs/results.md (some hours); REVIEWS=FILE adds the one on real text
 	$(BIN)/python -m benchmarks.seeds sentiment
+	$(BIN)/python -m benchmarks.seeds arithmetic
 	$(BIN)/python -m src.ladder name=results
 	@newest=$$(ls -td logs/ladder/results* | head -1); \
 	cp "$$newest/ladder.json" "$$newest/ladder.md" benchmarks/results/; cp "$$newest/ladder.png" docs/

@@ -30,6 +30,7 @@ from src.models.loading import ModelError
 from src.modules.ppo import PPOModule
 from src.rewards.errors import RewardError
 from src.rollout.evaluation import Evaluation, merge
+from src.rollout.fitting import out_of_memory
 from src.utils.config import ConfigError, settings_hash
 from src.utils.explain import explain
 from src.utils.figures import Figure, as_result
@@ -97,6 +98,15 @@ def friendly_errors(overrides: list[str] | None = None, job_of_sweep: bool = Fal
             print(f"error: job {' '.join(given)}: {sentence}", file=sys.stderr)
             raise JobFailedError(sentence) from None
         print(f"error: {sentence}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        print(
+            f"error: memory ran out ({one_sentence(error)[:200]}): a smaller batch_size of the stage or of rollout, or "
+            f"shorter texts take less; `python -m src.ledger` says what PPO takes. The last checkpoint stands",
+            file=sys.stderr,
+        )
         raise SystemExit(2) from None
     except OSError as error:
         if error.errno not in FULL_DISK:

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
 from src.artefacts import ensure
 from src.callbacks.checkpoint import IterationCheckpoint, checkpoints
@@ -41,9 +43,10 @@ from src.report import (
 from src.resume import plain, start_of
 from src.utils.config import ConfigError, compose, instantiate
 from src.utils.explain import CONF, unreadable
+from src.utils.help_page import help_page
 from src.utils.interruption import Interrupted
 from src.utils.processes import in_processes, launched
-from src.utils.run_folder import FINISHED, make_folder, run_folder
+from src.utils.run_folder import FINISHED, own_folder, run_folder
 
 
 def train(config: DictConfig) -> dict[str, Any]:
@@ -62,7 +65,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     corpus = instantiate(config.data)
     trainer = _trainer(config)
     if trainer.is_global_zero:
-        _make_folder(folder, config)
+        lock = _make_folder(folder, config)
         say_memory(config)
         if isinstance(corpus, TableCorpus):
             print(corpus.report())
@@ -85,6 +88,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     result = make_result(config, module.result(), time.perf_counter() - started)
     if trainer.is_global_zero:
         write_json(folder / FINISHED, result)
+        lock.release()
         report(folder, module)
     return result
 
@@ -102,14 +106,18 @@ def run(overrides: list[str]) -> dict[str, Any]:
     return train(config)
 
 
-def _make_folder(folder: Path, config: DictConfig) -> None:
-    """The run's folder with its configuration. Raises `ConfigError` when nothing can be written there."""
+def _make_folder(folder: Path, config: DictConfig) -> FileLock:
+    """The run's folder with its configuration, for this run alone until the lock is let go of or the process ends.
+
+    Raises `ConfigError` when nothing can be written there or another process is at work in it.
+    """
     try:
-        make_folder(folder)
+        lock = own_folder(folder)
     except OSError as error:
         raise ConfigError(f"log_dir={config.log_dir}: cannot write to {folder} ({error.strerror})") from error
     OmegaConf.save(config, folder / "config.tmp")
     (folder / "config.tmp").replace(folder / "config.yaml")
+    return lock
 
 
 def _trainer(config: DictConfig) -> Trainer:
@@ -169,9 +177,13 @@ def main() -> None:
     """Entry of the command line: a single run or, with -m, a sweep."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on to us and prints nothing of its own
     with friendly_errors():
-        wrong = unreadable([argument for argument in sys.argv[1:] if not argument.startswith("-")])
+        overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+        wrong = unreadable(overrides)
         if wrong is not None:
             raise ConfigError(wrong)
+        if {"--help", "-h"} & set(sys.argv):
+            Console().print(help_page(compose(overrides)), highlight=False)
+            return
         job()
 
 

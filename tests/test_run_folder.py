@@ -2,8 +2,8 @@
 
 import pytest
 
-from src.utils.config import compose
-from src.utils.run_folder import make_folder, name_of, run_folder
+from src.utils.config import ConfigError, compose
+from src.utils.run_folder import make_folder, name_of, own_folder, run_folder
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,12 @@ def test_make_folder_refuses_what_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         make_folder(tmp_path / "file/b")
+
+
+def test_two_runs_never_share_a_folder(tmp_path):
+    """The second is refused in one sentence, also within one process; after the first it may."""
+    lock = own_folder(tmp_path / "run")
+    with pytest.raises(ConfigError, match="another process is training there"):
+        own_folder(tmp_path / "run")
+    lock.release()
+    own_folder(tmp_path / "run").release()

@@ -115,15 +115,21 @@ def declarations() -> dict[str, list[str]]:
         group = str(path.relative_to(CONF).parent)
         if group in SETS_OTHERS_KEYS:
             continue
-        package = re.search(r"^# @package (\S+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
-        prefix = package[1] if package else ("_global_" if group == "." else group)
         content = OmegaConf.load(path)
         assert isinstance(content, DictConfig)
         content.pop("defaults", None)
         content.pop("hydra", None)
-        for key in _keys(OmegaConf.to_container(content), "" if prefix == "_global_" else prefix):
+        for key in _keys(OmegaConf.to_container(content), package_of(path)):
             found.setdefault(key, []).append("" if group == "." else f"{group}={path.stem}")
     return found
+
+
+def package_of(path: Path) -> str:
+    """The node that a file's keys belong to, dotted; "" for the top."""
+    package = re.search(r"^# @package (\S+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    group = str(path.relative_to(CONF).parent)
+    name = package[1] if package else group
+    return "" if name in ("_global_", ".") else name
 
 
 def chosen_along(overrides: list[str]) -> list[str]:

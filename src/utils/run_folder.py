@@ -6,6 +6,10 @@ import hashlib
 import re
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from src.utils.config import ConfigError
+
 FINISHED = "result.json"  # written last: a folder with this file is a finished run
 NOT_IN_NAMES = ("resume=auto", "resume=never", "resume_changed=", "stage=", "log_dir=", "name=")
 
@@ -52,3 +56,19 @@ def make_folder(folder: Path) -> None:
     probe = folder / ".writable"
     probe.touch()
     probe.unlink(missing_ok=True)  # a parallel job may have looked at the same time
+
+
+def own_folder(folder: Path) -> FileLock:
+    """Make the folder and keep other runs out of it for as long as the lock that is returned lives.
+
+    Raises `ConfigError` while another process is at work there. The system lets go of the lock of a killed process.
+    """
+    make_folder(folder)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ConfigError(
+            f"{folder}: another process is training there; wait for it, stop it, or give this run another name=..."
+        ) from error
+    return lock
