@@ -56,10 +56,14 @@ def overrides(workload: Workload, folder: Path) -> list[str]:
         *(f"data.path={folder}/train.jsonl", f"model.path={folder}/policy", "trainer.accelerator=cpu"),
         *(f"data.splits.{split}={folder}/{split}.jsonl" for split in ("validation", "test")),
         *("model.lora.targets=[c_attn]", f"model.lora.rank={workload.rank}", f"model.lora.alpha={2 * workload.rank}"),
-        *("reward=learned", f"reward.path={folder}/reward", f"reward.batch_size={workload.rows}"),
+        *("reward=learned", f"reward.path={folder}/reward", f"reward.batch_size={workload.minibatch}"),
         *(f"ppo.iterations={workload.iterations}", f"ppo.batch_size={workload.rows}", f"ppo.epochs={workload.epochs}"),
         *(f"ppo.minibatch_size={workload.minibatch}", f"ppo.micro_batch_size={workload.minibatch}", "ppo.lr=1e-5"),
-        *("ppo.eval_prompts=1", f"rollout.batch_size={workload.rows}", f"rollout.max_prompt_tokens={workload.longest}"),
+        *(
+            "ppo.eval_prompts=1",
+            f"rollout.batch_size={workload.minibatch}",
+            f"rollout.max_prompt_tokens={workload.longest}",
+        ),
         f"rollout.max_new_tokens={workload.new_tokens}",
         "+callbacks.clock._target_=benchmarks.compare.ours.PhaseClock",
     ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from src.core.linear import linear
+
+IN_CACHE = 2**18  # vocabulary scores worked on at a time on a CPU: 1 MiB in float32
 
 
 class _Head(torch.autograd.Function):
@@ -21,62 +24,76 @@ class _Head(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, temperature: float, both: bool
     ) -> tuple[Tensor, Tensor]:
-        p, logits, log_total = _softmax(hidden, weight, bias, temperature)
-        entropy = log_total - torch.einsum("nv,nv->n", p, logits)
-        taken = logits.gather(1, ids.unsqueeze(1)).squeeze(1) - log_total
         ctx.temperature, ctx.both, ctx.frozen = temperature, both, not any(ctx.needs_input_grad[1:3])
-        if not both:
-            ctx.mark_non_differentiable(entropy)
-        if not ctx.frozen:
+        slopes = ctx.frozen and ctx.needs_input_grad[0]
+        logits = linear(hidden, weight)
+        of_entropy = torch.empty_like(logits) if slopes and both else None
+        taken, entropy = [], []
+        for rows, z, p, log_total in _softmax(logits, bias, temperature):
+            taken.append(z.gather(1, ids[rows].unsqueeze(1)).squeeze(1) - log_total)
+            entropy.append(log_total - torch.linalg.vecdot(p, z))
+            if slopes:
+                logits[rows] = p
+            if of_entropy is not None:
+                of_entropy[rows] = _entropy_slope(p, z, log_total, entropy[-1])
+        if slopes:
+            kept = [weight[ids] - linear(logits, weight.t())]
+            ctx.save_for_backward(*kept, *([] if of_entropy is None else [linear(of_entropy, weight.t())]))
+        elif not ctx.frozen:
             ctx.save_for_backward(hidden, weight, bias, ids)
-        elif ctx.needs_input_grad[0]:
-            slopes = [weight[ids] - linear(p.to(weight.dtype), weight.t())]
-            if both:
-                slopes.append(linear(_entropy_slope(p, logits, log_total, entropy).to(weight.dtype), weight.t()))
-            ctx.save_for_backward(*slopes)
-        return taken, entropy
+        result = torch.cat(taken), torch.cat(entropy)
+        if not both:
+            ctx.mark_non_differentiable(result[1])
+        return result
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, above: Tensor, above_entropy: Tensor) -> tuple[Tensor | None, ...]:
         incoming = [above, above_entropy] if ctx.both else [above]
         incoming = [g.unsqueeze(1) / ctx.temperature for g in incoming]
+        none = [None] * 3
         if ctx.frozen:
-            return sum(g.to(slope.dtype) * slope for g, slope in zip(incoming, ctx.saved_tensors, strict=True)), *[
-                None
-            ] * 5
+            of_hidden = sum(g.to(slope.dtype) * slope for g, slope in zip(incoming, ctx.saved_tensors, strict=True))
+            return of_hidden, None, None, *none
         hidden, weight, bias, ids = ctx.saved_tensors
-        p, logits, log_total = _softmax(hidden, weight, bias, ctx.temperature)
-        slope = -incoming[0] * p
-        slope.scatter_add_(1, ids.unsqueeze(1), incoming[0])
-        if ctx.both:
-            entropy = log_total - torch.einsum("nv,nv->n", p, logits)
-            slope.add_(incoming[1] * _entropy_slope(p, logits, log_total, entropy))
-        to_weight = slope.to(hidden.dtype)
-        of_hidden, of_weight = linear(to_weight, weight.t()), linear(to_weight.t(), hidden.t())
-        return of_hidden, of_weight, None if bias is None else slope.sum(0), None, None, None
+        slope = linear(hidden, weight)
+        of_bias = None if bias is None else torch.zeros_like(bias)
+        for rows, z, p, log_total in _softmax(slope, bias, ctx.temperature):
+            own = -incoming[0][rows] * p
+            own.scatter_add_(1, ids[rows].unsqueeze(1), incoming[0][rows])
+            if ctx.both:
+                entropy = log_total - torch.linalg.vecdot(p, z)
+                own.add_(incoming[1][rows] * _entropy_slope(p, z, log_total, entropy))
+            if of_bias is not None:
+                of_bias += own.sum(0)
+            slope[rows] = own
+        return linear(slope, weight.t()), linear(slope.t(), hidden.t()), of_bias, *none
 
 
-def _softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """p_v, z_v - max z and log sum_v exp(z_v - max z) of z = (W h + b) / temperature, in float32 or better.
+def _softmax(logits: Tensor, bias: Tensor | None, temperature: float) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """z_v - max z, p_v and log sum_v exp(z_v - max z) of z = (logits + bias) / temperature, in float32 or better.
 
-    Shapes: hidden (N, H), weight (V, H), bias (V,) -> (N, V), (N, V), (N,).
+    Some rows at a time, so few on a CPU that they stay in its cache; their place in `logits` may be written over.
+    Yields rows n of (N, V): the slice, (n, V), (n, V), (n,).
     """
-    logits = linear(hidden, weight)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if bias is not None:
-        logits.add_(bias)
-    if temperature != 1:
-        logits.div_(temperature)
-    logits.sub_(logits.amax(dim=1, keepdim=True))
-    p = logits.exp()
-    total = p.sum(dim=1)
-    return p.div_(total.unsqueeze(1)), logits, total.log()
+    count, size = logits.shape
+    step = max(1, IN_CACHE // size) if logits.device.type == "cpu" else max(1, count)
+    for start in range(0, count, step):
+        rows = slice(start, start + step)
+        z = logits[rows].to(torch.promote_types(logits.dtype, torch.float32))
+        if bias is not None:
+            z = z + bias
+        if temperature != 1:
+            z = z / temperature
+        z = z - z.amax(dim=1, keepdim=True)
+        p = z.exp()
+        total = p.sum(dim=1)
+        yield rows, z, p.div_(total.unsqueeze(1)), total.log()
 
 
-def _entropy_slope(p: Tensor, logits: Tensor, log_total: Tensor, entropy: Tensor) -> Tensor:
-    """dH / dz_v = -p_v (log p_v + H), written over `logits`. Shapes: (N, V), (N, V), (N,), (N,) -> (N, V)."""
-    return logits.sub_((log_total - entropy).unsqueeze(1)).mul_(p).neg_()
+def _entropy_slope(p: Tensor, z: Tensor, log_total: Tensor, entropy: Tensor) -> Tensor:
+    """dH / dz_v = -p_v (log p_v + H), written over `z`. Shapes: (n, V), (n, V), (n,), (n,) -> (n, V)."""
+    return z.sub_((log_total - entropy).unsqueeze(1)).mul_(p).neg_()
 
 
 def head_logprobs(
