@@ -59,12 +59,8 @@ def overrides(workload: Workload, folder: Path) -> list[str]:
         *("reward=learned", f"reward.path={folder}/reward", f"reward.batch_size={workload.minibatch}"),
         *(f"ppo.iterations={workload.iterations}", f"ppo.batch_size={workload.rows}", f"ppo.epochs={workload.epochs}"),
         *(f"ppo.minibatch_size={workload.minibatch}", f"ppo.micro_batch_size={workload.minibatch}", "ppo.lr=1e-5"),
-        *(
-            "ppo.eval_prompts=1",
-            f"rollout.batch_size={workload.minibatch}",
-            f"rollout.max_prompt_tokens={workload.longest}",
-        ),
-        f"rollout.max_new_tokens={workload.new_tokens}",
+        *("ppo.eval_prompts=1", f"rollout.batch_size={workload.minibatch}"),
+        *(f"rollout.max_prompt_tokens={workload.longest}", f"rollout.max_new_tokens={workload.new_tokens}"),
         "+callbacks.clock._target_=benchmarks.compare.ours.PhaseClock",
     ]
 
