@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from src.utils.config import compose
 class PhaseClock(Callback):
     """Times the phases; stands behind the rollout callback, so that its own hook comes when the experience is made."""
 
+    make_clock: Callable[[], Any] = Clock
+
     def on_train_start(self, trainer: Trainer, pl_module: PPOModule) -> None:
         """Begin, and listen to the sampler and the optimizers."""
-        self.clock = Clock()
+        self.clock = self.make_clock()
         maker = next(c.maker for c in trainer.callbacks if isinstance(c, RolloutCallback))
         sample = maker.sample
 

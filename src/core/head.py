@@ -11,6 +11,7 @@ from torch import Tensor
 from src.core.linear import linear
 
 IN_CACHE = 2**18  # vocabulary scores worked on at a time on a CPU: 1 MiB in float32
+ON_GPU = 2**22  # and on a GPU: 16 MiB, enough to keep it busy
 
 
 class _Head(torch.autograd.Function):
@@ -32,10 +33,10 @@ class _Head(torch.autograd.Function):
         for rows, z, p, log_total in _softmax(logits, bias, temperature):
             taken.append(z.gather(1, ids[rows].unsqueeze(1)).squeeze(1) - log_total)
             entropy.append(log_total - torch.linalg.vecdot(p, z))
-            if slopes:
-                logits[rows] = p
             if of_entropy is not None:
                 of_entropy[rows] = _entropy_slope(p, z, log_total, entropy[-1])
+            if slopes:
+                logits[rows] = p
         if slopes:
             kept = [weight[ids] - linear(logits, weight.t())]
             ctx.save_for_backward(*kept, *([] if of_entropy is None else [linear(of_entropy, weight.t())]))
@@ -73,19 +74,18 @@ class _Head(torch.autograd.Function):
 def _softmax(logits: Tensor, bias: Tensor | None, temperature: float) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """z_v - max z, p_v and log sum_v exp(z_v - max z) of z = (logits + bias) / temperature, in float32 or better.
 
-    Some rows at a time, so few on a CPU that they stay in its cache; their place in `logits` may be written over.
+    Some rows at a time, so few on a CPU that they stay in its cache; z may lie where they lay in `logits`.
     Yields rows n of (N, V): the slice, (n, V), (n, V), (n,).
     """
-    count, size = logits.shape
-    step = max(1, IN_CACHE // size) if logits.device.type == "cpu" else max(1, count)
-    for start in range(0, count, step):
+    step = max(1, (IN_CACHE if logits.device.type == "cpu" else ON_GPU) // logits.shape[1])
+    for start in range(0, len(logits), step):
         rows = slice(start, start + step)
         z = logits[rows].to(torch.promote_types(logits.dtype, torch.float32))
         if bias is not None:
-            z = z + bias
+            z.add_(bias)
         if temperature != 1:
-            z = z / temperature
-        z = z - z.amax(dim=1, keepdim=True)
+            z.div_(temperature)
+        z.sub_(z.amax(dim=1, keepdim=True))
         p = z.exp()
         total = p.sum(dim=1)
         yield rows, z, p.div_(total.unsqueeze(1)), total.log()
@@ -110,8 +110,7 @@ def head_logprobs(
     (https://arxiv.org/abs/2410.10989). Shapes: hidden (N, H), weight (V, H), bias (V,), ids (N,) int64 -> (N,), (N,) in
     float32 or better. The gradients cannot be differentiated again: that raises `RuntimeError`.
     """
-    with torch.autocast(
-        hidden.device.type, enabled=False
-    ):  # it would take the sum over the vocabulary in half precision
+    # autocast would take the sum over the vocabulary in half precision
+    with torch.autocast(hidden.device.type, enabled=False):
         both: tuple[Tensor, Tensor] = _Head.apply(hidden, weight, bias, ids, temperature, entropy_trains)  # type: ignore[no-untyped-call]
     return both

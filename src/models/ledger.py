@@ -152,7 +152,7 @@ def _next_token(lm: PreTrainedModel, rows: int, new: int, cache: DynamicCache, b
     logits = lm(
         **_inputs(rows, new, before), past_key_values=cache, use_cache=True, logits_to_keep=1
     ).logits[:, -1]  # fmt: skip
-    return torch.log_softmax(logits.float(), dim=-1).exp()
+    return logits.float().exp()
 
 
 def _scoring(lm: PreTrainedModel, load: Workload) -> int:

@@ -109,9 +109,14 @@ class Sampler:
         return torch.rand(rows, dtype=torch.float64, device=device, generator=generator)
 
     def _draw(self, logits: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor]:
-        logprobs = torch.log_softmax(logits.float() / self.temperature, dim=-1)
-        token = logprobs.argmax(dim=-1) if u is None else inverse_cdf(logprobs.exp(), u)
-        return token, logprobs.gather(1, token.unsqueeze(1)).squeeze(1)
+        """A token for each row of the logits (N, V), which are used up, and its logprob: (N,) each."""
+        z = logits.float()
+        if self.temperature != 1:
+            z = z / self.temperature
+        z.sub_(z.amax(dim=-1, keepdim=True))  # in place: a pass over the vocabulary for every row and step
+        p = z.exp()  # not divided by its sum, which the draw does not need
+        token = z.argmax(dim=-1) if u is None else inverse_cdf(p, u)
+        return token, z.gather(1, token.unsqueeze(1)).squeeze(1) - p.sum(dim=-1).log()
 
 
 def without_gaps(stays: Tensor) -> Tensor:
