@@ -2,8 +2,10 @@
 
     python -m benchmarks.seeds sentiment --seeds 1 2 3
     python -m benchmarks.seeds movie_reviews --seeds 1 2 3 -- data.path=reviews.jsonl
+    python -m benchmarks.seeds sentiment --name sentiment_top --seeds 1 2 3 4 5 -- model.lora.layers=2
 
-Writes benchmarks/results/EXPERIMENT.json (every figure of every seed) and EXPERIMENT.md (the table).
+Writes benchmarks/results/NAME.json (every figure of every seed) and NAME.md (the table); NAME is EXPERIMENT unless
+given.
 """
 
 from __future__ import annotations
@@ -37,9 +39,9 @@ ROWS = (
 )
 
 
-def run(experiment: str, seed: int, overrides: list[str]) -> dict[str, Any]:
+def run(experiment: str, study: str, seed: int, overrides: list[str]) -> dict[str, Any]:
     """One pipeline in a process of its own; returns its result.json."""
-    name = f"seeds-{experiment}-{seed}"
+    name = f"seeds-{study}-{seed}"
     command = [sys.executable, "-m", "src.pipeline", f"experiment={experiment}", f"seed={seed}", f"name={name}"]
     subprocess.run([*command, "resume=never", *overrides], check=True)
     newest = max(Path("logs/pipeline").glob(f"{name}*/result.json"), key=lambda path: path.stat().st_mtime)
@@ -70,13 +72,15 @@ def main() -> None:
     """Entry of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment")
+    parser.add_argument("--name", help="of the files that are written")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("overrides", nargs="*", help="further overrides of the pipeline, after --")
     arguments = parser.parse_intermixed_args()
-    results = {seed: run(arguments.experiment, seed, arguments.overrides) for seed in arguments.seeds}
+    name = arguments.name or arguments.experiment
+    results = {seed: run(arguments.experiment, name, seed, arguments.overrides) for seed in arguments.seeds}
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{arguments.experiment}.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    (RESULTS / f"{arguments.experiment}.md").write_text(table(results), encoding="utf-8")
+    (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (RESULTS / f"{name}.md").write_text(table(results), encoding="utf-8")
     print(table(results))
 
 

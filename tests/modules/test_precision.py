@@ -20,7 +20,7 @@ pytestmark = FOREIGN_WARNINGS
 def test_activations_have_the_precision_that_was_asked_for(
     base_dtype: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The product of every layer of the base in rollout, scoring and update; logprobs, entropies and trained weights in float32."""
+    """The base's products in rollout, scoring and update; logprobs, entropies and trained weights in float32."""
     roles = make_roles(write_lm(tmp_path / "base"), dtype=base_dtype)
     activations: set[torch.dtype] = set()
     read: set[torch.dtype] = set()
