@@ -31,6 +31,7 @@ from transformers import (
 from src.models.adapters import add_adapter, lora_config
 from src.models.distribution import TokenDistribution
 from src.models.forward import gradient_checkpointing
+from src.models.layers import with_fast_layers
 from src.models.scalar_head import value_head
 from src.models.settings import DTYPES, ModelSettings
 
@@ -94,6 +95,9 @@ def ledger(
         base = size(lm.parameters())
         weights, trained = _roles(lm, model, critic)
         judge = AutoModelForSequenceClassification.from_config(reward).eval() if reward is not None else None
+    for net in (lm, judge):
+        if net is not None:
+            with_fast_layers(net)
     copied = sum(weights.values()) if model.lora is not None else base
     if judge is not None:
         weights["reward"] = size(judge.parameters())

@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import src.ledger
 from benchmarks import memory_tables
 from src.models.adapters import add_adapter
+from src.models.layers import with_fast_layers
 from src.models.ledger import ADAM_STATES, LiveBytes, Workload, _update, ledger
 from src.models.loading import load_config
 from src.utils.config import compose
@@ -39,7 +40,7 @@ def test_weights_and_gradients_are_those_of_the_roles(lora, tmp_path):
 
 
 def test_fake_and_real_tensors_take_the_same_bytes():
-    lm = GPT2LMHeadModel(gpt2_config()).eval()
+    lm = with_fast_layers(GPT2LMHeadModel(gpt2_config()).eval())
     add_adapter(lm, LORA, "policy")
     real = _update(lm, model_settings("x"), LOAD, 0)
     assert of(gpt2_config(), critic=False).phases["update of the policy: activations, gradients"] == real
