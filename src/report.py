@@ -89,24 +89,15 @@ def friendly_errors(overrides: list[str] | None = None, job_of_sweep: bool = Fal
     except JobFailedError:
         print("error: not every job of the sweep worked; the others have their results", file=sys.stderr)
         raise SystemExit(2) from None
-    except MENDABLE as error:
+    except (*MENDABLE, RuntimeError) as error:
         given = sys.argv[1:] if overrides is None else overrides
-        sentence = (
-            explain(error, given) if isinstance(error, HydraException | OmegaConfBaseException) else one_sentence(error)
-        )
+        sentence = _sentence(error, given)
+        if sentence is None:
+            raise
         if job_of_sweep:
             print(f"error: job {' '.join(given)}: {sentence}", file=sys.stderr)
             raise JobFailedError(sentence) from None
         print(f"error: {sentence}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        print(
-            f"error: memory ran out ({one_sentence(error)[:200]}): a smaller batch_size of the stage or of rollout, or "
-            f"shorter texts take less; `python -m src.ledger` says what PPO takes. The last checkpoint stands",
-            file=sys.stderr,
-        )
         raise SystemExit(2) from None
     except OSError as error:
         if error.errno not in FULL_DISK:
@@ -120,6 +111,21 @@ def friendly_errors(overrides: list[str] | None = None, job_of_sweep: bool = Fal
     except KeyboardInterrupt:
         print("interrupted: the same command goes on with what was finished", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _sentence(error: Exception, overrides: list[str]) -> str | None:
+    """What a person can do about an error; None for one that is a fault of the program."""
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return explain(error, overrides)
+    if isinstance(error, MENDABLE):
+        return one_sentence(error)
+    if out_of_memory(error):
+        return (
+            f"memory ran out ({one_sentence(error)[:200]}): smaller batches (the stage's batch_size, "
+            f"rollout.batch_size) or shorter texts take less; `python -m src.ledger` says what PPO takes; the last "
+            f"checkpoint stands"
+        )
+    return None
 
 
 def one_sentence(error: Exception) -> str:

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from src.models.loading import ModelError
 from src.models.roles import Roles
-from src.report import friendly_errors
+from src.report import JobFailedError, friendly_errors
 from src.rollout.fitting import Fitting, out_of_memory
 from src.types import Experience
 from tests.tiny import (
@@ -237,3 +237,21 @@ def test_what_is_no_lack_of_memory_goes_through() -> None:
     assert not out_of_memory(shapes.value)
     with pytest.raises(RuntimeError, match="must match"):
         Fitting(8, "key").attempt(lambda: torch.zeros(2) + torch.zeros(3), rows=8)
+
+
+@pytest.mark.parametrize("job_of_sweep", [False, True])
+def test_memory_that_runs_out_anywhere_is_one_sentence(job_of_sweep: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where nothing can be halved; the other jobs of a sweep go on."""
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")
+    stop = JobFailedError if job_of_sweep else SystemExit
+    with pytest.raises(stop), friendly_errors(["seed=1"], job_of_sweep):
+        raise error
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "memory ran out (CUDA out of memory. Tried to allocate 2.00 GiB." in said
+    assert "rollout.batch_size" in said
+
+
+def test_other_faults_of_the_program_keep_their_traceback() -> None:
+    with pytest.raises(RuntimeError, match="shapes do not fit"), friendly_errors([]):
+        raise RuntimeError("shapes do not fit")
