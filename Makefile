@@ -13,6 +13,7 @@ test test-slow: export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
 REVIEWS ?=
+TRL ?=
 
 .PHONY: help setup demo test test-slow eval-check results mutants lint format lock audit clean
 
@@ -42,8 +43,9 @@ eval-check: setup ## Let lm_eval (the extra `eval`) read an exported model
 	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[eval]'
 	$(BIN)/python -m pytest -n 0 tests/lm_eval_tasks/check.py
 
-results: setup ## Repeat the studies of docs/results.md (some hours); REVIEWS=FILE adds the one on real text
-	$(BIN)/python -m benchmarks.seeds sentiment
+results: setup ## Repeat the studies of docs/results.md (some hours); REVIEWS=FILE adds the one on real text, TRL=PYTHON the one beside TRL
+	$(BIN)/python -m benchmarks.seeds sentiment --seeds 1 2 3 4 5
+	$(BIN)/python -m benchmarks.seeds sentiment --name sentiment_top --seeds 1 2 3 4 5 -- model.lora.layers=2
 	$(BIN)/python -m benchmarks.seeds arithmetic
 	$(BIN)/python -m src.ladder name=results
 	@newest=$$(ls -td logs/ladder/results* | head -1); \
@@ -52,6 +54,11 @@ results: setup ## Repeat the studies of docs/results.md (some hours); REVIEWS=FI
 	$(BIN)/python -m benchmarks.overoptimisation
 	$(BIN)/python -m benchmarks.kills
 	$(BIN)/python -m benchmarks.soak
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.rollout
+	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.profile
+	@if [ -n "$(TRL)" ]; then $(BIN)/python -m benchmarks.compare --trl $(TRL); fi
 	@if [ -n "$(REVIEWS)" ]; then $(BIN)/python -m benchmarks.seeds movie_reviews -- data.path=$(REVIEWS); fi
 
 mutants: setup ## Break src/core in every small way and see which breaks the tests notice
