@@ -77,7 +77,8 @@ def _softmax(logits: Tensor, bias: Tensor | None, temperature: float) -> Iterato
     Some rows at a time, so few on a CPU that they stay in its cache; z may lie where they lay in `logits`.
     Yields rows n of (N, V): the slice, (n, V), (n, V), (n,).
     """
-    step = max(1, (IN_CACHE if logits.device.type == "cpu" else ON_GPU) // logits.shape[1])
+    has_cache = logits.device.type == "cpu" and type(logits) is Tensor  # not a stand-in without memory
+    step = max(1, (IN_CACHE if has_cache else ON_GPU) // logits.shape[1])
     for start in range(0, len(logits), step):
         rows = slice(start, start + step)
         z = logits[rows].to(torch.promote_types(logits.dtype, torch.float32))
