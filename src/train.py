@@ -11,12 +11,11 @@ import json
 import os
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import hydra
-from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch import Trainer
@@ -58,6 +57,12 @@ def train(config: DictConfig) -> dict[str, Any]:
     if "strategy" in config.trainer and not launched():
         in_processes(config.trainer.devices, train, config, MENDABLE)
         return json.loads((folder / FINISHED).read_text(encoding="utf-8"))
+    with ExitStack() as held:
+        return _train(config, folder, held)
+
+
+def _train(config: DictConfig, folder: Path, held: ExitStack) -> dict[str, Any]:
+    """One process's part of it; `held` lets go of the folder, however it ends."""
     started = time.perf_counter()
     quiet_libraries()
     preflight(config)
@@ -65,7 +70,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     corpus = instantiate(config.data)
     trainer = _trainer(config)
     if trainer.is_global_zero:
-        lock = _make_folder(folder, config)
+        _make_folder(folder, config, held)
         say_memory(config)
         if isinstance(corpus, TableCorpus):
             print(corpus.report())
@@ -88,7 +93,6 @@ def train(config: DictConfig) -> dict[str, Any]:
     result = make_result(config, module.result(), time.perf_counter() - started)
     if trainer.is_global_zero:
         write_json(folder / FINISHED, result)
-        lock.release()
         report(folder, module)
     return result
 
@@ -106,18 +110,17 @@ def run(overrides: list[str]) -> dict[str, Any]:
     return train(config)
 
 
-def _make_folder(folder: Path, config: DictConfig) -> FileLock:
-    """The run's folder with its configuration, for this run alone until the lock is let go of or the process ends.
+def _make_folder(folder: Path, config: DictConfig, held: ExitStack) -> None:
+    """The run's folder with its configuration, for this run alone until `held` is closed or the process ends.
 
     Raises `ConfigError` when nothing can be written there or another process is at work in it.
     """
     try:
-        lock = own_folder(folder)
+        held.callback(own_folder(folder).release)
     except OSError as error:
         raise ConfigError(f"log_dir={config.log_dir}: cannot write to {folder} ({error.strerror})") from error
     OmegaConf.save(config, folder / "config.tmp")
     (folder / "config.tmp").replace(folder / "config.yaml")
-    return lock
 
 
 def _trainer(config: DictConfig) -> Trainer:

@@ -1,7 +1,9 @@
 """Run folders: the same command finds its folder again, and a folder can be given on the command line."""
 
 import pytest
+from lightning.pytorch import Trainer
 
+from src.train import run
 from src.utils.config import ConfigError, compose
 from src.utils.run_folder import make_folder, name_of, own_folder, run_folder
 
@@ -61,3 +63,16 @@ def test_two_runs_never_share_a_folder(tmp_path):
         own_folder(tmp_path / "run")
     lock.release()
     own_folder(tmp_path / "run").release()
+
+
+def test_a_run_that_fails_lets_go_of_its_folder(tmp_path, monkeypatch):
+    """While the error is still held by whoever caught it, as by the next job of a sweep."""
+
+    def fail(*_, **__):
+        raise RuntimeError("in the middle")
+
+    monkeypatch.setattr(Trainer, "fit", fail)
+    with pytest.raises(RuntimeError, match="in the middle") as caught:
+        run(["experiment=quick", "stage=sft", f"log_dir={tmp_path}", "name=mine"])
+    own_folder(tmp_path / "sft" / "mine").release()
+    assert caught.value.__traceback__ is not None
