@@ -1,0 +1,81 @@
+"""No tensor is left behind on the CPU when a run is on a GPU. There is none here: it is pretended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import lightning.pytorch
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+import src.callbacks.rollout
+import src.rollout.evaluation
+from src.train import run
+from src.utils.streams import generator
+from tests.accelerator import CPU, GPU, OnPretendedGPU, PretendedGPU, where
+from tests.conftest import TINY_RUN
+from tests.tiny import FOREIGN_WARNINGS, write_lm
+
+pytestmark = FOREIGN_WARNINGS
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.device]]:
+    """The devices that random streams were asked for; there is no generator of a GPU without one."""
+    asked: list[torch.device] = []
+
+    def of_cpu(*key: Any, device: torch.device | str = "cpu") -> torch.Generator:
+        asked.append(torch.device(device))
+        return generator(*key)
+
+    monkeypatch.setattr(src.callbacks.rollout, "generator", of_cpu)
+    monkeypatch.setattr(src.rollout.evaluation, "generator", of_cpu)
+    trainer = partial(Trainer, strategy=OnPretendedGPU())
+    monkeypatch.setattr(lightning.pytorch, "Trainer", lambda **settings: trainer(**settings | {"accelerator": "auto"}))
+    with PretendedGPU():
+        yield asked
+
+
+def test_what_meets_on_two_devices_is_refused(gpu: list[torch.device]) -> None:
+    """And numbers, indices from the CPU and moved tensors are not: otherwise the runs below would show nothing."""
+    there, here = torch.ones(3, device=GPU), torch.ones(3)
+    assert (there * 2).device == there.relu().device == torch.zeros_like(there).device == GPU
+    assert there.cpu().device == here.device == CPU
+    assert where(there + torch.tensor(1.0)) == where(there[torch.tensor([0])]) == where(there + here.to(GPU)) == GPU
+    for mixed in (
+        lambda: there + here,
+        lambda: torch.where(there > 0, there, here),
+        lambda: here[torch.zeros(1, dtype=torch.long, device=GPU)],
+        lambda: there.__setitem__(0, here),
+        lambda: torch.cat([there, here]),
+    ):
+        with pytest.raises(RuntimeError, match="same device"):
+            mixed()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "model.lora.layers=1",
+        "model.lora=null model.gradient_checkpointing=true ppo.lm_coef=0.5",
+        "advantage=rloo rollout.samples_per_prompt=4 kl=loss kl_estimator=exact",
+        "advantage=remax policy_loss=kl_penalty old_kl=exact score_scaling=normalise",
+        "policy_loss=trpo preset=ppo_max",
+    ],
+)
+def test_a_whole_run_stays_on_its_device(overrides: str, tmp_path: Any, gpu: list[torch.device]) -> None:
+    """Sampling, scoring, learning, checkpoint, evaluation and saving."""
+    chosen = overrides.split()
+    plain = [
+        o for o in TINY_RUN if not o.startswith(("trainer.accelerator", *(["model.lora."] * ("null" in overrides))))
+    ]
+    folder = write_lm(tmp_path / "base")
+    result = run([*plain, *chosen, f"model.path={folder}", f"log_dir={tmp_path}", "name=there"])
+    assert set(gpu) == {GPU}
+    assert isinstance(result["ppo"], dict)
+    saved = torch.load(next(tmp_path.rglob("*.ckpt")), weights_only=True)
+    assert all(isinstance(tensor, Tensor) for tensor in saved["state_dict"].values())
