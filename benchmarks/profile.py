@@ -53,7 +53,7 @@ def kind_of(operator: str) -> str:
 class Profile:
     """A clock that tells the seconds of each kind of operation; the first iteration warms up."""
 
-    def __init__(self) -> None:
+    def __init__(self, _: str) -> None:
         self.steps, self.found, self.profiler = 0, {}, None
 
     def lap(self, phase: str) -> None:

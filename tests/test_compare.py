@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.compare.contenders import CONTENDERS
-from benchmarks.compare.limit import Pass, flops
-from benchmarks.compare.workload import VOCABULARY, Workload
+from benchmarks.compare.limit import Pass, decoded_bytes, flops
+from benchmarks.compare.workload import VOCABULARY, Workload, on_gpu
 from tests.tiny import CONV1D
 
 TOKENS, RESPONSE = 11, 4
@@ -55,6 +55,30 @@ def test_every_contender_is_counted_for_what_it_does() -> None:
     assert score["trunk"] == whole["reward"] * 8 / 12
     assert whole["reference"] - score["reference"] == score["trunk"]
     assert by_name["ours_adapter_reward"]["score"]["reward"] > whole["reward"]
+
+
+def test_decoding_reads_all_matrices_and_the_cache_for_each_token() -> None:
+    """Counted on a real model and its real cache; the first token comes of the pass over the prompts."""
+    workload = Workload(2, 64, rows=2, shortest=3, longest=5, new_tokens=3)
+    shape = {"n_layer": workload.layers, "n_head": workload.heads, "n_embd": workload.width}
+    lm = GPT2LMHeadModel(GPT2Config(**shape, vocab_size=VOCABULARY)).eval()
+    matrices = [p for name, p in lm.named_parameters() if p.dim() == 2 and "wpe" not in name]
+    read = 0
+    for token in range(1, workload.new_tokens):
+        read += sum(p.nbytes for p in matrices)
+        for prompt in workload.prompt_lengths:
+            cache = lm(torch.zeros(1, prompt + token, dtype=torch.long)).past_key_values
+            read += sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    by_name = {contender.name: contender for contender in CONTENDERS}
+    assert decoded_bytes(by_name["ours_lora"], workload) == read
+    assert decoded_bytes(by_name["ours_lora_bf16"], workload) == read / 2
+
+
+def test_a_gpus_prompts_and_responses_fit_into_the_positions() -> None:
+    """Of GPT-2, 1024."""
+    workload = on_gpu(12, 768)
+    assert max(workload.prompt_lengths) + workload.new_tokens <= GPT2Config().n_positions
+    assert workload.rows % workload.minibatch == 0
 
 
 def test_prompts_are_as_long_as_the_workload_says() -> None:

@@ -30,7 +30,8 @@ from benchmarks.compare.workload import Clock, Workload
 class PhaseClock(TrainerCallback):
     """Times the phases and counts the tokens of the responses."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, device: str) -> None:
+        self.device = device
         self.specials = torch.tensor(tokenizer.all_special_ids)
         self.tokens, self.scoring = 0, False
         self.generation, self.forward = ppo_trainer.batch_generation, ppo_trainer.forward
@@ -55,7 +56,7 @@ class PhaseClock(TrainerCallback):
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Begin."""
-        self.clock = Clock()
+        self.clock = Clock(self.device)
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """An iteration is over."""
@@ -66,7 +67,8 @@ class PhaseClock(TrainerCallback):
 def settings(workload: Workload, folder: Path) -> PPOConfig:
     """The workload in TRL's words; a step of its optimizer per minibatch asks for accumulation over 1."""
     return PPOConfig(
-        output_dir=str(folder / "trl"), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[],
+        output_dir=str(folder / "trl"), use_cpu=workload.device == "cpu", bf16=workload.device == "cuda",
+        gradient_checkpointing=False, report_to=[],
         save_strategy="no", disable_tqdm=True, num_sample_generations=0, learning_rate=1e-5,
         per_device_train_batch_size=workload.rows, gradient_accumulation_steps=1,
         num_mini_batches=workload.rows // workload.minibatch, num_ppo_epochs=workload.epochs,
@@ -80,13 +82,14 @@ def main() -> None:
     torch.set_num_threads(1)
     folder, lora = Path(sys.argv[1]), sys.argv[2] == "lora"
     workload = Workload.read(folder)
+    dtype = torch.bfloat16 if workload.device == "cuda" else torch.float32
     tokenizer = AutoTokenizer.from_pretrained(folder / "policy", padding_side="left")
     lines = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
     prompts = [tokenizer(json.loads(line)["prompt"])["input_ids"] for line in lines]
     assert [len(prompt) for prompt in prompts] == workload.prompt_lengths
 
     def classifier() -> Any:
-        return AutoModelForSequenceClassification.from_pretrained(folder / "reward", num_labels=1, dtype=torch.float32)
+        return AutoModelForSequenceClassification.from_pretrained(folder / "reward", num_labels=1, dtype=dtype)
 
     adapter = LoraConfig(
         r=workload.rank, lora_alpha=2 * workload.rank, lora_dropout=0.0, target_modules=["c_attn"],
@@ -95,13 +98,13 @@ def main() -> None:
     PPOTrainer(
         args=settings(workload, folder),
         processing_class=tokenizer,
-        model=AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=torch.float32),
+        model=AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=dtype),
         ref_model=None,
         reward_model=classifier(),
         value_model=classifier(),
         train_dataset=Dataset.from_dict({"input_ids": prompts}),
         peft_config=adapter if lora else None,
-        callbacks=[PhaseClock(tokenizer)],
+        callbacks=[PhaseClock(tokenizer, workload.device)],
     ).train()
 
 

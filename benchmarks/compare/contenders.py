@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # In bfloat16 on a CPU the backward pass of PyTorch's fused attention is slow; on short texts plain products are faster.
-BF16 = "model.dtype=bfloat16 trainer.precision=bf16-mixed model.attn_implementation=eager"
+HALF = "model.dtype=bfloat16 trainer.precision=bf16-mixed"
+BF16 = f"{HALF} model.attn_implementation=eager"
 
 
 @dataclass(frozen=True)
@@ -37,4 +38,12 @@ CONTENDERS = (
         top_only=True, dtype="bfloat16",
     ),
     Contender("ours_full", "ours, every weight", "model.lora=null", policy_lora=False, critic_lora=False),
+)  # fmt: skip
+ON_GPU = (
+    Contender("trl_lora", "TRL, LoRA policy, full critic", "lora", trl=True, critic_lora=False, dtype="bfloat16"),
+    Contender("ours_lora", "ours, LoRA policy and critic", HALF, dtype="bfloat16"),
+    Contender(
+        "ours_top", "ours, LoRA in the top third of the layers", f"model.lora.layers=TOP {HALF}",
+        top_only=True, dtype="bfloat16",
+    ),
 )  # fmt: skip

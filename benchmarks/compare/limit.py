@@ -68,6 +68,19 @@ class Pass:
         return 2 * width * (3 * width + self.workload.rank) * self.tokens
 
 
+def decoded_bytes(contender: Contender, workload: Workload) -> int:
+    """What decoding must read: for each token of the longest response all weights, and each row's keys and values.
+
+    The base's weights, the tied embedding as head included, 12 H^2 n + V H numbers; 2 H n numbers for each token so
+    far. Left out: adapters, norms, what is written, and the pass over the prompts.
+    """
+    width, layers, new = workload.width, workload.layers, workload.new_tokens
+    weights = layers * 12 * width**2 + VOCABULARY * width
+    so_far = sum(prompt + token for prompt in workload.prompt_lengths for token in range(1, new))
+    size = 2 if contender.dtype == "bfloat16" else 4
+    return size * (weights * (new - 1) + 2 * layers * width * so_far)
+
+
 def flops(contender: Contender, workload: Workload) -> dict[str, dict[str, int]]:
     """phase -> role -> operations."""
     prompts, layers = workload.prompt_lengths, workload.layers

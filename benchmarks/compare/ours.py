@@ -27,7 +27,7 @@ class PhaseClock(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: PPOModule) -> None:
         """Begin, and listen to the sampler and the optimizers."""
-        self.clock = self.make_clock()
+        self.clock = self.make_clock(pl_module.device.type)
         maker = next(c.maker for c in trainer.callbacks if isinstance(c, RolloutCallback))
         sample = maker.sample
 
@@ -56,7 +56,8 @@ def overrides(workload: Workload, folder: Path) -> list[str]:
     """The workload in the words of the command line."""
     return [
         *"experiment=none data=custom data.columns.prompt=prompt model=gpt2 gold_reward=none resume=never".split(),
-        *(f"data.path={folder}/train.jsonl", f"model.path={folder}/policy", "trainer.accelerator=cpu"),
+        *(f"data.path={folder}/train.jsonl", f"model.path={folder}/policy"),
+        f"trainer.accelerator={'gpu' if workload.device == 'cuda' else 'cpu'}",
         *(f"data.splits.{split}={folder}/{split}.jsonl" for split in ("validation", "test")),
         *("model.lora.targets=[c_attn]", f"model.lora.rank={workload.rank}", f"model.lora.alpha={2 * workload.rank}"),
         *("reward=learned", f"reward.path={folder}/reward", f"reward.batch_size={workload.minibatch}"),

@@ -10,18 +10,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 
-from benchmarks.compare.contenders import CONTENDERS, Contender
-from benchmarks.compare.limit import FORMULA, flops
+from benchmarks.compare.contenders import CONTENDERS, ON_GPU, Contender
+from benchmarks.compare.limit import FORMULA, decoded_bytes, flops
+from benchmarks.compare.rate import SIZE
 from benchmarks.compare.workload import PHASES, Workload
 
 BASIS = "trl_lora"
 COLUMNS = (
-    "contender", "CPU s / iteration", "wall s", "rollout / score / train (CPU s)", "peak RSS (GiB)",
-    "CPU s / TRL LoRA's", "peak / TRL LoRA's", "CPU s / limit", "response tokens / s", "in the rollout",
+    "contender", "{0} s / iteration", "wall s", "rollout / score / train ({0} s)", "peak {1} (GiB)",
+    "{0} s / TRL LoRA's", "peak / TRL LoRA's", "{0} s / limit", "response tokens / s", "in the rollout",
+    "decoding's share of the bandwidth", "training's share of the best rate",
 )  # fmt: skip
-ABOUT = """Seconds and memory of one PPO iteration. Made by `python -m benchmarks.compare --trl PYTHON`.
+ABOUT = """Seconds and memory of one PPO iteration.
+
+    python -m benchmarks.compare --trl PYTHON --device {device}
 
 {machine}. One thread each; {versions}.
 
@@ -29,10 +34,11 @@ GPT-2 of {layers} layers, {heads} heads, width {width}, vocabulary 50,257, rando
 of the same shape; LoRA of rank {rank} on `c_attn`. An iteration: {rows} prompts of {shortest} to {longest} tokens,
 {new_tokens} response tokens for each, scoring, {epochs} epochs of {minibatches} minibatches of {minibatch} (Adam).
 Every round runs a fresh process of each contender, one after the other: one iteration to warm up, one that counts.
-Rounds: {rounds}, medians; other programs ran on the machine's other core, so the CPU seconds are the figure to go
-by. Ratios below 1 are better than TRL's LoRA row; the column of the limit says how many times the fewest operations
-of that variant at the best measured rate of a 1024^3 matrix product ({rates}) an iteration takes; `compare.json`
-has the operations by phase and role.
+Rounds: {rounds} of {measured} iterations, medians; on a CPU other programs may run on other cores, so its seconds are
+the figure to go by. Ratios below 1 are better than TRL's LoRA row; the column of the limit says how many times the
+fewest operations of that variant at the best measured rate of a {size}^3 matrix product ({rates}) an iteration takes.
+Decoding's share: the weights, keys and values that it must read, at the best measured rate of a copy ({bandwidth:.0f}
+GB/s), over the seconds of the rollout. The JSON file beside this page has the operations by phase and role.
 """
 NOTES = """
 What is alike: the weights, the prompts, the number of response tokens, the optimizer steps of each model (counted). No
@@ -50,7 +56,8 @@ What is not comparable:
 - This project's reward model reads text that is decoded and tokenised again, with an end token appended; TRL's
   reads ids.
 - This project's time includes its callbacks and log; the peak includes loading and is that of the process.
-- In bfloat16 the base is held in bfloat16, adapters and the separate reward model in float32.
+- In bfloat16 the base is held in bfloat16, adapters and the separate reward model in float32; TRL on a GPU holds all
+  weights in bfloat16.
 """
 
 
@@ -61,56 +68,68 @@ def total(iteration: dict[str, Any], clock: str) -> float:
 
 def summary(found: dict[str, Any], workload: Workload) -> dict[str, Any]:
     """Medians, limits and ratios beside all that was measured."""
-    best = {dtype: max(max(r[dtype].values()) for r in found["rates"]) for dtype in ("float32", "bfloat16")}
+    best = {kind: max(max(r[kind].values()) for r in found["rates"]) for kind in ("float32", "bfloat16", "bandwidth")}
     rows = {
-        c.name: row(c, found["rounds"][c.name], best[c.dtype], workload)
-        for c in CONTENDERS
+        c.name: row(c, found["rounds"][c.name], best, workload)
+        for c in contenders(workload)
         if c.name in found["rounds"]
     }
     if BASIS in rows:
         for own in rows.values():
-            own["cpu_ratio"] = own["cpu_seconds"] / rows[BASIS]["cpu_seconds"]
+            own["ratio"] = own["seconds"] / rows[BASIS]["seconds"]
             own["peak_ratio"] = own["peak_gib"] / rows[BASIS]["peak_gib"]
     return {
-        "machine": machine(), "workload": asdict(workload), "prompt_lengths": workload.prompt_lengths,
+        "machine": machine(workload.device), "workload": asdict(workload), "prompt_lengths": workload.prompt_lengths,
         "best_rate": best, "flops_formula": FORMULA, "contenders": rows, **found,
     }  # fmt: skip
 
 
-def row(contender: Contender, rounds: list[dict[str, Any]], rate: float, workload: Workload) -> dict[str, Any]:
+def contenders(workload: Workload) -> tuple[Contender, ...]:
+    """Who is compared on that device."""
+    return ON_GPU if workload.device == "cuda" else CONTENDERS
+
+
+def row(
+    contender: Contender, rounds: list[dict[str, Any]], best: dict[str, float], workload: Workload
+) -> dict[str, Any]:
     """One contender's."""
+    rate, clock = best[contender.dtype], workload.clock
     median = {
-        clock: {phase: statistics.median(r[clock][phase] for r in rounds) for phase in PHASES}
-        for clock in ("cpu", "wall")
+        kind: {phase: statistics.median(r[kind][phase] for r in rounds) for phase in PHASES} for kind in ("cpu", "wall")
     }
-    cpu = statistics.median(total(r, "cpu") for r in rounds)
+    seconds = statistics.median(total(r, clock) for r in rounds)
     counted = flops(contender, workload)
     operations = {phase: sum(roles.values()) for phase, roles in counted.items()}
     tokens = workload.rows * workload.new_tokens
     return {
-        "title": contender.title, "dtype": contender.dtype, "cpu_seconds": cpu,
+        "title": contender.title, "dtype": contender.dtype, "clock": clock, "seconds": seconds,
         "wall_seconds": statistics.median(total(r, "wall") for r in rounds), "phases": median,
         "peak_gib": statistics.median(r["peak_gib"] for r in rounds), "flops": counted,
         "limit_seconds": {phase: n / rate for phase, n in operations.items()},
-        "ratio_to_limit": cpu / (sum(operations.values()) / rate),
-        "phase_ratio_to_limit": {phase: median["cpu"][phase] / (n / rate) for phase, n in operations.items()},
-        "tokens_per_cpu_second": tokens / cpu, "rollout_tokens_per_cpu_second": tokens / median["cpu"]["rollout"],
+        "ratio_to_limit": seconds / (sum(operations.values()) / rate),
+        "phase_ratio_to_limit": {phase: median[clock][phase] / (n / rate) for phase, n in operations.items()},
+        "tokens_per_second": tokens / seconds, "rollout_tokens_per_second": tokens / median[clock]["rollout"],
+        "decode_bandwidth_share": decoded_bytes(contender, workload) / best["bandwidth"] / median[clock]["rollout"],
+        "train_rate_share": operations["train"] / rate / median[clock]["train"],
     }  # fmt: skip
 
 
 def cells(own: dict[str, Any]) -> list[str]:
     """One row of the table."""
     return [
-        own["title"], f"{own['cpu_seconds']:.2f}", f"{own['wall_seconds']:.2f}",
-        " / ".join(f"{own['phases']['cpu'][phase]:.2f}" for phase in PHASES), f"{own['peak_gib']:.2f}",
-        *(f"{own[key]:.3f}" if key in own else "not measured" for key in ("cpu_ratio", "peak_ratio")),
-        f"{own['ratio_to_limit']:.2f}", f"{own['tokens_per_cpu_second']:.1f}",
-        f"{own['rollout_tokens_per_cpu_second']:.1f}",
+        own["title"], f"{own['seconds']:.2f}", f"{own['wall_seconds']:.2f}",
+        " / ".join(f"{own['phases'][own['clock']][phase]:.2f}" for phase in PHASES), f"{own['peak_gib']:.2f}",
+        *(f"{own[key]:.3f}" if key in own else "not measured" for key in ("ratio", "peak_ratio")),
+        f"{own['ratio_to_limit']:.2f}", f"{own['tokens_per_second']:.1f}",
+        f"{own['rollout_tokens_per_second']:.1f}", f"{own['decode_bandwidth_share']:.2f}",
+        f"{own['train_rate_share']:.2f}",
     ]  # fmt: skip
 
 
-def machine() -> str:
-    """CPU, cores, memory."""
+def machine(device: str) -> str:
+    """The GPU, or CPU, cores, memory."""
+    if device == "cuda":
+        return f"{torch.cuda.get_device_name()}, {platform.system()}, Python {platform.python_version()}"
     info = Path("/proc/cpuinfo")
     named = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
     name = named[0].partition(":")[2].strip() if named else platform.processor()
@@ -119,25 +138,33 @@ def machine() -> str:
 
 
 def write(result: dict[str, Any], workload: Workload, folder: Path) -> Table:
-    """compare.json and compare.md; returns the table."""
+    """compare.json and compare.md, or compare_gpu_WIDTH.* on a GPU; returns the table."""
+    on_gpu = workload.device == "cuda"
+    name = f"compare_gpu_{workload.width}" if on_gpu else "compare"
+    columns = [column.format(*(("wall", "of the GPU") if on_gpu else ("CPU", "RSS"))) for column in COLUMNS]
     rows = [cells(own) for own in result["contenders"].values()]
-    table = Table(*COLUMNS, title="one PPO iteration" + ("" if BASIS in result["contenders"] else "; TRL not measured"))
+    table = Table(*columns, title="one PPO iteration" + ("" if BASIS in result["contenders"] else "; TRL not measured"))
     for own in rows:
         table.add_row(*own)
+    lines = ["| " + " | ".join(row) + " |" for row in [columns, *rows]]
+    lines.insert(1, "|---" * len(columns) + "|")
+    missing = [] if any(name.startswith("trl") for name in result["contenders"]) else ["", "TRL was not measured."]
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    page = ["# Beside TRL", "", about(result, workload), *lines, *missing, NOTES]
+    (folder / f"{name}.md").write_text("\n".join(page), encoding="utf-8")
+    return table
+
+
+def about(result: dict[str, Any], workload: Workload) -> str:
+    """What was measured, and how."""
     versions = "; ".join(
         f"{who}: " + ", ".join(f"{k} {v}" for k, v in of.items()) for who, of in result["versions"].items()
     )
-    about = ABOUT.format(
+    rates = {name: rate for name, rate in result["best_rate"].items() if name != "bandwidth"}
+    return ABOUT.format(
         **asdict(workload), heads=workload.heads, minibatches=workload.rows // workload.minibatch,
-        machine=result["machine"], versions=versions, rounds=len(result["rates"]),
-        rates=", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in result["best_rate"].items()),
+        machine=result["machine"], versions=versions, rounds=len(result["rates"]), measured=workload.iterations - 1,
+        rates=", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items()),
+        size=SIZE[workload.device], bandwidth=result["best_rate"]["bandwidth"] / 1e9,
     )  # fmt: skip
-    lines = ["| " + " | ".join(row) + " |" for row in [list(COLUMNS), *rows]]
-    lines.insert(1, "|---" * len(COLUMNS) + "|")
-    missing = [] if any(name.startswith("trl") for name in result["contenders"]) else ["", "TRL was not measured."]
-    folder.mkdir(exist_ok=True)
-    (folder / "compare.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (folder / "compare.md").write_text(
-        "\n".join(["# Beside TRL", "", about, *lines, *missing, NOTES]), encoding="utf-8"
-    )
-    return table

@@ -1,15 +1,21 @@
-"""The best rate of a 1024 x 1024 x 1024 matrix product on one thread: `python -m benchmarks.compare.rate`."""
+"""The machine's best rates: `python -m benchmarks.compare.rate [cuda]`.
+
+Of a square matrix product, in operations per second: 1024^3 on one thread of a CPU, 8192^3 on a GPU. And of copying
+memory, in bytes read and written per second.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-SIZE, REPEATS = 1024, 60
+SIZE, REPEATS = {"cpu": 1024, "cuda": 8192}, 60
+COPIED = {"cpu": 2**28, "cuda": 2**32}  # bytes, more than any cache holds
 
 
 def ways(a: Tensor, b: Tensor) -> dict[str, Callable[[], Tensor]]:
@@ -18,26 +24,39 @@ def ways(a: Tensor, b: Tensor) -> dict[str, Callable[[], Tensor]]:
         "mm": lambda: torch.mm(a, b),
         "linear": lambda: torch.nn.functional.linear(a, b),
     }
-    if a.dtype == torch.float32 and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if a.device.type == "cpu" and a.dtype == torch.float32 and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         found["onednn"] = lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
     return found
 
 
+def seconds(compute: Callable[[], object], device: str) -> float:
+    """Of the fastest of all repeats."""
+    found = []
+    for _ in range(REPEATS):
+        since = time.perf_counter()
+        compute()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        found.append(time.perf_counter() - since)
+    return min(found)
+
+
 @torch.no_grad()
-def best(dtype: torch.dtype) -> dict[str, float]:
-    """Operations per second of each way, of the fastest of all repeats."""
-    a, b = torch.randn(2, SIZE, SIZE).to(dtype).unbind()
-    rates = {}
-    for name, compute in ways(a, b).items():
-        seconds = []
-        for _ in range(REPEATS):
-            since = time.perf_counter()
-            compute()
-            seconds.append(time.perf_counter() - since)
-        rates[name] = 2 * SIZE**3 / min(seconds)
-    return rates
+def best(dtype: torch.dtype, device: str = "cpu") -> dict[str, float]:
+    """Operations per second of each way."""
+    a, b = torch.randn(2, SIZE[device], SIZE[device]).to(device, dtype).unbind()
+    return {name: 2 * SIZE[device] ** 3 / seconds(compute, device) for name, compute in ways(a, b).items()}
+
+
+def bandwidth(device: str) -> float:
+    """Bytes per second."""
+    source = torch.ones(COPIED[device], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * COPIED[device] / seconds(lambda: target.copy_(source), device)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps({"float32": best(torch.float32), "bfloat16": best(torch.bfloat16)}))
+    chosen = sys.argv[1] if len(sys.argv) > 1 else "cpu"
+    rates = {name: best(getattr(torch, name), chosen) for name in ("float32", "bfloat16")}
+    print(json.dumps(rates | {"bandwidth": {"copy": bandwidth(chosen)}}))
