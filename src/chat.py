@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from src.core.checks import require
-from src.judged import device, load_rewards
+from src.judged import load_rewards
 from src.models.conversation import Conversation
 from src.models.finished import load_finished
 from src.models.loading import context_length, load_config, load_tokenizer
@@ -26,6 +26,7 @@ from src.report import friendly_errors, quiet_libraries
 from src.runs import find_run, own_settings, settings_of
 from src.talk import Talk
 from src.utils.config import ConfigError, instantiate
+from src.utils.device import device
 from src.utils.explain import key_of
 
 with contextlib.suppress(ImportError):  # line editing and history for input(); not on Windows

@@ -25,6 +25,7 @@ from src.rollout.evaluation import Answers, Evaluation, Evaluator, joined
 from src.rollout.text_measures import distinct_ngrams, repetition
 from src.types import AnyReward, Rollout
 from src.utils.config import instantiate
+from src.utils.device import device
 from src.utils.figures import Figure, bootstrap_mean
 
 
@@ -165,8 +166,3 @@ def progress() -> Progress:
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn()
     )
-
-
-def device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

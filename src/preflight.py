@@ -14,6 +14,7 @@ from src.models.loading import context_length, load_config, run_part, unmatched_
 from src.models.reward_choices import RewardChoice
 from src.models.settings import LoraSettings, ModelSettings
 from src.utils.config import ConfigError, instantiate, resolve, source_key
+from src.utils.device import accelerator
 from src.utils.explain import key_of
 from src.utils.kinds import said
 from src.utils.processes import launched
@@ -84,8 +85,9 @@ def _check_ranges(config: DictConfig) -> None:
 
 
 def _check_processes(config: DictConfig) -> None:
-    """How many processes train together, by what strategy, and whether batches can be shared out among them."""
+    """On what and in how many processes, by what strategy, and whether batches can be shared out among them."""
     trainer = config.trainer
+    accelerator(trainer.accelerator)
     for key in ("devices", "num_nodes"):
         value = trainer.get(key, 1)
         if type(value) is not int or value < 1:

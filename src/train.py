@@ -41,6 +41,7 @@ from src.report import (
 )
 from src.resume import plain, start_of
 from src.utils.config import ConfigError, compose, instantiate
+from src.utils.device import accelerator
 from src.utils.explain import CONF, unreadable
 from src.utils.help_page import help_page
 from src.utils.interruption import Interrupted
@@ -131,7 +132,8 @@ def _trainer(config: DictConfig) -> Trainer:
     loggers = [logger for logger in instantiate(config.logger).values() if logger is not None]
     make = instantiate(config.trainer)
     try:
-        return make(callbacks=[record, *callbacks], logger=loggers)
+        chosen = accelerator(config.trainer.accelerator)
+        return make(callbacks=[record, *callbacks], logger=loggers, accelerator=chosen)
     except (TypeError, ValueError, RuntimeError) as error:  # MisconfigurationException is none of these
         raise ConfigError(f"trainer: {one_sentence(error)}") from error
 

@@ -15,6 +15,8 @@ from torch import Tensor
 import src.callbacks.rollout
 import src.rollout.evaluation
 from src.train import run
+from src.utils.config import ConfigError
+from src.utils.device import accelerator, device
 from src.utils.streams import generator
 from tests.accelerator import CPU, GPU, OnPretendedGPU, PretendedGPU, where
 from tests.conftest import TINY_RUN
@@ -38,6 +40,23 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.device]]:
     monkeypatch.setattr(lightning.pytorch, "Trainer", lambda **settings: trainer(**settings | {"accelerator": "auto"}))
     with PretendedGPU():
         yield asked
+
+
+@pytest.mark.parametrize(("cuda", "chosen"), [(True, "cuda"), (False, "cpu")])
+def test_a_cuda_gpu_is_taken_where_there_is_one_and_never_apples(
+    cuda: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a Mac `gpu` would be Apple's, and so would Lightning's own `auto`."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: not cuda)
+    assert accelerator("auto") == device().type == chosen
+    assert accelerator("cpu") == "cpu"
+    for apple in ("mps", "gpu"):
+        if cuda and apple == "gpu":
+            assert accelerator(apple) == "gpu"
+            continue
+        with pytest.raises(ConfigError, match=f"trainer.accelerator={apple}: Apple's GPUs have no float64"):
+            accelerator(apple)
 
 
 def test_what_meets_on_two_devices_is_refused(gpu: list[torch.device]) -> None:

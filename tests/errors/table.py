@@ -95,6 +95,7 @@ CONFIG = [
     Case("more tokens than the model reads", "train rollout.max_new_tokens=60", "rollout.max_prompt_tokens (8) + rollout.max_new_tokens (60) may reach 68 tokens, but model 'gpt2' reads at most 48"),
     Case("a layer that is not there", "train model.lora.targets=[nope]", "model.lora.targets=[nope]: no layer of model 'gpt2' is called nope; all-linear takes every linear layer"),
     Case("an accelerator that does not exist", "train trainer.accelerator=nope", "trainer: You selected an invalid accelerator name: `accelerator='nope'`. …"),
+    Case("an accelerator without float64", "train trainer.accelerator=mps", "trainer.accelerator=mps: Apple's GPUs have no float64, in which tokens are drawn; use trainer.accelerator=cpu"),
     Case("a target that runs commands", "train +callbacks.mine._target_=os.system", "callbacks.mine._target_: Target 'os.system' is blocklisted …"),
     Case("a name that leads out of the folder", "train name=../elsewhere", "name='../elsewhere': must be the name of a folder: no slash, no dot in front, at most 100 characters"),
 ]  # fmt: skip
