@@ -12,6 +12,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    """Whatever a test draws without a seed of its own is the same in any order of the tests."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
     """A finished PPO run of two iterations on a random GPT-2, judged by VADER: (run folder, SFT folder)."""

@@ -13,7 +13,10 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 import src.callbacks.rollout
+import src.judged
 import src.rollout.evaluation
+from src.evaluate import evaluate
+from src.pipeline import run_pipeline
 from src.train import run
 from src.utils.config import ConfigError
 from src.utils.device import accelerator, device
@@ -98,3 +101,26 @@ def test_a_whole_run_stays_on_its_device(overrides: str, tmp_path: Any, gpu: lis
     assert isinstance(result["ppo"], dict)
     saved = torch.load(next(tmp_path.rglob("*.ckpt")), weights_only=True)
     assert all(isinstance(tensor, Tensor) for tensor in saved["state_dict"].values())
+
+
+def test_all_stages_stay_on_it(tmp_path: Any, gpu: list[torch.device]) -> None:
+    """SFT, a reward model on the base, its normalisation, and PPO with the reward as a role."""
+    small = "experiment=quick trainer.accelerator=cpu sft.steps=2 sft.eval_rows=8 reward_model.steps=2 ppo.iterations=1"
+    smaller = "reward_model.normalise_samples=8 ppo.eval_prompts=4 ppo.epochs=1 reward_net=adapter reward=adapter"
+    result = run_pipeline([*small.split(), *smaller.split(), f"log_dir={tmp_path}", "name=there"])
+    assert {"sft", "reward_model", "ppo"} <= set(result)
+    assert set(gpu) == {GPU}
+
+
+def test_an_evaluation_stays_on_it(
+    tiny_run: Any, tmp_path: Any, gpu: list[torch.device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both judges, policy and reference; the figures are those of the CPU."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "the film"}\n{"prompt": "we liked"}\n', encoding="utf-8")
+    on_cpu = evaluate(str(tiny_run[0]), [f"prompts={prompts}", f"out={tmp_path}/cpu"])
+    monkeypatch.setattr(src.judged, "device", lambda: GPU)
+    gpu.clear()
+    there = evaluate(str(tiny_run[0]), [f"prompts={prompts}", f"out={tmp_path}/gpu"])
+    assert set(gpu) == {GPU}
+    assert (there / "rows.jsonl").read_text() == (on_cpu / "rows.jsonl").read_text()
