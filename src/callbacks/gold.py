@@ -14,7 +14,7 @@ from torch import Tensor
 from src.callbacks.csv_logger import read_table
 from src.core.checks import require
 from src.core.overoptimisation import fit_gao_form, gao_form, turning_point
-from src.models.roles import write
+from src.models.weights import write
 from src.modules.ppo import PPOModule
 
 

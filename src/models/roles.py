@@ -34,9 +34,12 @@ from src.models.reward_adapter import RewardAdapter, attach
 from src.models.scalar_head import value_head
 from src.models.settings import LoraSettings, ModelSettings
 from src.models.trunk import split
+from src.models.weights import put_aside, write
 from src.types import Rollout
+from src.utils.allocator import return_freed_memory
 from src.utils.streams import stream_seed
 
+LARGE = 2**28  # bytes of a model from which whole copies of it fill the memory: 64M parameters in float32
 Role = Literal["policy", "critic", "reference", "reward"]
 
 
@@ -96,7 +99,7 @@ class Roles(nn.Module, ABC):
         """pi_old(. | s_t), without gradient; `old_policy` are copies of `policy_parameters()` as they were."""
         parameters = self.policy_parameters()
         with torch.no_grad():
-            now = [parameter.clone() for parameter in parameters]
+            now = put_aside(parameters)
             write(old_policy, parameters)
             try:
                 return self.distribution(rollout, temperature).detached()
@@ -252,6 +255,8 @@ class FullRoles(Roles):
         self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpointing: bool, critic: bool
     ) -> None:
         super().__init__(base, tokenizer, checkpointing, critic)
+        if base.get_memory_footprint() >= LARGE:
+            return_freed_memory()
         trained = ("policy", "critic") if critic else ("policy",)
         self.models = nn.ModuleDict({role: copy.deepcopy(base) for role in trained})
         self.models["reference"] = base
@@ -282,12 +287,6 @@ class FullRoles(Roles):
     def merged_policy(self) -> PreTrainedModel:
         """A copy of the policy."""
         return copy.deepcopy(self.models["policy"])
-
-
-def write(source: list[Tensor], target: list[nn.Parameter]) -> None:
-    """Copy numbers into parameters, in place."""
-    for new, parameter in zip(source, target, strict=True):
-        parameter.copy_(new)
 
 
 def build_roles(tokenizer: PreTrainedTokenizerBase, model: ModelSettings, seed: int, critic: bool) -> Roles:

@@ -12,6 +12,7 @@ from src.core.kl import ExactKL, KLEstimator
 from src.core.policy_losses import TokenLoss, probability_ratio
 from src.models.distribution import TokenDistribution
 from src.models.roles import Roles
+from src.models.weights import put_aside
 from src.modules.averages import Averages
 from src.rollout.kl_controller import KLController
 from src.types import Experience
@@ -48,7 +49,7 @@ class PolicyObjective:
     def remember_old_policy(self) -> None:
         """The policy as it now stands is what the next updates are compared with."""
         if isinstance(self.old_kl, ExactKL):
-            self._old_policy = [parameter.detach().clone() for parameter in self.roles.policy_parameters()]
+            self._old_policy = put_aside(self.roles.policy_parameters())
 
     def loss(self, micro: Experience, weights: Tensor, averages: Averages) -> Tensor:
         """sum_t w_t L_t over a micro-batch, a scalar; what was seen on the way goes to `averages`."""

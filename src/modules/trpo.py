@@ -15,7 +15,7 @@ from src.core.aggregation import weighted_sum
 from src.core.checks import require
 from src.core.natural_gradient import conjugate_gradient, step_length
 from src.models.distribution import TokenDistribution
-from src.models.roles import write
+from src.models.weights import put_aside, write
 from src.modules.averages import Averages
 from src.modules.ppo import PPOModule
 from src.types import Experience, select
@@ -122,7 +122,7 @@ class TRPOModule(PPOModule):
     ) -> None:
         """Halve the step until the bound holds and the loss falls; log what was taken."""
         parameters = self.roles.policy_parameters()
-        start = [parameter.clone() for parameter in parameters]
+        start = put_aside(parameters)
         moves = [
             piece.view_as(p) for piece, p in zip(step.split([p.numel() for p in parameters]), parameters, strict=True)
         ]

@@ -1,0 +1,68 @@
+"""Whether freed memory goes back to the system, seen from outside: by what the process holds."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from src.models import roles
+from tests.tiny import FOREIGN_WARNINGS, make_roles, write_lm
+
+pytestmark = FOREIGN_WARNINGS
+
+# Of 200 blocks of 1 MiB every other one is freed. A larger block was freed before: with that glibc raises its limit.
+PROGRAM = """
+import sys
+import torch
+from src.utils.allocator import return_freed_memory
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 2**20
+
+if sys.argv[1] == "set":
+    return_freed_memory()
+large = torch.ones(2**22)
+del large
+blocks = [torch.ones(2**18) for _ in range(200)]
+before = resident()
+del blocks[::2]
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+@pytest.mark.parametrize(
+    ("argument", "environment", "returned"),
+    [("not set", {}, False), ("set", {}, True), ("set", {"MALLOC_MMAP_THRESHOLD_": str(2**25)}, False)],
+    ids=["plain", "set", "the user's own setting"],
+)
+def test_freed_blocks_go_back_to_the_system(argument: str, environment: dict[str, str], returned: bool) -> None:
+    """100 of 200 MiB were freed between blocks that are still used: all of it comes back, or none."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, argument],
+        check=True, stdout=subprocess.PIPE, text=True, env=inherited | environment,
+    )  # fmt: skip
+    assert float(done.stdout) == pytest.approx(100 if returned else 0, abs=20)
+
+
+@pytest.mark.parametrize("larger", [False, True])
+def test_only_whole_copies_of_a_large_model_ask_for_it(
+    larger: bool, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It costs time, and copies of a small model, or adapters, take little memory."""
+    asked: list[bool] = []
+    monkeypatch.setattr(roles, "return_freed_memory", lambda: asked.append(True))
+    base = write_lm(tmp_path_factory.mktemp("base"))
+    size = make_roles(base, lora=None).models["reference"].get_memory_footprint()
+    assert not asked
+    monkeypatch.setattr(roles, "LARGE", size if larger else size + 1)
+    make_roles(base)
+    assert not asked
+    make_roles(base, lora=None)
+    assert asked == [True] * larger
