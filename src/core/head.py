@@ -1,4 +1,4 @@
-"""Log-probabilities and entropies through the vocabulary head, without keeping its logits."""
+"""Log-probabilities and entropies through the vocabulary head, without ever holding its logits."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from torch import Tensor
 
 from src.core.linear import linear
 
-IN_CACHE = 2**18  # vocabulary scores worked on at a time on a CPU: 1 MiB in float32
-ON_GPU = 2**22  # and on a GPU: 16 MiB, enough to keep it busy
+IN_CACHE = 2**17  # vocabulary scores worked on at a time on a CPU: 512 KiB in float32
+ON_GPU = 2**24  # and on a GPU: 64 MiB, enough to keep it busy
+NARROWEST = 512  # words; fewer make poor matrix products
 
 
 class _Head(torch.autograd.Function):
     """What arrives from above is two numbers per token, and the gradients of h are linear in them.
 
-    So with frozen weights all but that product is done on the way forward, while the logits are there; with weights
-    that learn the logits are computed again on the way back.
+    So with frozen weights all but that product is done on the way forward, in the one pass over the vocabulary; with
+    weights that learn the scores are computed again on the way back.
     """
 
     @staticmethod
@@ -27,74 +28,133 @@ class _Head(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.temperature, ctx.both, ctx.frozen = temperature, both, not any(ctx.needs_input_grad[1:3])
         slopes = ctx.frozen and ctx.needs_input_grad[0]
-        logits = linear(hidden, weight)
-        of_entropy = torch.empty_like(logits) if slopes and both else None
-        taken, entropy = [], []
-        for rows, z, p, log_total in _softmax(logits, bias, temperature):
-            taken.append(z.gather(1, ids[rows].unsqueeze(1)).squeeze(1) - log_total)
-            entropy.append(log_total - torch.linalg.vecdot(p, z))
-            if of_entropy is not None:
-                of_entropy[rows] = _entropy_slope(p, z, log_total, entropy[-1])
-            if slopes:
-                logits[rows] = p
+        sums = _Sums(hidden, of_words=slopes, of_scored_words=slopes and both)
+        for words, z in _scores(hidden, weight, bias, temperature):
+            sums.add(z, weight[words], _Taken(ids, words))
+        logprobs, entropy = sums.logprobs(), sums.entropy()
         if slopes:
-            kept = [weight[ids] - linear(logits, weight.t())]
-            ctx.save_for_backward(*kept, *([] if of_entropy is None else [linear(of_entropy, weight.t())]))
+            ctx.save_for_backward(*(slope.to(hidden.dtype) for slope in sums.slopes(weight[ids], entropy)))
         elif not ctx.frozen:
-            ctx.save_for_backward(hidden, weight, bias, ids)
-        result = torch.cat(taken), torch.cat(entropy)
+            ctx.save_for_backward(hidden, weight, bias, ids, sums.top + sums.ones.log(), entropy)
         if not both:
-            ctx.mark_non_differentiable(result[1])
-        return result
+            ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, above: Tensor, above_entropy: Tensor) -> tuple[Tensor | None, ...]:
-        incoming = [above, above_entropy] if ctx.both else [above]
-        incoming = [g.unsqueeze(1) / ctx.temperature for g in incoming]
+        incoming = [g.unsqueeze(1) / ctx.temperature for g in ((above, above_entropy) if ctx.both else (above,))]
         none = [None] * 3
         if ctx.frozen:
             of_hidden = sum(g.to(slope.dtype) * slope for g, slope in zip(incoming, ctx.saved_tensors, strict=True))
             return of_hidden, None, None, *none
-        hidden, weight, bias, ids = ctx.saved_tensors
-        slope = linear(hidden, weight)
-        of_bias = None if bias is None else torch.zeros_like(bias)
-        for rows, z, p, log_total in _softmax(slope, bias, ctx.temperature):
-            own = -incoming[0][rows] * p
-            own.scatter_add_(1, ids[rows].unsqueeze(1), incoming[0][rows])
+        hidden, weight, bias, ids, log_total, entropy = ctx.saved_tensors
+        of_hidden, of_weight = above.new_zeros(hidden.shape), torch.empty_like(weight)
+        of_bias = None if bias is None else torch.empty_like(bias)
+        for words, z in _scores(hidden, weight, bias, ctx.temperature):
+            log_p = z.sub_(log_total.unsqueeze(1))
+            p = log_p.exp()
+            own = _Taken(ids, words).add_to(-incoming[0] * p, incoming[0])
             if ctx.both:
-                entropy = log_total - torch.linalg.vecdot(p, z)
-                own.add_(incoming[1][rows] * _entropy_slope(p, z, log_total, entropy))
+                own -= incoming[1] * p * log_p.add_(entropy.unsqueeze(1))
             if of_bias is not None:
-                of_bias += own.sum(0)
-            slope[rows] = own
-        return linear(slope, weight.t()), linear(slope.t(), hidden.t()), of_bias, *none
+                of_bias[words] = own.sum(0)
+            own = own.to(weight.dtype)
+            of_hidden += linear(own, weight[words].t())
+            of_weight[words] = linear(own.t(), hidden.t())
+        return of_hidden.to(hidden.dtype), of_weight, of_bias, *none
 
 
-def _softmax(logits: Tensor, bias: Tensor | None, temperature: float) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """z_v - max z, p_v and log sum_v exp(z_v - max z) of z = (logits + bias) / temperature, in float32 or better.
+class _Sums:
+    """Sums over the words v of the vocabulary, kept up block by block: a softmax in one pass.
 
-    Some rows at a time, so few on a CPU that they stay in its cache; z may lie where they lay in `logits`.
-    Yields rows n of (N, V): the slice, (n, V), (n, V), (n,).
+    All weigh a word by exp(z_v - m), m the largest score so far; where m grows, they are scaled. Source: "Online
+    normalizer calculation for softmax" (https://arxiv.org/abs/1805.02867). Shapes: (N,), those of W_v (N, H).
     """
-    has_cache = logits.device.type == "cpu" and type(logits) is Tensor  # not a stand-in without memory
-    step = max(1, (IN_CACHE if has_cache else ON_GPU) // logits.shape[1])
-    for start in range(0, len(logits), step):
-        rows = slice(start, start + step)
-        z = logits[rows].to(torch.promote_types(logits.dtype, torch.float32))
+
+    def __init__(self, hidden: Tensor, *, of_words: bool, of_scored_words: bool) -> None:
+        zeros = hidden.new_zeros(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        self.top, self.taken = zeros - torch.inf, zeros  # m, and the score of the token that was taken
+        self.ones, self.scores = zeros, zeros  # of 1 and of z_v - m
+        self.words = zeros.new_zeros(hidden.shape) if of_words else None  # of W_v
+        self.scored_words = zeros.new_zeros(hidden.shape) if of_scored_words else None  # of (z_v - m) W_v
+
+    def add(self, z: Tensor, weight: Tensor, taken: _Taken) -> None:
+        """Take in a block of words: their scores (N, n), which are used up, and their weights (n, H)."""
+        self.taken = self.taken + taken.read(z)
+        self._raise(self.top.maximum(z.amax(dim=1)))
+        p = z.sub_(self.top.unsqueeze(1)).exp()
+        self.ones = self.ones + p.sum(dim=1)
+        self.scores = self.scores + torch.linalg.vecdot(p, z)
+        if self.words is not None:
+            self.words += linear(p.to(weight.dtype), weight.t())
+        if self.scored_words is not None:
+            self.scored_words += linear(z.mul_(p).to(weight.dtype), weight.t())
+
+    def _raise(self, top: Tensor) -> None:
+        """From m to a larger m': exp(z - m') (z - m') = exp(m - m') exp(z - m) (z - m + m - m')."""
+        step = torch.where(self.top.isinf(), 0, self.top - top)
+        factor = step.exp()
+        if self.scored_words is not None and self.words is not None:
+            self.scored_words.addcmul_(self.words, step.unsqueeze(1)).mul_(factor.unsqueeze(1))
+        if self.words is not None:
+            self.words.mul_(factor.unsqueeze(1))
+        self.scores = (self.scores + self.ones * step) * factor
+        self.top, self.ones = top, self.ones * factor
+
+    def logprobs(self) -> Tensor:
+        """z_a - log sum_v exp(z_v)."""
+        return self.taken - self.top - self.ones.log()
+
+    def entropy(self) -> Tensor:
+        """-sum_v p_v log p_v = log sum_v exp(z_v - m) - sum_v p_v (z_v - m)."""
+        return self.ones.log() - self.scores / self.ones
+
+    def slopes(self, of_taken: Tensor, entropy: Tensor) -> list[Tensor]:
+        """W_a - sum_v p_v W_v, and where it is asked for -sum_v p_v (log p_v + H) W_v; (N, H) each."""
+        assert self.words is not None
+        mean = self.words / self.ones.unsqueeze(1)
+        found = [of_taken - mean]
+        if self.scored_words is not None:
+            rest = (self.ones.log() - entropy).unsqueeze(1)
+            found.append(rest * mean - self.scored_words / self.ones.unsqueeze(1))
+        return found
+
+
+class _Taken:
+    """Which of the tokens ids (N,) lie in a block of words, and where."""
+
+    def __init__(self, ids: Tensor, words: slice) -> None:
+        place = (ids - words.start).unsqueeze(1)
+        self.inside = (place >= 0) & (ids.unsqueeze(1) < words.stop)
+        self.place = place.clamp(0, words.stop - words.start - 1)
+
+    def read(self, z: Tensor) -> Tensor:
+        """Their elements of z (N, n); 0 for those elsewhere. (N,)."""
+        return torch.where(self.inside, z.gather(1, self.place), 0).squeeze(1)
+
+    def add_to(self, z: Tensor, amount: Tensor) -> Tensor:
+        """z (N, n) with `amount` (N, 1) added to those elements."""
+        return z.scatter_add_(1, self.place, torch.where(self.inside, amount, 0))
+
+
+def _scores(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Iterator[tuple[slice, Tensor]]:
+    """z = (W h + b) / temperature in float32 or better, for so many words at a time that they stay in a CPU's cache.
+
+    Yields words n of V and (N, n), which may be written to.
+    """
+    vocabulary = len(weight)
+    held = IN_CACHE if hidden.device.type == "cpu" else ON_GPU
+    step = max(NARROWEST, held // max(1, len(hidden)))
+    for start in range(0, vocabulary, step):
+        words = slice(start, min(start + step, vocabulary))
+        z = linear(hidden, weight[words])
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
         if bias is not None:
-            z.add_(bias)
+            z.add_(bias[words])
         if temperature != 1:
             z.div_(temperature)
-        z.sub_(z.amax(dim=1, keepdim=True))
-        p = z.exp()
-        total = p.sum(dim=1)
-        yield rows, z, p.div_(total.unsqueeze(1)), total.log()
-
-
-def _entropy_slope(p: Tensor, z: Tensor, log_total: Tensor, entropy: Tensor) -> Tensor:
-    """dH / dz_v = -p_v (log p_v + H), written over `z`. Shapes: (n, V), (n, V), (n,), (n,) -> (n, V)."""
-    return z.sub_((log_total - entropy).unsqueeze(1)).mul_(p).neg_()
+        yield words, z
 
 
 def head_logprobs(
@@ -107,8 +167,8 @@ def head_logprobs(
         d log pi(a) / dz_v = [v = a] - pi_v
         d H / dz_v = -pi_v (log pi_v + H), left out unless `entropy_trains`
 
-    Derived from the softmax; that no logits are kept for them is the idea of Liger's fused cross-entropy
-    (https://arxiv.org/abs/2410.10989). Shapes: hidden (N, H), weight (V, H), bias (V,), ids (N,) int64 -> (N,), (N,) in
+    Derived from the softmax; that no logits are held for them is the idea of "Cut Your Losses in Large-Vocabulary
+    Language Models" (https://arxiv.org/abs/2411.09009). Shapes: hidden (N, H), weight (V, H), bias (V,), ids (N,) int64 -> (N,), (N,) in
     float32 or better. The gradients cannot be differentiated again: that raises `RuntimeError`.
     """
     # autocast would take the sum over the vocabulary in half precision

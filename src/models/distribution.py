@@ -34,11 +34,9 @@ class TokenDistribution:
         """
         dtype = computing_dtype(self.head.weight)
         weight, bias = self.head.weight.to(dtype), getattr(self.head, "bias", None)
-        pieces = [
-            head_logprobs(hidden, weight, bias, ids, self.temperature, entropy_trains)
-            for hidden, ids in zip(self.hidden.to(dtype).split(self._chunk), self.ids.split(self._chunk), strict=True)
-        ]
-        logprobs, entropy = map(torch.cat, zip(*pieces, strict=True))
+        logprobs, entropy = head_logprobs(
+            self.hidden.to(dtype), weight, bias, self.ids, self.temperature, entropy_trains
+        )
         return self._placed(logprobs), self._placed(entropy)
 
     def logprobs(self) -> Tensor:

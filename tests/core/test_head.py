@@ -7,10 +7,19 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from src.core import head as blocks
 from src.core.head import head_logprobs
 from src.core.logprobs import entropy_from_logits, logprobs_from_logits
 
 TOKENS, WIDTH = 7, 6
+
+
+@pytest.fixture(autouse=True, params=[1, 4, 512], ids=["word by word", "four words", "in one block"])
+def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Words worked on at a time."""
+    monkeypatch.setattr(blocks, "NARROWEST", request.param)
+    monkeypatch.setattr(blocks, "IN_CACHE", 1)
+    return int(request.param)
 
 
 def case(vocabulary: int, bias: bool, dtype: torch.dtype = torch.float64) -> tuple[Tensor, nn.Linear, Tensor]:
@@ -99,3 +108,34 @@ def test_a_second_derivative_is_refused() -> None:
     (once,) = torch.autograd.grad((logprobs**2).sum(), [hidden], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         once.sum().backward()
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trained"])
+def test_no_more_words_are_scored_at_a_time(frozen: bool, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the comparisons above compare nothing; and what is held does not grow with the vocabulary."""
+    seen, product = [], blocks.linear
+
+    def noted(x: Tensor, weight: Tensor) -> Tensor:
+        result = product(x, weight)
+        if x.shape == (TOKENS, WIDTH):
+            seen.append(result.shape[1])
+        return result
+
+    monkeypatch.setattr(blocks, "linear", noted)
+    hidden, head, ids = case(130, True)
+    head.requires_grad_(not frozen)
+    mixed(*head_logprobs(hidden, head.weight, head.bias, ids, 1.0, True)).backward()
+    once = [width] * (130 // width) + [130 % width] * (130 % width > 0)
+    assert seen == (once if frozen else once * 2)
+
+
+def test_scores_that_grow_from_block_to_block_and_far_apart_lose_nothing() -> None:
+    """The largest score so far, which all sums lean on, rises by hundreds with each word."""
+    scores = torch.arange(40, dtype=torch.float64).unsqueeze(1) * 300
+    hidden, ids = torch.ones(40, 1, dtype=torch.float64), torch.arange(40)
+    logprobs, entropy = head_logprobs(hidden, scores, None, ids, 1.0, True)
+    assert_close(logprobs, (scores - scores.max()).squeeze(1), atol=1e-9, rtol=0)
+    assert_close(entropy, torch.zeros(40, dtype=torch.float64), atol=1e-9, rtol=0)
+    near = head_logprobs(hidden, scores / 300, None, ids, 1.0, True)
+    logits = (scores / 300).squeeze(1).expand(40, 40)
+    assert_close(near, (logprobs_from_logits(logits, ids), entropy_from_logits(logits)), atol=1e-12, rtol=0)

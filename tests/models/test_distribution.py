@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from src.core.head import head_logprobs
 from src.models import distribution
 from src.models.distribution import TokenDistribution
 from src.models.ledger import peak_of
@@ -141,16 +140,11 @@ def test_gradients_are_those_of_one_plain_softmax(chunk: int) -> None:
         assert_close(actual, expected, atol=1e-10, rtol=0)
 
 
-def test_the_head_never_sees_more_than_a_piece(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exact_kl_never_holds_more_scores_than_a_piece(chunk: int) -> None:
     """Checklist 3. Otherwise the comparisons above compare nothing."""
-    tokens, sizes = random_distribution(1), []
-
-    def noted(hidden: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-        sizes.append(len(hidden))
-        return head_logprobs(hidden, *others)
-
-    monkeypatch.setattr(distribution, "head_logprobs", noted)
-    tokens.logprobs_and_entropy()
+    tokens, other, sizes = random_distribution(1), random_distribution(2), []
+    tokens.head.register_forward_hook(lambda head, inputs, output: sizes.append(len(output)))
+    tokens.kl(other)
     whole, rest = divmod(TOKENS, chunk)
     assert sizes == [chunk] * whole + [rest] * (rest > 0)
 
