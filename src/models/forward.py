@@ -12,6 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from src.core.logprobs import logprobs_from_logits
 from src.core.masking import last_counted, position_ids
+from src.models import padding_free
 from src.types import Rollout
 
 
@@ -21,7 +22,12 @@ def hidden_states(lm: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def backbone_states(backbone: nn.Module, mask: Tensor, **inputs: Tensor) -> Tensor:
-    """What a backbone, or a part of one, makes of `input_ids` (B, S) or `inputs_embeds` (B, S, H): (B, S, H)."""
+    """What a backbone, or a part of one, makes of `input_ids` (B, S) or `inputs_embeds` (B, S, H): (B, S, H).
+
+    What it makes of padding is of no meaning.
+    """
+    if padding_free.pays(backbone, mask):
+        return padding_free.states(backbone, mask, **inputs)
     positions = position_ids(mask)
     states: Tensor = backbone(
         attention_mask=mask.long(), position_ids=positions, use_cache=False, **inputs

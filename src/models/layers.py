@@ -1,4 +1,4 @@
-"""Parts of a loaded model, made to compute the same by faster routes: large linear layers, and GPT-2's activation."""
+"""Parts of a loaded model, made to compute the same by faster routes: large linear layers, attention, an activation."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 from src.core.linear import linear
+from src.models import padding_free
 
 LARGE = 2**18  # weights from which a layer gains more by the faster product than the call costs
 
@@ -39,6 +40,7 @@ class FusedGELU(nn.Module):
 
 def with_fast_layers(model: PreTrainedModel) -> PreTrainedModel:
     """The same model; such modules change their class, their names and weights stay."""
+    padding_free.allow(model)
     instead: dict[type, type] = {nn.Linear: Linear, Conv1D: TransposedLinear, NewGELUActivation: FusedGELU}
     for module in model.modules():
         small = isinstance(module, nn.Linear | Conv1D) and module.weight.numel() < LARGE
