@@ -168,8 +168,8 @@ def head_logprobs(
         d H / dz_v = -pi_v (log pi_v + H), left out unless `entropy_trains`
 
     Derived from the softmax; that no logits are held for them is the idea of "Cut Your Losses in Large-Vocabulary
-    Language Models" (https://arxiv.org/abs/2411.09009). Shapes: hidden (N, H), weight (V, H), bias (V,), ids (N,) int64 -> (N,), (N,) in
-    float32 or better. The gradients cannot be differentiated again: that raises `RuntimeError`.
+    Language Models" (https://arxiv.org/abs/2411.09009). Shapes: hidden (N, H), weight (V, H), bias (V,), ids (N,) int64
+    -> (N,), (N,) in float32 or better. The gradients cannot be differentiated again: that raises `RuntimeError`.
     """
     # autocast would take the sum over the vocabulary in half precision
     with torch.autocast(hidden.device.type, enabled=False):

@@ -62,7 +62,14 @@ def head_at_end(head: nn.Module, hidden: Tensor, mask: Tensor) -> Tensor:
     """A score head's output at the last counted token. Shapes: hidden (B, S, H), mask (B, S) -> (B,)."""
     rows = torch.arange(mask.shape[0], device=mask.device)
     at_end = hidden[rows, last_counted(mask)]
-    return head(at_end.to(next(head.parameters()).dtype)).squeeze(-1)
+    return scalar(head, at_end)
+
+
+def scalar(head: nn.Module, hidden: Tensor) -> Tensor:
+    """One number of each state, in the precision of the head's weights, autocast or not. (..., H) -> (...)."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        number: Tensor = head(hidden.to(next(head.parameters()).dtype)).squeeze(-1)
+    return number
 
 
 @contextmanager
@@ -76,19 +83,21 @@ def gradient_checkpointing(lm: PreTrainedModel, enabled: bool) -> Iterator[None]
         yield
         return
     layers = [module for module in lm.modules() if isinstance(module, GradientCheckpointingLayer)]
+    before = [layer.training for layer in layers]
     lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for layer in layers:
         layer.training = True
     try:
         yield
     finally:
-        for layer in layers:
-            layer.training = False
+        for layer, training in zip(layers, before, strict=True):
+            layer.training = training
         lm.gradient_checkpointing_disable()
 
 
-def next_token_logprobs(lm: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+def next_token_logprobs(lm: PreTrainedModel, ids: Tensor, mask: Tensor, *, checkpointing: bool = False) -> Tensor:
     """log p(x_t | x_<t) of every counted token that has a counted one before it. Shapes: (B, S) -> (N,) nats."""
     predicts = mask[:, :-1] & mask[:, 1:]
-    hidden = hidden_states(lm, ids, mask)[:, :-1][predicts]
+    with gradient_checkpointing(lm, checkpointing and torch.is_grad_enabled()):
+        hidden = hidden_states(lm, ids, mask)[:, :-1][predicts]
     return logprobs_from_logits(lm.get_output_embeddings()(hidden), ids[:, 1:][predicts])

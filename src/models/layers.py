@@ -2,32 +2,60 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-from src.core.linear import linear
+from src.core.linear import linear, prepacked
 from src.models import padding_free
+from src.utils.allocator import trim
 
 LARGE = 2**18  # weights from which a layer gains more by the faster product than the call costs
+
+
+class Packed:
+    """A frozen weight as oneDNN reads it, made at its first use and again when the weight is another.
+
+    A copy of the layer has none: the weights of copies are merged with adapters, in ways that leave no trace.
+    """
+
+    def __init__(self) -> None:
+        self._of: tuple[object, ...] | None = None
+        self._packed: Tensor | None = None
+
+    def get(self, weight: Tensor) -> Tensor | None:
+        """Of `weight` (N, K); None while it is trained, and where nothing is gained."""
+        now = (weight.data_ptr(), weight._version, weight.dtype, weight.device, torch.is_autocast_enabled("cpu"))
+        if now != self._of:
+            self._of, self._packed = now, None if weight.requires_grad else prepacked(weight)
+            trim()  # packing takes a second copy for a moment
+        return self._packed
+
+    def __deepcopy__(self, _: object) -> None:
+        return None
 
 
 class Linear(nn.Linear):
     """`nn.Linear` with another product."""
 
+    packed: Packed | None = None
+
     def forward(self, x: Tensor) -> Tensor:
         """x W^T + b, (..., K) -> (..., N)."""
-        return linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias, self.packed and self.packed.get(self.weight))
 
 
 class TransposedLinear(Conv1D):
     """GPT-2's `Conv1D`, whose weight lies transposed, with another product."""
 
+    packed: Packed | None = None
+
     def forward(self, x: Tensor) -> Tensor:
         """x W + b, (..., K) -> (..., N)."""
-        return linear(x, self.weight.t(), self.bias)
+        return linear(x, self.weight.t(), self.bias, self.packed and self.packed.get(self.weight.t()))
 
 
 class FusedGELU(nn.Module):
@@ -47,3 +75,14 @@ def with_fast_layers(model: PreTrainedModel) -> PreTrainedModel:
         if type(module) in instead and not small:
             module.__class__ = instead[type(module)]
     return model
+
+
+def prepack(model: nn.Module) -> None:
+    """Keep the frozen weights of large layers a second time on a CPU, as the faster product reads them."""
+    for layer in large_layers(model):
+        layer.packed = Packed()
+
+
+def large_layers(model: nn.Module) -> list[Linear | TransposedLinear]:
+    """The layers of `with_fast_layers` that use the faster product."""
+    return [module for module in model.modules() if isinstance(module, Linear | TransposedLinear)]

@@ -31,10 +31,11 @@ from transformers import (
 from src.models.adapters import add_adapter, lora_config
 from src.models.distribution import TokenDistribution
 from src.models.forward import gradient_checkpointing
-from src.models.layers import with_fast_layers
+from src.models.layers import large_layers, with_fast_layers
 from src.models.scalar_head import value_head
 from src.models.settings import DTYPES, ModelSettings
 
+PREPACKED = "base, as a CPU's products read it"
 SAVING = "saving: the merged copy (in main memory)"
 ADAM_STATES = 2  # first and second moment of each trained number, in its own dtype
 
@@ -80,8 +81,9 @@ class Ledger:
 
     @property
     def on_gpu(self) -> int:
-        """Most bytes at once on a GPU: the copy that is saved is made in main memory."""
-        return self.lasting + max(taken for phase, taken in self.phases.items() if phase != SAVING)
+        """Most bytes at once on a GPU: the copy that is saved is made in main memory, and no weights are prepacked."""
+        largest = max(taken for phase, taken in self.phases.items() if phase != SAVING)
+        return self.lasting - self.weights.get(PREPACKED, 0) + largest
 
 
 def ledger(
@@ -99,6 +101,9 @@ def ledger(
         if net is not None:
             with_fast_layers(net)
     copied = sum(weights.values()) if model.lora is not None else base
+    packed = size(layer.weight for layer in large_layers(lm.base_model))
+    if packed and model.prepack and model.lora is not None:
+        weights[PREPACKED] = packed
     if judge is not None:
         weights["reward"] = size(judge.parameters())
     with FakeTensorMode() as fakes:

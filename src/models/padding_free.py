@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from src.core.masking import position_ids
+from src.core.padding import few_sizes
 
 NAME = "row_by_row"
 DECODERS = ("gpt2", "gpt_neox", "llama", "qwen2")  # that hand attention what they are called with: tested
@@ -42,17 +43,26 @@ def pays(backbone: nn.Module, mask: Tensor) -> bool:
 
 
 def states(backbone: nn.Module, mask: Tensor, **inputs: Tensor) -> Tensor:
-    """The last hidden states (B, S, H) of the tokens of a mask (B, S), 0 elsewhere; inputs (B, S) or (B, S, H)."""
+    """The last hidden states (B, S, H) of the tokens of a mask (B, S), 0 elsewhere; inputs (B, S) or (B, S, H).
+
+    A last row of no meaning fills up the number of tokens to one of few.
+    """
     lengths = [length for length in mask.sum(dim=1).tolist() if length]
-    tokens = backbone(
-        **{name: x[mask].unsqueeze(0) for name, x in inputs.items()},
-        position_ids=position_ids(mask)[mask].unsqueeze(0),
+    spare = few_sizes(sum(lengths)) - sum(lengths)
+
+    def tokens(x: Tensor) -> Tensor:
+        counted = x[mask]
+        return torch.cat([counted, counted[:spare]]).unsqueeze(0) if spare else counted.unsqueeze(0)
+
+    found = backbone(
+        **{name: tokens(x) for name, x in inputs.items()},
+        position_ids=tokens(position_ids(mask)),
         attention_mask=mask.new_empty(1, 1, 0, 0),  # one of four dimensions is handed through: none is made
         use_cache=False,
-        row_lengths=lengths,
+        row_lengths=[*lengths, spare] if spare else lengths,
     ).last_hidden_state
-    whole: Tensor = tokens.new_zeros(*mask.shape, tokens.shape[-1])
-    return whole.masked_scatter(mask.unsqueeze(-1), tokens)
+    whole: Tensor = found.new_zeros(*mask.shape, found.shape[-1])
+    return whole.masked_scatter(mask.unsqueeze(-1), found)
 
 
 def attention(
@@ -89,19 +99,21 @@ def _attend(
 ) -> Tensor:
     """Causal without a mask. (B, heads, S, D) -> (B, S, heads, D)."""
     half = query.dtype == torch.bfloat16 and query.device.type == "cpu"
-    if half and query.requires_grad and key.shape[2] <= SHORT and not options.get("dropout"):
+    if half and key.shape[2] <= SHORT and not options.get("dropout"):
         return _plain(query, key, value, mask, options["scaling"])
     return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
 
 
 def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """The same in single products, which keeps the weights for the way back."""
-    groups = query.shape[1] // key.shape[1]
+    """The same in single products, which keep the weights for the way back; heads that share keys are done at once."""
+    rows, heads, length, _ = query.shape
+    groups = heads // key.shape[1]
     if mask is None:
-        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
-    scores = query @ repeat_kv(key, groups).transpose(2, 3) * scaling
-    weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim=-1)
-    return (weights @ repeat_kv(value, groups)).transpose(1, 2)
+        mask = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device).tril()[None, None]
+    scores = query.reshape(rows, -1, groups * length, query.shape[-1]) @ key.transpose(2, 3) * scaling
+    scores = scores.unflatten(2, (groups, length)).masked_fill(~mask.unsqueeze(2), torch.finfo(scores.dtype).min)
+    found = scores.softmax(dim=-1).flatten(2, 3) @ value
+    return found.unflatten(2, (groups, length)).flatten(1, 2).transpose(1, 2)
 
 
 AttentionInterface.register(NAME, attention)

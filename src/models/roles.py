@@ -27,8 +27,10 @@ from src.models.forward import (
     gradient_checkpointing,
     head_at_end,
     hidden_states,
+    scalar,
     whole_sequence,
 )
+from src.models.layers import prepack
 from src.models.loading import ModelError, adapter_base, load_causal_lm, require_plain_head
 from src.models.reward_adapter import RewardAdapter, attach
 from src.models.scalar_head import value_head
@@ -112,10 +114,7 @@ class Roles(nn.Module, ABC):
             raise RuntimeError("these roles were built without a critic")
         with self.acting("critic") as lm:
             hidden = self._hidden(lm, rollout)
-        values = self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
-        return masked(
-            values.float() if values.dtype in (torch.bfloat16, torch.float16) else values, rollout.response_mask
-        )
+        return masked(scalar(self.value_head, hidden), rollout.response_mask)
 
     def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
         """r of the reward model on the base, read at the last counted token. Shapes: (B, S) -> (B,) float32.
@@ -157,6 +156,7 @@ class LoraRoles(Roles):
         lora: LoraSettings,
         checkpointing: bool,
         critic: bool,
+        prepacked: bool = False,
     ) -> None:
         super().__init__(base, tokenizer, checkpointing, critic)
         self.peft = add_adapter(base, lora, "policy")
@@ -170,6 +170,8 @@ class LoraRoles(Roles):
         }
         self._switch("policy")
         self.eval()
+        if prepacked:
+            prepack(base.base_model)  # not the head, most of whose work is done in blocks of words
         self._parts = None if lora.layers is None else split(base, lora.layers)  # a tuple: not registered twice
 
     @property
@@ -182,7 +184,7 @@ class LoraRoles(Roles):
         if self._parts is None:
             return super().trunk(rollout)
         ids, mask = whole_sequence(rollout)
-        with torch.no_grad():
+        with torch.no_grad(), self.acting("policy"):  # of all roles the reward alone may adapt these layers
             return backbone_states(self._parts[0], mask, input_ids=ids)
 
     def _states(self, lm: PreTrainedModel, rollout: Rollout) -> Tensor:
@@ -296,4 +298,4 @@ def build_roles(tokenizer: PreTrainedTokenizerBase, model: ModelSettings, seed: 
         torch.manual_seed(stream_seed(seed, "roles"))
         if model.lora is None:
             return FullRoles(base, tokenizer, model.gradient_checkpointing, critic)
-        return LoraRoles(base, tokenizer, model.lora, model.gradient_checkpointing, critic)
+        return LoraRoles(base, tokenizer, model.lora, model.gradient_checkpointing, critic, model.prepack)

@@ -56,6 +56,7 @@ class ModelSettings:
     gradient_checkpointing: bool
     lora: LoraSettings | None  # None: every weight is trained
     scratch: ScratchSettings | None
+    prepack: bool = True  # on a CPU a second copy of the frozen weights, in the order that products read them in
     trust_remote_code: bool = False  # run the Python files that lie beside the weights
 
     def __post_init__(self) -> None:

@@ -31,6 +31,7 @@ from src.rollout.fitting import Fitting
 from src.rollout.kl_controller import KLController
 from src.rollout.minibatches import minibatches
 from src.types import AnyReward, Experience, select
+from src.utils.allocator import trim
 from src.utils.figures import Figure
 from src.utils.nonfinite import FiniteGuard
 from src.utils.ranks import dealt, even, sum_gradients
@@ -137,6 +138,7 @@ class PPOModule(LightningModule):
         if experience.old_values is not None:
             explained = explained_variance(experience.old_values, experience.returns, experience.mask)
             averages.add("critic/explained_variance", explained)
+        trim()
         self.log_dict(
             {
                 **averages.compute(),
@@ -230,7 +232,9 @@ class PPOModule(LightningModule):
         own = dealt(torch.arange(texts).split(even(texts, self.settings.micro_batch_size)))
         for rows in (piece for dealt_out in own for piece in dealt_out.split(self.fitting.size)):
             with self.roles.acting("policy") as lm:
-                logprobs = next_token_logprobs(lm, text["ids"][rows], text["mask"][rows])
+                logprobs = next_token_logprobs(
+                    lm, text["ids"][rows], text["mask"][rows], checkpointing=self.roles.checkpointing
+                )
             self.manual_backward(-self.settings.lm_coef * logprobs.sum() / max(tokens, 1))
             averages.add("policy/lm_loss", -logprobs.detach().sum() / max(len(logprobs), 1), len(logprobs))
 

@@ -31,6 +31,7 @@ class SFTModule(SupervisedModule):
     ) -> None:
         net = build_lm(model, lora, tokenizer, optimization["seed"])
         super().__init__(net, tokenizer, **optimization)
+        self.checkpointing = model.gradient_checkpointing
         self.test_rows: list[float] = []
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -66,7 +67,7 @@ class SFTModule(SupervisedModule):
 
     def _logprobs(self, batch: dict[str, Tensor], rows: Tensor) -> Tensor:
         lm = self.net.get_base_model() if isinstance(self.net, PeftModel) else self.net
-        return next_token_logprobs(lm, batch["ids"][rows], batch["mask"][rows])
+        return next_token_logprobs(lm, batch["ids"][rows], batch["mask"][rows], checkpointing=self.checkpointing)
 
 
 def build_lm(

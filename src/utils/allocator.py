@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from functools import cache
 
 M_MMAP_THRESHOLD = -3  # the name of the setting in glibc's malloc.h
 LIMIT = 2**19  # bytes; the activations of a few sequences are larger, what a decoding step makes is mostly smaller
@@ -18,5 +19,16 @@ def return_freed_memory() -> None:
     stays (mallopt(3)). It costs time, as the system fills every new block with zeros. It holds for the whole process.
     With another C library, or where MALLOC_MMAP_THRESHOLD_ says what is wanted, nothing is done.
     """
-    if platform.libc_ver()[0] == "glibc" and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+    if _is_glibc() and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LIMIT)
+
+
+def trim() -> None:
+    """Give back once what glibc keeps of freed memory; milliseconds, and a little more for memory taken anew."""
+    if _is_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@cache
+def _is_glibc() -> bool:
+    return platform.libc_ver()[0] == "glibc"

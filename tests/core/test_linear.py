@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from src.core.linear import linear
+from src.core.linear import linear, prepacked
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -68,3 +68,38 @@ def test_autocast_is_heard() -> None:
 
 def test_rows_without_elements_pass() -> None:
     assert linear(torch.zeros(0, 7), torch.zeros(5, 7)).shape == (0, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(3, 7), (2, 300, 7), (1, 1, 7)])
+def test_a_prepacked_weight_gives_the_plain_product_with_its_gradient(
+    shape: tuple[int, ...], bias: bool, transposed: bool, dtype: torch.dtype
+) -> None:
+    x, weight, *rest = [tensor.detach().to(dtype) for tensor in inputs(shape, bias, transposed)]
+    packed = prepacked(weight)
+    assert packed is not None
+    x.requires_grad_()
+    close = CLOSE if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.02}
+    found, expected = linear(x, weight, *rest, packed=packed), F.linear(x, weight, *rest)
+    assert found.dtype == dtype
+    assert_close(found, expected, **close)
+    above = torch.linspace(-1, 1, found.numel()).view_as(found).to(dtype)
+    assert_close(torch.autograd.grad(found, x, above), torch.autograd.grad(expected, x, above), **close)
+    with torch.no_grad():
+        assert_close(linear(x, weight, *rest, packed=packed), expected, **close)
+
+
+def test_autocast_decides_whether_a_weight_is_prepacked() -> None:
+    """Where it computes in the weight's precision; a wider input is then narrowed, as autocast would."""
+    x, weight = (tensor.detach() for tensor in inputs((3, 7), False, False))
+    half = weight.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert prepacked(weight) is None
+        packed = prepacked(half)
+        assert packed is not None
+        found = linear(x, half, packed=packed)
+        assert_close(found, F.linear(x, half), atol=0.05, rtol=0.02)
+    assert found.dtype == torch.bfloat16
+    assert prepacked(weight.double()) is None

@@ -1,0 +1,160 @@
+"""Passes without padding against passes with it: every kind of decoder, every kernel, numbers and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+from src.models import padding_free
+from src.models.forward import gradient_checkpointing, hidden_states
+from src.models.layers import with_fast_layers
+from src.models.loading import load_causal_lm
+from src.types import select
+from tests.models import architectures
+from tests.tiny import FOREIGN_WARNINGS, make_roles, model_settings, ragged_rollout, seeded
+
+pytestmark = FOREIGN_WARNINGS
+families = pytest.mark.parametrize("family", architectures.DECODERS)
+IDS = torch.randint(3, 20, (6, 13), generator=torch.Generator().manual_seed(0))
+# left padding, right padding, both, none, an empty row, a single token
+ROWS = ["0001111111111", "1111000000000", "0011111110000", "1111111111111", "0000000000000", "0000001000000"]
+MASK = torch.tensor([[sign == "1" for sign in row] for row in ROWS])
+
+
+@pytest.fixture
+def wanted(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Ask for passes without padding, or with it, whatever would pay."""
+    return lambda spared: monkeypatch.setattr(padding_free, "SPARED", -1 if spared else 2**62)
+
+
+def both(
+    lm: PreTrainedModel, wanted: Callable[[bool], None], checkpointing: bool = False
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Hidden states of the counted tokens and the gradient of all weights: with padding, and without."""
+    weights = torch.randn(int(MASK.sum()), lm.config.hidden_size, generator=torch.Generator().manual_seed(1))
+    found = []
+    for spared in (False, True):
+        wanted(spared)
+        with gradient_checkpointing(lm, checkpointing):
+            states = hidden_states(lm, IDS, MASK)[MASK]
+        parameters = list(lm.base_model.parameters())
+        gradients = torch.autograd.grad((states * weights.to(states)).sum(), parameters)
+        found.append([states.detach(), *gradients])
+    return found[0], found[1]
+
+
+@families
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+def test_numbers_and_gradients_are_those_with_padding(
+    family: str, checkpointing: bool, tmp_path: Path, wanted: Callable[[bool], None]
+) -> None:
+    """Checklist 2, 11, 12, 47. Padding on either side, none, and a row without a token."""
+    lm = load_causal_lm(model_settings(architectures.write(tmp_path, family), dtype="float64"))
+    padded, spared = both(lm, wanted, checkpointing)
+    assert_close(spared, padded, atol=1e-10, rtol=0)
+    assert all(gradient.abs().max() > 1e-6 for gradient in padded[1:3])
+
+
+@families
+def test_no_padding_passes_through_the_layers(family: str, tmp_path: Path, wanted: Callable[[bool], None]) -> None:
+    """Checklist 11. Or the comparison above compares nothing: a third of the elements are padding."""
+    lm = load_causal_lm(model_settings(architectures.write(tmp_path, family)))
+    seen: list[int] = []
+    norm = next(m for name, m in lm.named_modules() if name.rpartition(".")[2] in ("ln_f", "norm", "final_layer_norm"))
+    norm.register_forward_hook(lambda layer, inputs, output: seen.append(output.shape[:-1].numel()))
+    for spared in (False, True):
+        wanted(spared)
+        states = hidden_states(lm, IDS, MASK)
+    assert seen == [MASK.numel(), padding_free.few_sizes(int(MASK.sum()))]
+    assert not states[~MASK].any()
+
+
+def test_a_sliding_window_slides_within_each_row(tmp_path: Path, wanted: Callable[[bool], None]) -> None:
+    sizes: dict[str, Any] = dict(architectures.SIZES)
+    config = Qwen2Config(
+        **sizes, num_key_value_heads=1, use_sliding_window=True, sliding_window=4, max_window_layers=1,
+        attn_implementation="sdpa",
+    )  # fmt: skip
+    assert config.layer_types == ["full_attention", "sliding_attention"]
+    lm = with_fast_layers(seeded(lambda: Qwen2ForCausalLM(config), 0).double().eval())
+    padded, spared = both(lm, wanted)
+    assert_close(spared, padded, atol=1e-10, rtol=0)
+
+
+@families
+@pytest.mark.parametrize("spared", [False, True], ids=["padding", "no padding"])
+def test_plain_products_give_what_fused_attention_gives(
+    family: str, spared: bool, tmp_path: Path, wanted: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 on a CPU they are taken for short rows; here they are compared in double precision."""
+    lm = load_causal_lm(model_settings(architectures.write(tmp_path, family), dtype="float64"))
+    wanted(spared)
+    weights = torch.linspace(-1, 1, int(MASK.sum()) * 16, dtype=torch.float64).view(-1, 16)
+
+    def run() -> list[Tensor]:
+        states = hidden_states(lm, IDS, MASK)[MASK]
+        return [states.detach(), *torch.autograd.grad((states * weights).sum(), list(lm.base_model.parameters()))]
+
+    fused = run()
+    taken: list[int] = []
+
+    def plainly(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any) -> Tensor:
+        taken.append(1)
+        return padding_free._plain(query, key, value, mask, options["scaling"])
+
+    monkeypatch.setattr(padding_free, "_attend", plainly)
+    assert_close(run(), fused, atol=1e-10, rtol=0)
+    assert taken
+
+
+@pytest.mark.parametrize(("dtype", "length", "plainly"), [
+    (torch.bfloat16, 8, True), (torch.bfloat16, padding_free.SHORT + 1, False), (torch.float32, 8, False),
+])  # fmt: skip
+def test_plain_products_are_taken_in_half_precision_for_short_rows(
+    dtype: torch.dtype, length: int, plainly: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    plain = padding_free._plain
+    monkeypatch.setattr(padding_free, "_plain", lambda *given: (taken.append(1), plain(*given))[1])
+    states = torch.randn(3, 1, 2, length, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    module = torch.nn.Module()
+    padding_free.attention(module, *states, None, scaling=0.5, dropout=0.0)
+    assert bool(taken) == plainly
+
+
+def test_it_pays_where_wide_layers_are_spared_much_padding(tmp_path: Path) -> None:
+    """Padding per row times the width squared, 16 here, against a limit; never with another attention."""
+    lm = load_causal_lm(model_settings(architectures.write(tmp_path, "gpt2")))
+    much = torch.ones(2, 2 * padding_free.SPARED // 256 + 2, dtype=torch.bool)
+    much[0, 1:] = False
+    assert padding_free.pays(lm.base_model, much)
+    much[0, 1:3] = True
+    assert not padding_free.pays(lm.base_model, much)
+    eager = load_causal_lm(model_settings(architectures.write(tmp_path, "gpt2"), attn_implementation="eager"))
+    assert not padding_free.pays(eager.base_model, torch.zeros_like(much))
+
+
+def test_saved_models_know_nothing_of_it(tmp_path: Path) -> None:
+    """A folder must load where this project is not installed."""
+    roles = make_roles(architectures.write(tmp_path / "base", "gpt2"))
+    assert roles.merged_policy().config._attn_implementation == padding_free.NAME
+    roles.merged_policy().save_pretrained(tmp_path / "saved")
+    assert padding_free.NAME not in (tmp_path / "saved/config.json").read_text()
+
+
+def test_dropping_rows_changes_no_other_row(tmp_path: Path, wanted: Callable[[bool], None]) -> None:
+    """Checklist 3. What a row gives does not depend on its neighbours in the pack."""
+    roles = make_roles(architectures.write(tmp_path, "llama"), spread=0.2, dtype="float64")
+    wanted(True)
+    rollout = ragged_rollout()
+    whole = roles.distribution(rollout, 0.8).logprobs()
+    for row in range(len(whole)):
+        alone = roles.distribution(select(rollout, torch.tensor([row])), 0.8).logprobs()
+        assert_close(alone, whole[row : row + 1], atol=1e-10, rtol=0)
