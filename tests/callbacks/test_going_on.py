@@ -1,0 +1,99 @@
+"""Going on with other settings: what was configured holds, what was learned stays, and nothing else is touched."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from transformers import get_constant_schedule_with_warmup
+
+from src.callbacks.checkpoint import IterationCheckpoint, checkpoints
+from src.callbacks.record import RunRecord
+from tests.tiny import FOREIGN_WARNINGS, fit, make_maker, make_module, make_roles, snapshot, write_lm
+
+pytestmark = FOREIGN_WARNINGS
+ITERATIONS, KILL = 3, 2
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_lm(tmp_path_factory.mktemp("base"))
+
+
+class See(Callback):
+    """Keeps the optimizers as they are before each iteration, and dies at the start of one."""
+
+    def __init__(self, kill: int | None) -> None:
+        self.kill, self.seen = kill, {}
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == self.kill:
+            raise InterruptedError
+        self.seen[batch_idx] = copy.deepcopy([optimizer.state_dict() for optimizer in trainer.optimizers])
+
+
+class Run:
+    """A run with a record, whole, killed or gone on with, whose module is changed by `change` before it starts."""
+
+    def __init__(self, base: str, folder: Path, kill: int | None = None, schedule: Any = None, **changes: Any) -> None:
+        self.roles = make_roles(base)
+        module = make_module(self.roles, iterations=ITERATIONS, **changes)
+        module.lr_schedule = schedule or module.lr_schedule
+        saved, see = checkpoints(folder), See(kill)
+        record = RunRecord({"schedule_steps": ITERATIONS}, None, allow_changes=True)
+        try:
+            self.recorder, self.trainer = fit(
+                module, folder, maker=make_maker(), iterations=ITERATIONS,
+                callbacks=(record, see, IterationCheckpoint(str(folder), every=1, keep=9)),
+                ckpt_path=saved[-1] if saved else None,
+            )  # fmt: skip
+        except InterruptedError:
+            assert kill is not None
+        self.seen = see.seen
+
+
+OTHER = partial(torch.optim.Adam, eps=1e-3, betas=(0.5, 0.6), weight_decay=0.1)
+
+
+def test_the_configured_rates_and_coefficients_hold_and_the_moments_stay(base: str, tmp_path: Path) -> None:
+    """After 2 of 3 iterations of a line down to 0 a third of the rate is left, of the new one."""
+    Run(base, tmp_path, kill=KILL)
+    saved = torch.load(checkpoints(tmp_path)[-1], weights_only=True)["optimizer_states"]
+    run = Run(base, tmp_path, lr=0.3, critic_lr=0.6, optimizer=OTHER)
+    for optimizer, before, rate in zip(run.seen[KILL], saved, (0.3, 0.6), strict=True):
+        (group,) = optimizer["param_groups"]
+        assert group["lr"] == pytest.approx(rate / 3)
+        assert (group["initial_lr"], group["eps"], group["betas"], group["weight_decay"]) == (
+            rate, 1e-3, (0.5, 0.6), 0.1,
+        )  # fmt: skip
+        for mine, old in zip(optimizer["state"].values(), before["state"].values(), strict=True):
+            assert all(torch.equal(mine[name], old[name]) for name in ("step", "exp_avg", "exp_avg_sq"))
+    row = run.recorder.by_step()[ITERATIONS]
+    assert (row["policy/lr"], row["critic/lr"]) == (pytest.approx(0.1), pytest.approx(0.2))
+    configs = run.trainer.lr_scheduler_configs
+    assert [config.scheduler.base_lrs for config in configs] == [[0.3], [0.6]]
+    assert [config.scheduler.last_epoch for config in configs] == [ITERATIONS, ITERATIONS]
+
+
+def test_another_schedule_holds_from_the_first_iteration_on(base: str, tmp_path: Path) -> None:
+    """The rate of a constant schedule, where the line that was followed before had left a third of it."""
+    Run(base, tmp_path, kill=KILL)
+    run = Run(base, tmp_path, schedule=partial(get_constant_schedule_with_warmup, num_warmup_steps=0))
+    assert run.recorder.by_step()[ITERATIONS]["policy/lr"] == pytest.approx(0.01)
+
+
+def test_the_same_settings_give_the_same_bits(base: str, tmp_path: Path) -> None:
+    """With the record, which writes the settings of the optimizers anew."""
+    whole = Run(base, tmp_path / "whole")
+    Run(base, tmp_path / "cut", kill=KILL)
+    resumed = Run(base, tmp_path / "cut")
+    mine, theirs = resumed.seen[KILL], whole.seen[KILL]
+    assert [o["param_groups"] for o in mine] == [o["param_groups"] for o in theirs]
+    assert resumed.recorder.by_step() == {ITERATIONS: whole.recorder.by_step()[ITERATIONS]}
+    one, two = (snapshot([*run.roles.policy_parameters(), *run.roles.critic_parameters()]) for run in (whole, resumed))
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
