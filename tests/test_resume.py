@@ -83,6 +83,17 @@ def test_what_changes_no_result_is_taken_and_named(
     assert key in said
 
 
+def test_what_begins_afresh_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written(tmp_path, configured(tmp_path))
+    start_of(configured(tmp_path, "kl_controller=adaptive", "policy_loss=kl_penalty", "resume_changed=true"))
+    said = capsys.readouterr().out.strip()
+    assert said.endswith(
+        "; what ppo.kl_controller, ppo.old_kl_controller remembers begins afresh where it was not kept"
+    )
+    start_of(configured(tmp_path, "ppo.clip=0.3", "resume_changed=true"))
+    assert "; what" not in capsys.readouterr().out
+
+
 def test_a_stage_may_be_lengthened_where_the_learning_rate_does_not_depend_on_its_length(tmp_path: Path) -> None:
     constant = "lr_schedule=constant"
     path = written(tmp_path / "constant", configured(tmp_path / "constant", constant))

@@ -31,7 +31,7 @@ class RunRecord(Callback):
         self.config, self.git_revision, self.allow_changes = config, git_revision, allow_changes
         self.fingerprints: dict[str, str] = {}
         self.optimizers: list[list[dict[str, Any]]] = []
-        self.loaded = False
+        self.loaded: int | None = None  # optimizers in the checkpoint that was read
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the fingerprints of what is not trained, once, before a checkpoint is loaded."""
@@ -52,7 +52,7 @@ class RunRecord(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Compare the record with this run."""
-        self.loaded, run = True, checkpoint["run"]
+        self.loaded, run = len(checkpoint["optimizer_states"]), checkpoint["run"]
         for name, old in run["fingerprints"].items():
             if self.fingerprints.get(name) != old:
                 what = "another tokenizer" if name == "tokenizer" else f"other frozen weights (of its {name})"
@@ -66,12 +66,17 @@ class RunRecord(Callback):
             lengthen(checkpoint)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The optimizers are as they were configured; Lightning loads their states after this."""
+        """The optimizers are as they were configured; Lightning loads their states after this, one by one."""
         self.optimizers = [settings_of(optimizer) for optimizer in trainer.optimizers]
+        if self.loaded not in (None, len(self.optimizers)):
+            raise CheckpointError(
+                f"the checkpoint holds the states of {self.loaded} optimizers, this run has {len(self.optimizers)} "
+                f"(policy_loss=trpo has none for the policy): give the same again; resume=never starts anew"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The loaders have found out whether their rows are those of the checkpoint; if not they begin anew."""
-        if self.loaded:
+        if self.loaded is not None:
             schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
             for optimizer, settings in zip(trainer.optimizers, self.optimizers, strict=True):
                 put_back(optimizer, settings, [schedule for schedule in schedules if schedule.optimizer is optimizer])

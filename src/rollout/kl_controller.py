@@ -54,8 +54,8 @@ class SteeredKL(FixedKL):
         return {"kl_coef": self.kl_coef}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the coefficient of a checkpoint."""
-        self.kl_coef = state["kl_coef"]
+        """Take up the coefficient of a checkpoint; where a controller of another kind kept none, begin afresh."""
+        self.kl_coef = state.get("kl_coef", self.kl_coef)
 
 
 class AdaptiveKL(SteeredKL):

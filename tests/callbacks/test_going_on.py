@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from transformers import get_constant_schedule_with_warmup
 
 from src.callbacks.checkpoint import IterationCheckpoint, checkpoints
 from src.callbacks.record import RunRecord
+from src.callbacks.sealed import CheckpointError
+from src.rollout.kl_controller import AdaptiveKL, DoublingKL
+from src.utils.config import compose, instantiate
+from src.utils.explain import CONF
 from tests.tiny import FOREIGN_WARNINGS, fit, make_maker, make_module, make_roles, snapshot, write_lm
 
 pytestmark = FOREIGN_WARNINGS
@@ -40,15 +45,25 @@ class See(Callback):
 class Run:
     """A run with a record, whole, killed or gone on with, whose module is changed by `change` before it starts."""
 
-    def __init__(self, base: str, folder: Path, kill: int | None = None, schedule: Any = None, **changes: Any) -> None:
+    def __init__(
+        self,
+        base: str,
+        folder: Path,
+        kill: int | None = None,
+        schedule: Any = None,
+        maker: Any = None,
+        factories: tuple[str, ...] = ("policy", "critic"),
+        **changes: Any,
+    ) -> None:
         self.roles = make_roles(base)
         module = make_module(self.roles, iterations=ITERATIONS, **changes)
         module.lr_schedule = schedule or module.lr_schedule
+        module.optimizer_factories = {role: module.optimizer_factories[role] for role in factories}
         saved, see = checkpoints(folder), See(kill)
         record = RunRecord({"schedule_steps": ITERATIONS}, None, allow_changes=True)
         try:
             self.recorder, self.trainer = fit(
-                module, folder, maker=make_maker(), iterations=ITERATIONS,
+                module, folder, maker=maker or make_maker(), iterations=ITERATIONS,
                 callbacks=(record, see, IterationCheckpoint(str(folder), every=1, keep=9)),
                 ckpt_path=saved[-1] if saved else None,
             )  # fmt: skip
@@ -97,3 +112,38 @@ def test_the_same_settings_give_the_same_bits(base: str, tmp_path: Path) -> None
     assert resumed.recorder.by_step() == {ITERATIONS: whole.recorder.by_step()[ITERATIONS]}
     one, two = (snapshot([*run.roles.policy_parameters(), *run.roles.critic_parameters()]) for run in (whole, resumed))
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def option(group: str, name: str) -> Any:
+    """The object of an option, made anew."""
+    return instantiate(compose(["stage=ppo", f"{group}={name}"]).ppo[group])
+
+
+@pytest.mark.parametrize("group", ["advantage", "kl_controller", "old_kl_controller", "score_scaling"])
+def test_what_another_kind_did_not_keep_begins_afresh(group: str) -> None:
+    """From every option to every other one of its group, through their states alone."""
+    names = sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem != "none")
+    for before, after in permutations(names, 2):
+        kept, now, fresh = option(group, before).state_dict(), option(group, after), option(group, after).state_dict()
+        now.load_state_dict(kept)
+        assert now.state_dict() == (kept if kept.keys() == fresh.keys() else fresh)
+
+
+def test_a_run_goes_on_with_controllers_of_another_kind(base: str, tmp_path: Path) -> None:
+    """From fixed coefficients, which are not kept, to one that adapts and one that doubles, each from its start.
+
+    A horizon of 8 episodes and a target far above the KL lower the first by a fifth; the second is halved.
+    """
+    Run(base, tmp_path, kill=KILL)
+    adaptive, doubling = AdaptiveKL(0.5, kl_target=1e6, kl_horizon=8), DoublingKL(0.5, kl_target=1e6)
+    run = Run(base, tmp_path, maker=make_maker(kl_controller=adaptive), old_kl_controller=doubling)
+    assert run.recorder.by_step()[ITERATIONS]["rollout/kl_coef"] == pytest.approx(0.5)
+    assert (adaptive.kl_coef, doubling.kl_coef) == (pytest.approx(0.4), 0.25)
+
+
+def test_states_of_more_optimizers_than_there_are_now_are_refused(base: str, tmp_path: Path) -> None:
+    """As with policy_loss=trpo, which has none for the policy: Lightning would deal them out in their order."""
+    Run(base, tmp_path, kill=KILL)
+    with pytest.raises(CheckpointError, match=r"states of 2 optimizers, this run has 1 .*resume=never") as refused:
+        Run(base, tmp_path, factories=("critic",))
+    assert "\n" not in str(refused.value)
