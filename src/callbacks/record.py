@@ -12,9 +12,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from src.callbacks.sealed import CheckpointError
 from src.models.fingerprint import fingerprint, tokenizer_fingerprint
+from src.rewards.learned import LearnedReward
 
 FORMAT = 1
 LIBRARIES = ("torch", "lightning", "transformers", "tokenizers", "peft", "numpy")
+READING = ".reading"  # ends the names of the fingerprints of what decides a learned reward's scores beside its weights
 TOLD = "resume_changed=true goes on all the same"
 
 
@@ -22,9 +24,10 @@ class RunRecord(Callback):
     """Adds `format` and `run` to each checkpoint: configuration, versions, processes, revision, fingerprints.
 
     `config` is the resolved configuration in plain types, `git_revision` the commit or None. Going on with other
-    frozen weights, another tokenizer, other training data or another number of processes raises `CheckpointError`,
-    unless `allow_changes`; other versions of the libraries are warned of. What the configuration says of the optimizers
-    holds, whatever the checkpoint says of them; for a run with the settings of its checkpoint that is the same.
+    frozen weights, another tokenizer, a learned reward that reads or adds up in another way, other training data or
+    another number of processes raises `CheckpointError`, unless `allow_changes`; other versions of the libraries are
+    warned of. What the configuration says of the optimizers holds, whatever the checkpoint says of them; for a run with
+    the settings of its checkpoint that is the same.
     """
 
     def __init__(self, config: dict[str, Any], git_revision: str | None, allow_changes: bool) -> None:
@@ -37,6 +40,8 @@ class RunRecord(Callback):
         """Take the fingerprints of what is not trained, once, before a checkpoint is loaded."""
         if stage == "fit":
             parts = {name: fingerprint(part, frozen_only=True) for name, part in pl_module.named_children()}
+            learned = {n: part for n, part in pl_module.named_modules() if isinstance(part, LearnedReward)}
+            parts |= {f"{name}{READING}": part.reading() for name, part in learned.items()}
             self.fingerprints = parts | {"tokenizer": tokenizer_fingerprint(trainer.datamodule.tokenizer)}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -55,8 +60,7 @@ class RunRecord(Callback):
         self.loaded, run = len(checkpoint["optimizer_states"]), checkpoint["run"]
         for name, old in run["fingerprints"].items():
             if self.fingerprints.get(name) != old:
-                what = "another tokenizer" if name == "tokenizer" else f"other frozen weights (of its {name})"
-                self._refuse(f"the checkpoint was made with {what} than this run has")
+                self._refuse(f"the checkpoint was made with {said_of(name)} than this run has")
         if run["world_size"] != trainer.world_size:
             self._refuse(f"the checkpoint was made by {run['world_size']} processes, this run has {trainer.world_size}")
         other = [f"{name} {old} (now {version(name)})" for name, old in run["versions"].items() if old != version(name)]
@@ -109,6 +113,13 @@ def put_back(optimizer: Optimizer, settings: list[dict[str, Any]], schedules: li
             for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
                 group["lr"] = group["initial_lr"] * factor(schedule.last_epoch)
             schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
+
+
+def said_of(name: str) -> str:
+    """What differs where the fingerprint of that name does."""
+    if name.endswith(READING):
+        return f"another tokenizer, length, chat template or score_bias (of its {name.removesuffix(READING)})"
+    return "another tokenizer" if name == "tokenizer" else f"other frozen weights (of its {name})"
 
 
 def lengthen(checkpoint: dict[str, Any]) -> None:

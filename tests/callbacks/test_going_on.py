@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from functools import partial
 from itertools import permutations
 from pathlib import Path
@@ -16,10 +17,21 @@ from transformers import get_constant_schedule_with_warmup
 from src.callbacks.checkpoint import IterationCheckpoint, checkpoints
 from src.callbacks.record import RunRecord
 from src.callbacks.sealed import CheckpointError
+from src.rewards.learned import LearnedReward
 from src.rollout.kl_controller import AdaptiveKL, DoublingKL
 from src.utils.config import compose, instantiate
 from src.utils.explain import CONF
-from tests.tiny import FOREIGN_WARNINGS, fit, make_maker, make_module, make_roles, snapshot, write_lm
+from tests.tiny import (
+    FIRST_WORD,
+    FOREIGN_WARNINGS,
+    fit,
+    make_maker,
+    make_module,
+    make_roles,
+    snapshot,
+    write_lm,
+    write_reward_model,
+)
 
 pytestmark = FOREIGN_WARNINGS
 ITERATIONS, KILL = 3, 2
@@ -53,6 +65,7 @@ class Run:
         schedule: Any = None,
         maker: Any = None,
         factories: tuple[str, ...] = ("policy", "critic"),
+        allow: bool = True,
         **changes: Any,
     ) -> None:
         self.roles = make_roles(base)
@@ -60,7 +73,7 @@ class Run:
         module.lr_schedule = schedule or module.lr_schedule
         module.optimizer_factories = {role: module.optimizer_factories[role] for role in factories}
         saved, see = checkpoints(folder), See(kill)
-        record = RunRecord({"schedule_steps": ITERATIONS}, None, allow_changes=True)
+        record = RunRecord({"schedule_steps": ITERATIONS}, None, allow_changes=allow)
         try:
             self.recorder, self.trainer = fit(
                 module, folder, maker=maker or make_maker(), iterations=ITERATIONS,
@@ -147,3 +160,37 @@ def test_states_of_more_optimizers_than_there_are_now_are_refused(base: str, tmp
     with pytest.raises(CheckpointError, match=r"states of 2 optimizers, this run has 1 .*resume=never") as refused:
         Run(base, tmp_path, factories=("critic",))
     assert "\n" not in str(refused.value)
+
+
+def configure(folder: str, **values: Any) -> None:
+    """Other values in config.json."""
+    path = Path(folder) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def permute(folder: str) -> None:
+    """The tokenizer's first two words change places."""
+    path = Path(folder) / "tokenizer.json"
+    content = json.loads(path.read_text())
+    words = content["model"]["vocab"]
+    one, two = sorted((word for word in words if words[word] >= FIRST_WORD), key=words.__getitem__)[:2]
+    words[one], words[two] = words[two], words[one]
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "change", [partial(configure, score_bias=5.0), partial(configure, reads_chat_template=True), permute]
+)
+def test_a_reward_model_with_the_same_weights_that_reads_otherwise_is_refused(
+    base: str, change: Any, tmp_path: Path
+) -> None:
+    """Its scores would be others; in another folder it is the same."""
+    one, same, other = (write_reward_model(tmp_path / name) for name in ("one", "same", "other"))
+    change(other)
+    Run(base, tmp_path, kill=KILL, reward=LearnedReward(one, 4))
+    with pytest.raises(
+        CheckpointError, match=r"another tokenizer, .*score_bias \(of its reward\) than this"
+    ) as refused:
+        Run(base, tmp_path, reward=LearnedReward(other, 4), allow=False)
+    assert "\n" not in str(refused.value)
+    assert KILL in Run(base, tmp_path, reward=LearnedReward(same, 4), allow=False).seen
