@@ -83,7 +83,7 @@ class DoublingKL(SteeredKL):
     """
 
     def update(self, kl: float, episodes: int) -> None:
-        """Once per iteration, with the mean KL in nats per token that it ended with."""
+        """Once per iteration, with the mean KL of its last epoch, in nats per token."""
         if kl > 1.5 * self.kl_target:
             self.kl_coef *= 2
         elif kl < self.kl_target / 1.5:
