@@ -18,6 +18,7 @@ from src.callbacks.record import FORMAT, TOLD
 from src.callbacks.sealed import CheckpointError, is_whole
 from src.utils.config import ConfigError, source_key
 
+WITH_A_MEMORY = ("ppo.advantage", "ppo.kl_controller", "ppo.old_kl_controller", "ppo.score_scaling")
 LENGTHS = ("ppo.iterations", "sft.steps", "reward_model.steps")
 SAFE = (
     *("overrides", "choices", "run_dir", "log_dir", "name", "resume_changed"),  # what the run is called, where it lies
@@ -143,4 +144,6 @@ def _refuse_changes(config: DictConfig, path: Path) -> None:
         )
     shown = [key for key in changed if key in unsafe or key.split(".")[0] not in ("overrides", "choices", "run_dir")]
     if shown:
-        print(f"going on from {path} with other settings: {', '.join(shown)}")
+        kinds = [kind for kind in WITH_A_MEMORY if f"{kind}._target_" in shown]
+        afresh = f"; what {', '.join(kinds)} remembers begins afresh where it was not kept" if kinds else ""
+        print(f"going on from {path} with other settings: {', '.join(shown)}{afresh}")

@@ -83,6 +83,31 @@ def test_what_changes_no_result_is_taken_and_named(
     assert key in said
 
 
+def test_what_is_said_to_cost_memory_alone_reaches_passes_alone(tmp_path: Path) -> None:
+    """Not the batches of the comparison, which have draws of their own: its figures would be others."""
+    makers = {
+        "rollout.batch_size": ["callbacks.rollout.maker.batch_size"],
+        "ppo.micro_batch_size": ["module.settings.micro_batch_size", "ppo.settings.micro_batch_size"],
+    }
+    before = flat(plain(configured(tmp_path)))
+    for key, readers in makers.items():
+        after = flat(plain(configured(tmp_path, f"{key}=4")))
+        ignored = ("overrides", "choices", "name", "checks")
+        changed = {name for name in after if after[name] != before[name] and name.split(".")[0] not in ignored}
+        assert key in changed <= {key, *readers}
+
+
+def test_what_begins_afresh_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written(tmp_path, configured(tmp_path))
+    start_of(configured(tmp_path, "kl_controller=adaptive", "policy_loss=kl_penalty", "resume_changed=true"))
+    said = capsys.readouterr().out.strip()
+    assert said.endswith(
+        "; what ppo.kl_controller, ppo.old_kl_controller remembers begins afresh where it was not kept"
+    )
+    start_of(configured(tmp_path, "ppo.clip=0.3", "resume_changed=true"))
+    assert "; what" not in capsys.readouterr().out
+
+
 def test_a_stage_may_be_lengthened_where_the_learning_rate_does_not_depend_on_its_length(tmp_path: Path) -> None:
     constant = "lr_schedule=constant"
     path = written(tmp_path / "constant", configured(tmp_path / "constant", constant))

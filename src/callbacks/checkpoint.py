@@ -12,6 +12,7 @@ from src.callbacks.csv_logger import CsvTables
 from src.callbacks.sealed import CheckpointError, PlainWrite, seal
 from src.core.checks import require
 
+ROLLOUT = "rollout/"  # begins the names of what an iteration measures of the policy before it learns
 BEST = "best.ckpt"  # a link to the best checkpoint
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -20,8 +21,10 @@ class IterationCheckpoint(Callback):
     """Saves `folder/iteration-N.ckpt` after every `every` batches and after the last.
 
     The newest `keep` stay, and the best one: that with the highest (`best_mode` "min": lowest) value of the logged
-    number `best_metric` (None: none), to which `best.ckpt` is a link. The rows that were logged are part of a
-    checkpoint, so tables and weights never differ in what they hold. Must be the last callback but `GracefulStop`.
+    number `best_metric` (None: none), to which `best.ckpt` is a link. What is measured of rollouts (`rollout/...`) in
+    iteration N + 1 is of the policy in `iteration-N.ckpt` and judges that one, so the last is not judged by it; any
+    other number judges the checkpoint of its own iteration. The rows that were logged are part of a checkpoint, so
+    tables and weights never differ in what they hold. Must be the last callback but `GracefulStop`.
     """
 
     def __init__(
@@ -43,6 +46,8 @@ class IterationCheckpoint(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save when it is time; the last iteration of a stage that validates at its end waits for that."""
+        if self._by_rollouts() and (self.folder / f"iteration-{batch_idx}.ckpt").is_file():
+            self._judge(trainer, batch_idx)
         if at_end(trainer, batch_idx + 1) and trainer.enable_validation:
             return
         note_row(trainer)
@@ -62,9 +67,8 @@ class IterationCheckpoint(Callback):
         """
         if done == self.saved:
             return
-        better = self._is_better(trainer)
-        if better is not None:
-            self.best = (done, better)
+        if not self._by_rollouts():
+            self._judge(trainer, done)
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary, final = self.folder / "writing.tmp", self.folder / f"iteration-{done}.ckpt"
         try:
@@ -104,18 +108,21 @@ class IterationCheckpoint(Callback):
         if best is not None and (self.folder / f"iteration-{best[0]}.ckpt").is_file():
             self.best = (best[0], best[1])
 
-    def _is_better(self, trainer: Trainer) -> float | None:
-        """The value of `best_metric`, if it beats the best one so far."""
+    def _by_rollouts(self) -> bool:
+        """Whether the policy is judged by what it wrote, before it learns from that."""
+        return self.best_metric is not None and self.best_metric.startswith(ROLLOUT)
+
+    def _judge(self, trainer: Trainer, done: int) -> None:
+        """Take the checkpoint of `done` iterations for the best if `best_metric` beats that of the best so far."""
         if self.best_metric is None:
-            return None
+            return
         logged = trainer.callback_metrics
         allowed = f"null or a number that is logged: {', '.join(sorted(logged))}"
         require(self.best_metric in logged, "best_metric", self.best_metric, allowed)
         value = float(logged[self.best_metric])
-        if value != value:
-            return None
         sign = 1 if self.best_mode == "max" else -1
-        return value if self.best is None or sign * value > sign * self.best[1] else None
+        if value == value and (self.best is None or sign * value > sign * self.best[1]):
+            self.best = (done, value)
 
     def _tidy(self) -> None:
         """Drop all but the newest and the best, and point at the best."""

@@ -37,8 +37,8 @@ class GoldStop(Callback):
     """Stops training when the gold score falls while the score rises, and takes the policy back to its best.
 
     Both are averaged over windows of `window` iterations. Training ends when `patience` windows in a row have a gold
-    lower than the best window's by more than `drop`, and a score above that window's; the policy then is again what it
-    was at the end of the best window.
+    lower than the best window's by more than `drop`, and a score above that window's; the policy then is again the one
+    that was measured in the last iteration of the best window: as it was before that iteration's update.
     """
 
     def __init__(self, window: int, drop: float, patience: int) -> None:
@@ -47,11 +47,17 @@ class GoldStop(Callback):
         require(patience >= 1, "patience", patience, "at least 1")
         self.window, self.drop, self.patience = window, drop, patience
         self.rows: list[tuple[float, float]] = []
+        self.measured: list[Tensor] = []  # the policy that the last iteration of this window measures
         self.best_policy: list[Tensor] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: PPOModule) -> None:
         """A run that was interrupted just after its stop stays stopped."""
         trainer.should_stop = trainer.should_stop or self._ends()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: PPOModule, batch: Any, batch_idx: int) -> None:
+        """At the last iteration of a window put aside the policy that is measured, before it learns."""
+        if (len(self.rows) + 1) % self.window == 0:
+            self.measured = [parameter.detach().cpu().clone() for parameter in pl_module.roles.policy_parameters()]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: PPOModule, outputs: Any, batch: Any, batch_idx: int
@@ -63,17 +69,17 @@ class GoldStop(Callback):
         self.rows.append((float(metrics["rollout/score"]), float(metrics["rollout/gold"])))
         if len(self.rows) % self.window:
             return
-        windows, parameters = self._windows(), pl_module.roles.policy_parameters()
+        windows = self._windows()
         if self._ends():
             trainer.should_stop = True
             with torch.no_grad():
-                write(self.best_policy, parameters)
+                write(self.best_policy, pl_module.roles.policy_parameters())
             rank_zero_only(print)(
                 f"stopped after iteration {batch_idx + 1}, gold falls while the score rises: "
-                f"back to the policy of iteration {(best(windows) + 1) * self.window}"
+                f"back to the policy that iteration {(best(windows) + 1) * self.window} measured"
             )
         elif best(windows) == len(windows) - 1:
-            self.best_policy = [parameter.detach().cpu().clone() for parameter in parameters]
+            self.best_policy = self.measured
 
     def _windows(self) -> list[tuple[float, float]]:
         """Mean (score, gold) of each full window."""

@@ -143,8 +143,8 @@ class RunningMeanBaseline(Estimator):
         return {"total": self.total, "weight": self.weight}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up both sums."""
-        self.total, self.weight = state["total"], state["weight"]
+        """Take up both sums; where an estimator of another kind kept none, begin afresh."""
+        self.total, self.weight = state.get("total", 0.0), state.get("weight", 0.0)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -16,8 +17,7 @@ def lora_config(lora: LoraSettings, base: PreTrainedModel) -> LoraConfig:
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     layers = base.config.num_hidden_layers
     if lora.layers is not None and targets == "all-linear":  # peft takes a list of layers with a list of names only
-        linear = [n for n, m in base.base_model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
-        targets = sorted({name.rpartition(".")[2] for name in linear})
+        targets = linear_names(base.base_model)
     if lora.layers is not None and lora.layers > layers:
         raise ModelError(f"model.lora.layers={lora.layers}: the model has {layers} layers")
     return LoraConfig(
@@ -28,6 +28,13 @@ def lora_config(lora: LoraSettings, base: PreTrainedModel) -> LoraConfig:
         layers_to_transform=None if lora.layers is None else list(range(layers - lora.layers, layers)),
         task_type="CAUSAL_LM",
     )
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    """What a model calls its linear layers, without the path to them; one that holds adapters is still one layer."""
+    inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    linear = (n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D | BaseTunerLayer))
+    return sorted({name.rpartition(".")[2] for name in linear if not name.startswith(inside)})
 
 
 def add_adapter(base: PreTrainedModel, lora: LoraSettings, name: str) -> PeftModel:

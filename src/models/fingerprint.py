@@ -13,6 +13,11 @@ ADAPTED = ".base_layer"  # where peft keeps a layer that it has put an adapter o
 ADAPTERS = ("lora_", "modules_to_save")  # what peft adds
 
 
+def joint(*parts: object) -> str:
+    """One name, SHA-256 (64 hex digits), for several strings and plain numbers in this order."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
 def fingerprint(model: nn.Module, *, frozen_only: bool = False) -> str:
     """SHA-256 (64 hex digits) over name, dtype, shape and bytes of every parameter, or of the frozen ones alone."""
     return _digest({n: p for n, p in model.named_parameters() if not (frozen_only and p.requires_grad)})

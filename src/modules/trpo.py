@@ -21,6 +21,9 @@ from src.modules.ppo import PPOModule
 from src.types import Experience, select
 from src.utils.ranks import gather, total
 
+# micro-batches with the weights (N, T') of their tokens in the loss, and in the mean KL: all tokens of the batch alike
+Micros = list[tuple[Experience, Tensor, Tensor]]
+
 
 @dataclass(frozen=True)
 class TrustRegion:
@@ -40,11 +43,12 @@ class TrustRegion:
 
 
 class TRPOModule(PPOModule):
-    """theta <- theta + 2^-j sqrt(2 max_kl / x^T F x) x,  (F + damping I) x = -grad L, the first j that is accepted.
+    """theta <- theta + 2^-j sqrt(2 max_kl / x^T B x) x,  B x = -grad L,  B = F + damping I, the first j accepted.
 
     F is the Fisher matrix of the policy's adapters, known by its products with vectors alone: the Hessian of the mean
     exact KL(old || new) at the old policy. A step is accepted when the measured mean KL is at most `max_kl` and the
-    loss is lower than before; if none is, the policy stays. The critic learns by its optimizer, as in PPO.
+    loss is lower than before; if none is, the policy stays. The critic learns by its optimizer, as in PPO. The KL is
+    a mean over all tokens of the batch, whatever the aggregation; that weighs the loss alone.
     Source: TRPO, section 6 and appendix C (https://arxiv.org/abs/1502.05477).
     """
 
@@ -55,7 +59,8 @@ class TRPOModule(PPOModule):
 
     def _learn(self, experience: Experience, text: dict[str, Tensor] | None, iteration: int, averages: Averages) -> int:
         """One step of the policy on the whole batch, then the critic's minibatches."""
-        micros = list(self._micros(experience))
+        tokens = experience.mask.sum().clamp(min=1)
+        micros = [(micro, weights, micro.mask / tokens) for micro, weights in self._micros(experience)]
         # only the plain implementation of attention can be differentiated twice
         with sdpa_kernel(SDPBackend.MATH):
             self._natural_step(experience, micros, averages, iteration)
@@ -66,13 +71,11 @@ class TRPOModule(PPOModule):
                 steps += 1
         return steps
 
-    def _natural_step(
-        self, experience: Experience, micros: list[tuple[Experience, Tensor]], averages: Averages, iteration: int
-    ) -> None:
+    def _natural_step(self, experience: Experience, micros: Micros, averages: Averages, iteration: int) -> None:
         parameters = self.roles.policy_parameters()
-        old = [self.roles.distribution(micro.rollout, self.settings.temperature).detached() for micro, _ in micros]
+        old = [self.roles.distribution(micro.rollout, self.settings.temperature).detached() for micro, *_ in micros]
         before, gradient, mine = 0.0, torch.zeros_like(parameters_to_vector(parameters)), Averages()
-        for micro, weights in micros:
+        for micro, weights, _ in micros:
             loss = self.objective.loss(micro, weights, mine)
             before += loss.item()
             gradient += flat(torch.autograd.grad(loss, parameters, materialize_grads=True))
@@ -92,13 +95,11 @@ class TRPOModule(PPOModule):
         step = step_length(direction.dot(fisher(direction)), self.trust_region.max_kl) * direction
         self._line_search(step, before, lambda: self._measure(micros, old), averages)
 
-    def _fisher_product(
-        self, micros: list[tuple[Experience, Tensor]], old: list[TokenDistribution], vector: Tensor
-    ) -> Tensor:
+    def _fisher_product(self, micros: Micros, old: list[TokenDistribution], vector: Tensor) -> Tensor:
         """F v: the gradient of (gradient of the mean KL) . v, at the old policy."""
         parameters, product = self.roles.policy_parameters(), torch.zeros_like(vector)
-        for (micro, weights), before in zip(micros, old, strict=True):
-            kl = weighted_sum(self._kl(micro, before), weights, micro.mask)
+        for (micro, _, shares), before in zip(micros, old, strict=True):
+            kl = weighted_sum(self._kl(micro, before), shares, micro.mask)
             slope = flat(torch.autograd.grad(kl, parameters, create_graph=True, materialize_grads=True))
             product += flat(torch.autograd.grad(slope.dot(vector), parameters, materialize_grads=True))
         return total(product)
@@ -107,12 +108,12 @@ class TRPOModule(PPOModule):
         return old.kl(self.roles.distribution(micro.rollout, self.settings.temperature))
 
     @torch.no_grad()
-    def _measure(self, micros: list[tuple[Experience, Tensor]], old: list[TokenDistribution]) -> tuple[float, float]:
+    def _measure(self, micros: Micros, old: list[TokenDistribution]) -> tuple[float, float]:
         """Loss and mean exact KL(old || new), nats per token, of the policy as it stands."""
         loss = kl = 0.0
-        for (micro, weights), before in zip(micros, old, strict=True):
+        for (micro, weights, shares), before in zip(micros, old, strict=True):
             loss += self.objective.loss(micro, weights, Averages()).item()
-            kl += weighted_sum(self._kl(micro, before), weights, micro.mask).item()
+            kl += weighted_sum(self._kl(micro, before), shares, micro.mask).item()
         losses, kls = zip(*gather((loss, kl)), strict=True)
         return sum(losses), sum(kls)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from src.core.checks import require
 from src.core.padding import pad_left
+from src.models.fingerprint import joint, tokenizer_fingerprint
 from src.models.forward import sequence_scores
 from src.models.loading import load_reward_model, readable_length
 from src.models.reward_net import CHAT_KEY
@@ -32,17 +33,29 @@ class LearnedReward(nn.Module):
         self.batch_size = batch_size
         self.eval()
 
+    @property
+    def chat(self) -> bool:
+        """Whether the texts are written out by the tokenizer's chat template."""
+        return bool(getattr(self.model.config, CHAT_KEY, False))
+
+    @property
+    def limit(self) -> int | None:
+        """How many tokens of a text are read."""
+        return readable_length(self.model.config, self.tokenizer)
+
+    def reading(self) -> str:
+        """The fingerprint of what decides a score beside the weights: tokenizer, chat template, length, added bias."""
+        return joint(tokenizer_fingerprint(self.tokenizer), self.chat, self.limit, score_bias(self.model))
+
     def train(self, mode: bool = True) -> LearnedReward:
         """Stay in eval mode, whatever the Trainer asks for."""
         return super().train(False)
 
     def score(self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> Tensor:
         """r(x, y), (B,) float32; a text longer than the model can read loses its beginning."""
-        chat, bias = getattr(self.model.config, CHAT_KEY, False), score_bias(self.model)
-        rows = encode_completions(self.tokenizer, prompts, responses, chat)
-        limit = readable_length(self.model.config, self.tokenizer)
-        rows = [shorten(row, limit, self.tokenizer) for row in rows]
-        score = partial(sequence_scores, self.model)
+        rows = encode_completions(self.tokenizer, prompts, responses, self.chat)
+        rows = [shorten(row, self.limit, self.tokenizer) for row in rows]
+        score, bias = partial(sequence_scores, self.model), score_bias(self.model)
         return score_rows(score, rows, self.tokenizer.pad_token_id, self.batch_size, self.model.device) + bias
 
 

@@ -54,8 +54,8 @@ class SteeredKL(FixedKL):
         return {"kl_coef": self.kl_coef}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the coefficient of a checkpoint."""
-        self.kl_coef = state["kl_coef"]
+        """Take up the coefficient of a checkpoint; where a controller of another kind kept none, begin afresh."""
+        self.kl_coef = state.get("kl_coef", self.kl_coef)
 
 
 class AdaptiveKL(SteeredKL):
@@ -83,7 +83,7 @@ class DoublingKL(SteeredKL):
     """
 
     def update(self, kl: float, episodes: int) -> None:
-        """Once per iteration, with the mean KL in nats per token that it ended with."""
+        """Once per iteration, with the mean KL of its last epoch, in nats per token."""
         if kl > 1.5 * self.kl_target:
             self.kl_coef *= 2
         elif kl < self.kl_target / 1.5:

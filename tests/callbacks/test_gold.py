@@ -15,7 +15,7 @@ from src.core.checks import SettingError
 
 
 class Policy(SimpleNamespace):
-    """A module whose policy is one number: the iteration after which it was last changed."""
+    """A module whose policy is one number: the iterations it has learned in."""
 
     def __init__(self) -> None:
         self.weight = torch.nn.Parameter(torch.zeros(1))
@@ -28,7 +28,8 @@ def stops_at(stop: GoldStop, scores: list[float], gold: list[float], policy: Pol
     policy = policy or Policy()
     for i, (score, true) in enumerate(zip(scores, gold, strict=True)):
         trainer.callback_metrics = {"rollout/score": torch.tensor(score), "rollout/gold": torch.tensor(true)}
-        policy.weight.data.fill_(i + 1)
+        stop.on_train_batch_start(trainer, policy, None, i)  # type: ignore[arg-type]
+        policy.weight.data.add_(1)
         stop.on_train_batch_end(trainer, policy, None, None, i)  # type: ignore[arg-type]
         if trainer.should_stop:
             return i + 1
@@ -52,11 +53,15 @@ def test_it_does_not_stop_while_gold_holds_or_both_fall() -> None:
     assert stops_at(GoldStop(window=2, drop=0.6, patience=1), RISING, TURNING) is None
 
 
-def test_it_takes_the_policy_back_to_the_end_of_its_best_window() -> None:
-    """The best window holds iterations 5 and 6; without a stop the policy stays what it is."""
+def test_it_takes_the_policy_back_to_the_one_that_its_best_window_measured_last() -> None:
+    """The best window holds iterations 5 and 6; the sixth measures what five updates have made of the policy.
+
+    Without a stop the policy stays what it is.
+    """
     policy = Policy()
     stops_at(GoldStop(window=2, drop=0.1, patience=2), RISING, TURNING, policy)
-    assert policy.weight.item() == 6
+    assert policy.weight.item() == 5
+    policy = Policy()
     stops_at(GoldStop(window=2, drop=0.6, patience=2), RISING, TURNING, policy)
     assert policy.weight.item() == len(TURNING)
 
@@ -68,7 +73,7 @@ def test_an_interrupted_meter_goes_on() -> None:
     second.load_state_dict(first.state_dict())
     policy = Policy()
     assert stops_at(second, RISING[6:], TURNING[6:], policy) == 4
-    assert policy.weight.item() == 6
+    assert policy.weight.item() == 5
 
 
 def test_without_gold_it_says_so() -> None:

@@ -76,11 +76,11 @@ def test_the_newest_sound_checkpoint_is_taken_and_damaged_ones_are_named(tmp_pat
 class Say(Callback):
     """Logs chosen values of a number, one per iteration."""
 
-    def __init__(self, values: list[float]) -> None:
-        self.values = values
+    def __init__(self, values: list[float], name: str = "mine") -> None:
+        self.values, self.name = values, name
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        pl_module.log("mine", self.values[batch_idx], batch_size=1)
+        pl_module.log(self.name, self.values[batch_idx], batch_size=1)
 
 
 @pytest.mark.parametrize(("mode", "values", "kept"), [
@@ -98,6 +98,24 @@ def test_the_best_checkpoint_is_kept_too(base: str, mode: str, values: list[floa
     elsewhere = IterationCheckpoint(str(tmp_path / "other"), every=1, keep=1, best_metric="mine", best_mode=mode)
     elsewhere.load_state_dict(callback.state_dict())
     assert elsewhere.best is None
+
+
+@pytest.mark.parametrize(("every", "values", "kept"), [
+    (1, [9.0, 1.0, 4.0, 4.0, 3.0], 2),  # the third iteration measures the policy that two have made
+    (2, [9.0, 9.0, 1.0, 9.0, 2.0], 4),  # of those that were saved, the fifth measures the better one
+    (4, [1.0, 1.0, 1.0, 1.0, float("nan")], None),
+])  # fmt: skip
+def test_a_number_of_the_rollouts_judges_the_policy_that_wrote_them(
+    base: str, every: int, values: list[float], kept: int | None, tmp_path: Path
+) -> None:
+    """Iteration N + 1 measures the policy after N iterations, and the last one is measured by nobody."""
+    callback = IterationCheckpoint(str(tmp_path / "saved"), every=every, keep=1, best_metric="rollout/mine")
+    module = make_module(make_roles(base), iterations=5)
+    fit(module, tmp_path, maker=make_maker(), iterations=5, callbacks=(Say(values, "rollout/mine"), callback))
+    best = [f"iteration-{kept}"] if kept else []
+    assert [path.stem for path in checkpoints(tmp_path / "saved")] == [*best, "iteration-5"]
+    assert callback.best == ((kept, values[kept]) if kept else None)
+    assert (tmp_path / "saved" / BEST).exists() == bool(kept)
 
 
 def test_a_best_metric_that_nobody_logs_is_refused(base: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers.pytorch_utils import Conv1D
 
 from src.models.forward import backbone_states, hidden_states, whole_sequence
 from src.models.loading import ModelError, load_causal_lm
@@ -54,10 +55,32 @@ def test_only_the_top_layers_have_adapters(family: str, tmp_path: Path) -> None:
 
 
 @families
+@pytest.mark.parametrize("layers", [1, 2], ids=["top", "all"])
+@pytest.mark.parametrize("critic", [True, False], ids=["critic", "alone"])
+def test_each_role_adapts_every_linear_layer_of_the_top_layers_once(
+    family: str, layers: int, critic: bool, tmp_path: Path
+) -> None:
+    """Each adapter that is put on finds the layers of the plain model, however many are there already."""
+    roles = roles_of(tmp_path, family, replace(LORA, layers=layers), critic=critic)
+    plain = load_causal_lm(model_settings(str(tmp_path)))
+    linear = [name for name, module in plain.base_model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)]
+    expected = {n for n in linear if any(part in map(str, range(2 - layers, 2)) for part in n.split("."))}
+    assert len(expected) == layers * len(linear) / 2 > 0
+    prefix = f"peft.base_model.model.{plain.base_model_prefix}."
+    for role in ("policy", "critic"):
+        found = [name for name, _ in roles.named_parameters() if f".lora_A.{role}." in name]
+        names = [name.removeprefix(prefix).removesuffix(f".lora_A.{role}.weight") for name in found]
+        assert sorted(names) == (sorted(expected) if critic or role == "policy" else [])
+
+
+@families
+@pytest.mark.parametrize("layers", [1, 2], ids=["top", "all"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
-def test_every_role_gives_the_same_numbers_and_gradients(family: str, checkpointing: bool, tmp_path: Path) -> None:
+def test_every_role_gives_the_same_numbers_and_gradients(
+    family: str, layers: int, checkpointing: bool, tmp_path: Path
+) -> None:
     """Micro-batch by micro-batch, each trimmed to its own lengths, as an update reads them."""
-    roles = roles_of(tmp_path, family, gradient_checkpointing=checkpointing)
+    roles = roles_of(tmp_path, family, replace(LORA, layers=layers), gradient_checkpointing=checkpointing)
     rollout = ragged_rollout()
     parameters = [*roles.policy_parameters(), *roles.critic_parameters()]
 
