@@ -59,7 +59,7 @@ class Judge:
 
     def judge(self, reward: AnyReward, rollout: Rollout) -> Verdict:
         """Ask for every row, each rank for its own. Raises `RewardError`: the reward, the prompt and what came back."""
-        own = on_shares(lambda share: self._answers(reward, select(rollout, share.index)), len(rollout.prompts))
+        own = self._asked(reward, rollout)
         scores, credit = (torch.cat(given) for given in list(zip(*own, strict=True))[:2])
         names = {name: None for _, _, parts, _ in own for name in parts}
         none = [torch.full(scores.shape, torch.nan) for scores, *_ in own]  # where a rank has no row with an answer
@@ -68,6 +68,18 @@ class Judge:
         if not len(kept):
             raise next(failure for *_, failure in own if failure is not None)
         return Verdict(rollout, scores, credit, parts, 0).only(kept)
+
+    def scores(self, reward: AnyReward, rollout: Rollout) -> Tensor:
+        """r(x, y) of every row, (B,); NaN for a row that is left out, which here every row may be.
+
+        Raises `RewardError` as `judge` does where nothing may be left out.
+        """
+        scores = torch.cat([given for given, *_ in self._asked(reward, rollout)])
+        return scores.where(scores.isfinite(), torch.nan)
+
+    def _asked(self, reward: AnyReward, rollout: Rollout) -> list[Answers]:
+        """What each rank was answered for its rows."""
+        return on_shares(lambda share: self._answers(reward, select(rollout, share.index)), len(rollout.prompts))
 
     def _answers(self, reward: AnyReward, rollout: Rollout) -> Answers:
         if isinstance(reward, TokenReward):
