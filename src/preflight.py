@@ -71,6 +71,7 @@ def preflight(config: DictConfig) -> None:
         _check_targets(config, model, architecture)
     if config.stage == "reward":
         _check_reward_net(config)
+        _check_normalising(config, architecture)
     if config.stage == "ppo":
         _check_shared_base(config, model)
         _check_reward(config.reward)
@@ -221,6 +222,16 @@ def _check_reward_net(config: DictConfig) -> None:
     if longest is not None and value > longest:
         raise ConfigError(f"reward_model.max_tokens={value}: the reward model reads at most {longest} tokens")
     _check_layers(choice.lora, architecture, "reward_model.net.lora", "of the reward stage")
+
+
+def _check_normalising(config: DictConfig, architecture: PretrainedConfig | None) -> None:
+    """The SFT policy must be able to read a prompt and write the samples that gain and bias are set on."""
+    limit, longest = None if architecture is None else context_length(architecture), config.reward_model
+    if limit is not None and longest.normalise_new_tokens >= limit and config.callbacks.get("normalise") is not None:
+        raise ConfigError(
+            f"reward_model.normalise_new_tokens={longest.normalise_new_tokens}: must be smaller than {limit}, which is "
+            f"all that model {config.model.name!r} reads, prompt included"
+        )
 
 
 def _check_shared_base(config: DictConfig, model: ModelSettings) -> None:

@@ -151,7 +151,7 @@ class ExperienceMaker:
     def _with_greedy(
         self, roles: Roles, reward: AnyReward, prompts: Prompts, verdict: Verdict, judged: Judged
     ) -> tuple[Verdict, Judged, tuple[Tensor, Tensor] | None]:
-        """Score and end of the greedy response to each row's prompt, (B,) each, made once a prompt; None: not asked for.
+        """Score and end of the greedy response to each row's prompt, (B,) each, made once a prompt; None: not asked.
 
         Groups whose greedy response cannot be judged are left out where the judge allows it. Raises `NonFiniteError`.
         """
