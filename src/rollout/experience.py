@@ -91,8 +91,7 @@ class ExperienceMaker:
         if self.whiten_rewards:
             rewards = whiten(rewards, mask, shift_mean=False)
         # 6, 7
-        baseline = None if greedy is None else self.shaping(*greedy)
-        episodes = Episodes(rewards, mask, rollout.group_ids, judged.values, baseline)
+        episodes = Episodes(rewards, mask, rollout.group_ids, judged.values, greedy and self.shaping(*greedy))
         advantages, returns = self.advantage.advantages(episodes), self.advantage.returns(episodes)
         self.advantage.update(episodes)
         if self.whiten_advantages:
