@@ -12,6 +12,7 @@ from filelock import FileLock
 from omegaconf import DictConfig
 
 from src.utils.config import ConfigError, compose, settings_hash, with_value
+from src.utils.explain import key_of
 from src.utils.run_folder import make_folder
 
 Train = Callable[[DictConfig], dict[str, Any]]
@@ -38,8 +39,8 @@ def ensure(config: DictConfig, train: Train) -> None:
     asked for. A learned reward without `path` is the experiment's own small reward model, which reads text and so
     serves any policy; an adapter without `path` is trained on the model at hand. Nothing else is ever trained unasked.
     """
-    asked = [o for o in config.overrides if o.split("=")[0].split(".")[0] in ("experiment", "data", "log_dir")]
-    model = [o for o in config.overrides if o.split("=")[0].split(".")[0] == "model"]
+    asked = [o for o in config.overrides if key_of(o).split(".")[0] in ("experiment", "data", "log_dir")]
+    model = [o for o in config.overrides if key_of(o).split(".")[0] == "model"]
     if config.stage != "sft" and config.model.path is None:
         config.model.path = _artefact(["stage=sft", *asked, *model], train)
     if config.stage == "ppo" and "path" in config.reward and config.reward.path is None:

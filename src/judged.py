@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import isnan
 from statistics import mean
 from typing import Any
 
@@ -21,7 +22,7 @@ from src.models.settings import ModelSettings
 from src.models.text import encode_with_end
 from src.preflight import preflight
 from src.rewards.adapter import AdapterReward
-from src.rollout.evaluation import Answers, Evaluation, Evaluator, joined
+from src.rollout.evaluation import Answers, Evaluation, Evaluator, joined, with_figure
 from src.rollout.text_measures import distinct_ngrams, repetition
 from src.types import AnyReward, Rollout
 from src.utils.config import instantiate
@@ -59,11 +60,12 @@ def generate(config: DictConfig, policy: str, reference: str | None, path: str) 
                 parts.append(evaluator.answers(roles, role, rewards, asked, number, kl=reference is not None))
             bar.advance(task, len(asked.texts))
     whole = {role: with_repetition(joined(parts)) for role, parts in answers.items()}
+    both = Evaluation(whole["reference"], whole["policy"]).paired() if reference is not None else None
+    compared: dict[Role, Answers] = whole if both is None else {"reference": both.reference, "policy": both.policy}
     figures: dict[str, dict[str, Figure]] = {
-        role: found.figures() | diversity(list(found.responses)) for role, found in whole.items()
+        role: found.figures() | diversity(list(found.responses)) for role, found in compared.items()
     }
-    if reference is not None:
-        both = Evaluation(whole["reference"], whole["policy"])
+    if both is not None:
         figures |= {"rise": both.rise(), "win_rate": both.win_rate()}
     return Found(figures, [row for role, found in whole.items() for row in rows_of(role, found)])
 
@@ -87,10 +89,12 @@ def score_given(config: DictConfig, model: str, path: str) -> Found | None:
     with progress() as bar:
         task = bar.add_task("scoring", total=len(rewards))
         for name, reward in rewards.items():
-            measures[name] = maker.score(reward, rollout).tolist()
+            measures[name] = maker.judge.scores(reward, rollout).tolist()
             bar.advance(task)
     found = Answers(rollout.prompts, rollout.responses, measures)
-    figures = {name: over_prompts(values, rollout.prompt_index.tolist()) for name, values in measures.items()}
+    figures = {
+        name: over_prompts(values, rollout.prompt_index.tolist()) for name, values in with_figure(measures).items()
+    }
     return Found({"given": figures | diversity(list(found.responses))}, rows_of("given", found))
 
 
@@ -137,18 +141,19 @@ def diversity(responses: list[str]) -> dict[str, Figure]:
 
 
 def over_prompts(values: list[float], index: list[int]) -> Figure:
-    """The mean over prompts of the mean over each one's answers."""
+    """The mean over prompts of the mean over each one's answers; one without a score (NaN) is left out."""
     groups: dict[int, list[float]] = {}
     for i, value in zip(index, values, strict=True):
-        groups.setdefault(i, []).append(value)
+        if not isnan(value):
+            groups.setdefault(i, []).append(value)
     return bootstrap_mean([mean(group) for group in groups.values()])
 
 
 def rows_of(role: str, answers: Answers) -> list[dict[str, Any]]:
-    """Prompt, response and measures of each answer."""
+    """Prompt, response and measures of each answer; None where the reward could not judge it."""
     return [
         {"role": role, "prompt": prompt, "response": response}
-        | {name: values[i] for name, values in answers.measures.items()}
+        | {name: None if isnan(values[i]) else values[i] for name, values in answers.measures.items()}
         for i, (prompt, response) in enumerate(zip(answers.prompts, answers.responses, strict=True))
     ]
 

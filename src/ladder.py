@@ -47,11 +47,10 @@ COLUMNS = ("norm", "variance", "noise", "cosine")
 
 def climb(overrides: list[str], warmup: int, batches: int) -> dict[str, dict[str, dict[str, Figure]]]:
     """Both halves of the ladder: reward placement -> estimator -> figures."""
-    config = compose(
-        [*PLAIN, *overrides, f"ppo.iterations={warmup + batches}", f"ppo.critic_warmup={warmup + batches}"]
-    )
+    config = compose([*PLAIN, *overrides, f"ppo.iterations={warmup + batches}", "ppo.critic_warmup=0"])
     config.run_dir = str(run_folder(Path(config.log_dir) / "ladder", config.name, overrides, "never"))
     preflight(config)
+    config.ppo.critic_warmup = config.ppo.iterations  # the policy stays: what no run that learns may ask for
     if "strategy" in config.trainer:
         raise ConfigError("trainer=ddp: the ladder takes its gradients in one process; leave it out")
     require(

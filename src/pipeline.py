@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from omegaconf import DictConfig, OmegaConf
 
 from src.preflight import preflight
 from src.report import friendly_errors, quiet_libraries, write_json
+from src.resume import LENGTHS, changed_keys, flat, is_safe, plain
 from src.train import train
 from src.utils.config import ConfigError, compose, taken, with_value
 from src.utils.explain import key_of
@@ -30,6 +32,8 @@ HANDED_ON = {
     "sft": {"reward": ("model.path", "model"), "ppo": ("model.path", "model")},
     "reward": {"ppo": ("reward.path", "")},
 }
+# keys beside those that change what is learned, with other values of which a finished stage's result would be another
+MEASURED = ("ppo.eval_prompts", "sft.eval_rows", "data.path")
 
 
 def run_pipeline(overrides: list[str]) -> dict[str, Any]:
@@ -48,6 +52,7 @@ def run_pipeline(overrides: list[str]) -> dict[str, Any]:
         config = compose([f"stage={stage}", *shared[stage], *model])
         config.run_dir = str(folder / stage)
         preflight(config)
+        refuse_other_settings(compose([f"stage={stage}", *shared[stage]]), folder / stage)
         if "strategy" in config.trainer and launched():
             raise ConfigError("the pipeline starts its processes by itself: run it without torchrun and srun")
     given: dict[str, list[str]] = {stage: [] for stage in stages}
@@ -81,6 +86,35 @@ def _needs_reward_model(overrides: list[str]) -> bool:
     """Whether PPO's reward is a learned one for which no folder is given."""
     reward = compose(["stage=ppo", *overrides]).reward
     return "path" in reward and reward.path is None
+
+
+def refuse_other_settings(config: DictConfig, folder: Path) -> None:
+    """Raise `ConfigError` if the stage in `folder` was finished with settings that would have given another result.
+
+    What stages hand to one another (weights) counts for nothing; `resume_changed=true` takes the stage as it is.
+    """
+    if not (folder / FINISHED).exists() or not (folder / "config.yaml").exists():
+        return
+    saved = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(saved, DictConfig)
+    config.run_dir, before = str(folder), plain(saved)
+    handed = {key for later in HANDED_ON.values() for key, _ in later.values()}
+    counts = {*LENGTHS, *MEASURED} | ({"model.path"} if config.stage == "sft" else set())
+    changed = [
+        key for key in changed_keys(before, config) if key in counts or not (key in handed or is_safe(key, config))
+    ]
+    if not changed:
+        return
+    if config.resume_changed:
+        print(f"taking {folder} as it is, although it was finished with other settings: {', '.join(changed)}")
+        return
+    old, new = flat(before), flat(plain(config))
+    said = ", ".join(f"{key} ({old.get(key, 'not set')} -> {new.get(key, 'not set')})" for key in changed[:8])
+    more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
+    raise ConfigError(
+        f"{folder} was finished with other settings: {said}{more}; give the same again, or resume_changed=true takes "
+        f"it as it is; resume=never or another name starts anew"
+    )
 
 
 def _run_stage(stage: str, overrides: list[str], folder: Path) -> dict[str, Any]:

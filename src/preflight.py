@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import PretrainedConfig
 
 from src.core.estimators import Estimator
+from src.futile import refuse_futile
 from src.models.loading import context_length, load_config, run_part, unmatched_targets
 from src.models.reward_choices import RewardChoice
 from src.models.settings import LoraSettings, ModelSettings
@@ -50,6 +51,9 @@ RANGES = (
     Range("callbacks.samples.every callbacks.samples.rows", 1),
 )
 
+# PPO steps by hand: gradients of 16-mixed would be clipped while still scaled, and the others change what is a float
+PRECISIONS = ("32-true", 32, "32", "bf16-mixed")
+
 
 def preflight(config: DictConfig) -> None:
     """Raise `ConfigError` or `ModelError` with one sentence, if this configuration cannot work."""
@@ -71,6 +75,7 @@ def preflight(config: DictConfig) -> None:
         _check_targets(config, model, architecture)
     if config.stage == "reward":
         _check_reward_net(config)
+        _check_normalising(config, architecture)
     if config.stage == "ppo":
         _check_shared_base(config, model)
         _check_reward(config.reward)
@@ -88,6 +93,11 @@ def _check_processes(config: DictConfig) -> None:
     """On what and in how many processes, by what strategy, and whether batches can be shared out among them."""
     trainer = config.trainer
     accelerator(trainer.accelerator)
+    if trainer.get("precision") not in PRECISIONS:
+        value = trainer.get("precision")
+        raise ConfigError(
+            f"trainer.precision={value}: must be 32-true or bf16-mixed; model.dtype=bfloat16 halves the weights"
+        )
     for key in ("devices", "num_nodes"):
         value = trainer.get(key, 1)
         if type(value) is not int or value < 1:
@@ -131,6 +141,7 @@ def _check_theory(config: DictConfig, model: ModelSettings) -> None:
     for key in [key_of(override) for override in config.overrides]:
         if key in unread:
             raise ConfigError(f"{advantage} trains no critic, so nothing reads {key}: remove it")
+    refuse_futile(config, estimator)
     _check_kl(config.choices)
     if config.choices.early_stop == "gold" and config.gold_reward is None:
         raise ConfigError("early_stop=gold needs a gold score: choose one with gold_reward=vader or exact_match")
@@ -158,7 +169,7 @@ def _check_trust_region(config: DictConfig, model: ModelSettings) -> None:
         )
     if config.ppo.value_loss is None:
         for key in [key_of(override) for override in config.overrides]:
-            if key in ("ppo.lr", "ppo.minibatch_size"):
+            if key in ("ppo.lr", "ppo.minibatch_size", "ppo.max_grad_norm", "ppo.adam_eps", "ppo.warmup"):
                 raise ConfigError(f"policy_loss=trpo without a critic never reads {key}: remove it")
     if config.ppo.epochs != 1:
         raise ConfigError(
@@ -221,6 +232,16 @@ def _check_reward_net(config: DictConfig) -> None:
     if longest is not None and value > longest:
         raise ConfigError(f"reward_model.max_tokens={value}: the reward model reads at most {longest} tokens")
     _check_layers(choice.lora, architecture, "reward_model.net.lora", "of the reward stage")
+
+
+def _check_normalising(config: DictConfig, architecture: PretrainedConfig | None) -> None:
+    """The SFT policy must be able to read a prompt and write the samples that gain and bias are set on."""
+    limit, longest = None if architecture is None else context_length(architecture), config.reward_model
+    if limit is not None and longest.normalise_new_tokens >= limit and config.callbacks.get("normalise") is not None:
+        raise ConfigError(
+            f"reward_model.normalise_new_tokens={longest.normalise_new_tokens}: must be smaller than {limit}, which is "
+            f"all that model {config.model.name!r} reads, prompt included"
+        )
 
 
 def _check_shared_base(config: DictConfig, model: ModelSettings) -> None:

@@ -85,7 +85,7 @@ def test_what_meets_on_two_devices_is_refused(gpu: list[torch.device]) -> None:
         "model.lora.layers=1",
         "model.lora=null model.gradient_checkpointing=true ppo.lm_coef=0.5",
         "advantage=rloo rollout.samples_per_prompt=4 kl=loss kl_estimator=exact",
-        "advantage=remax policy_loss=kl_penalty old_kl=exact score_scaling=normalise",
+        "advantage=remax policy_loss=kl_penalty ppo.epochs=2 old_kl=exact score_scaling=normalise",
         "policy_loss=trpo preset=ppo_max",
     ],
 )

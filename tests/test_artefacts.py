@@ -63,6 +63,16 @@ def test_another_configuration_has_another_key(tmp_path):
     assert another_model.reward.path == first.reward.path  # the reward model is the experiment's own
 
 
+@pytest.mark.parametrize("sign", ["+", "++"])
+def test_a_key_with_a_sign_in_front_counts_for_what_is_trained_too(tmp_path, sign):
+    """`++data.flip=0.2` is the data of SFT policy and reward model as much as PPO's; a model's key is the policy's."""
+    plain = ensured(tmp_path, "data.flip=0.2", "model.lora.rank=4")
+    signed = ensured(tmp_path, "++data.flip=0.2", "++model.lora.rank=4")
+    assert (signed.model.path, signed.reward.path) == (plain.model.path, plain.reward.path)
+    added = ensured(tmp_path, f"{sign}data.mine=1")
+    assert added.model.path != ensured(tmp_path).model.path
+
+
 def test_other_code_has_another_key(tmp_path, monkeypatch):
     config = compose(["experiment=quick", "stage=sft"])
     before = artefacts._key(config)

@@ -76,6 +76,19 @@ REFUSED: list[tuple[str, list[str]]] = [
     # the policy's loss
     ("policy_loss=kl_penalty ppo.old_kl_target=0", ["ppo.old_kl_target=0", "greater than 0"]),
     ("policy_loss=kl_penalty ppo.old_kl_coef=0", ["ppo.old_kl_coef=0", "greater than 0"]),
+    ("policy_loss=kl_penalty ppo.epochs=1 ppo.minibatch_size=64",
+     ["old_kl_controller=doubling", "one optimizer step", "ppo.epochs=2", "below ppo.batch_size (64)"]),
+    # what runs and leads nowhere
+    ("ppo.critic_warmup=9 ppo.iterations=9",
+     ["ppo.critic_warmup=9", "smaller than ppo.iterations (9)", "policy never learns"]),
+    ("trainer.max_epochs=2", ["trainer.max_epochs=2", "trainer.max_epochs=1, and ppo.iterations"]),
+    ("trainer.max_epochs=null", ["trainer.max_epochs=null", "trainer.max_epochs=1"]),
+    ("kl_controller=adaptive ppo.kl_horizon=20 ppo.batch_size=100 ppo.minibatch_size=50",
+     ["ppo.kl_horizon=20", "greater than a fifth of ppo.batch_size (100)"]),
+    ("ppo.lm_max_tokens=64", ["ppo.lm_coef=0", "nothing reads ppo.lm_max_tokens", "remove it"]),
+    # precision
+    *((f"trainer.precision={precision}", [f"trainer.precision={precision}", "must be 32-true or bf16-mixed"])
+      for precision in ("16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine", "16", "64")),
     ("policy_loss=reinforce ppo.clip=0.2", ["nothing reads ppo.clip here", "policy_loss=clip"]),
 ]  # fmt: skip
 
@@ -86,6 +99,34 @@ def test_what_cannot_work_is_refused_with_a_remedy(overrides: str, words: list[s
     message = refusal(*overrides.split())
     for part in words:
         assert part in message, message
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "ppo.critic_warmup=8 ppo.iterations=9",
+        f"experiment=sentiment advantage=rloo {GROUPS} ppo.iterations=1",  # the recipe sets ppo.critic_warmup
+        "kl_controller=adaptive ppo.kl_horizon=21 ppo.batch_size=100 ppo.minibatch_size=50",
+        "kl_controller=fixed ppo.batch_size=100 ppo.minibatch_size=50",
+        "policy_loss=kl_penalty ppo.epochs=1",
+        "policy_loss=kl_penalty ppo.epochs=2 ppo.minibatch_size=64",
+        "policy_loss=kl_penalty old_kl_controller=fixed ppo.epochs=1 ppo.minibatch_size=64",
+        "ppo.lm_coef=0.1 ppo.lm_max_tokens=64",
+        "policy_loss=trpo ppo.max_grad_norm=2 ppo.adam_eps=1e-8 ppo.warmup=3",
+        "trainer.precision=32",
+        "trainer.precision='32'",
+        "trainer.precision=32-true",
+        "trainer.precision=bf16-mixed",
+    ],
+)
+def test_what_lies_just_beside_is_allowed(overrides: str) -> None:
+    """The nearest settings that do mean something."""
+    preflight(composed(*overrides.split()))
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_the_precision_is_checked_in_every_stage(stage: str) -> None:
+    assert "must be 32-true or bf16-mixed" in refusal(f"stage={stage}", "trainer.precision=16-mixed")
 
 
 CRITICS = {"gae", "td", "baseline_value"}
@@ -147,6 +188,9 @@ def test_a_recipes_weight_falls_away_with_the_kl(tmp_path: Path) -> None:
     [
         "policy_loss=trpo advantage=reward_to_go ppo.lr=0.1",
         "policy_loss=trpo advantage=reward_to_go ppo.minibatch_size=16",
+        "policy_loss=trpo advantage=reward_to_go ppo.max_grad_norm=2",
+        "policy_loss=trpo advantage=reward_to_go ppo.adam_eps=1e-8",
+        "policy_loss=trpo advantage=reward_to_go ppo.warmup=3",
         "policy_loss=trpo old_kl_controller=doubling",
     ],
 )

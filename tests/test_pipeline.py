@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from src import pipeline
 from src.pipeline import run_pipeline, share_out
@@ -67,6 +68,45 @@ def test_with_another_reward_there_is_no_reward_stage(tmp_path, monkeypatch):
     model = tmp_path / "pipeline/experiment-quick_reward-vader/sft/model"
     assert stages == [("sft", None), ("ppo", str(model))]
     assert "reward_model" not in result
+
+
+def test_a_finished_stage_is_not_taken_for_one_with_other_settings(tmp_path, monkeypatch, capsys):
+    """Named before the first stage runs; the same settings, and what stages hand on, are no difference."""
+    trained = []
+
+    def pretend(config):
+        trained.append(config.stage)
+        if config.stage == "ppo":
+            raise TimeoutError
+        folder = Path(config.run_dir)
+        folder.mkdir(parents=True)
+        OmegaConf.save(config, folder / "config.yaml")
+        (folder / "result.json").write_text("{}")
+        return {}
+
+    monkeypatch.setattr(pipeline, "train", pretend)
+
+    def stages_of(*others):
+        trained.clear()
+        with pytest.raises(TimeoutError):
+            run_pipeline(["experiment=quick", "name=mine", f"log_dir={tmp_path}", "sft.lr=1e-3", *others])
+        return [*trained]
+
+    assert stages_of() == ["sft", "reward", "ppo"]
+    assert stages_of() == ["ppo"]
+    assert stages_of("ppo.clip=0.1", "log_every=3") == ["ppo"]
+    for others, words in (
+        (["sft.lr=2e-3"], r"pipeline/mine/sft was finished with other settings: sft\.lr \(0\.001 -> 0\.002\); give"),
+        (["sft.eval_rows=7"], r"mine/sft was .*: sft\.eval_rows \(\d+ -> 7\); give"),
+        (["reward_model.steps=7"], r"mine/reward was .*: reward_model\.steps \(\d+ -> 7\); give"),
+    ):
+        trained.clear()
+        with pytest.raises(ConfigError, match=words):
+            run_pipeline(["experiment=quick", "name=mine", f"log_dir={tmp_path}", "sft.lr=1e-3", *others])
+        assert trained == []
+    capsys.readouterr()
+    assert stages_of("sft.lr=2e-3", "resume_changed=true") == ["ppo"]
+    assert "although it was finished with other settings: sft.lr" in capsys.readouterr().out
 
 
 def test_the_pipeline_runs_and_goes_on_after_an_interruption(tmp_path, monkeypatch, capsys):

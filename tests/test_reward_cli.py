@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import re
 import subprocess
@@ -48,6 +49,10 @@ def broken(prompts, responses, metadata):
 def nan_once(prompts, responses, metadata):
     calls.append(len(responses))
     return [float("nan") if len(calls) == 1 and row in (2, 5) else 0.5 for row in range(len(responses))]
+
+def sometimes(prompts, responses, metadata):
+    """Nothing to say of texts with an odd number of letters."""
+    return [float("nan") if len(p + r) % 2 else len(r) / 10 for p, r in zip(prompts, responses)]
 '''
 
 
@@ -213,6 +218,18 @@ def test_drop_failed_leaves_out_what_has_no_score(mine: Path, sft: str) -> None:
     assert numbers["rollout/dropped"] == 2
     sys.modules["my_rewards_of_a_test"].calls.clear()
     assert "my_rewards_of_a_test.nan_once gave nan for prompt" in refusal(sft, mine, *given)
+
+
+def test_drop_failed_holds_for_the_final_comparison_and_the_gold_score_too(mine: Path, sft: str) -> None:
+    """The run ends with its result, which says how many of the eight prompts were judged in both roles."""
+    reward = ["reward=function", "reward.target=my_rewards_of_a_test.sometimes"]
+    gold = ["gold_reward=taste", "gold_reward.parts.grammar.target=my_rewards_of_a_test.sometimes"]
+    samples, numbers, result = train(sft, mine, *CORPUS, *reward, *gold, "ppo.drop_failed=true")
+    assert 0 < len(samples) == 8 - numbers["rollout/dropped"] < 8
+    assert math.isfinite(numbers["rollout/gold"])
+    n = result["ppo"]["n"]
+    assert 0 < n["score"] == n["gold"] == result["sft"]["n"]["score"] == result["rise"]["n"]["score"] < 8
+    assert n["kl"] == 8
 
 
 def test_a_file_in_the_working_directory_is_found(mine: Path, sft: str) -> None:

@@ -34,7 +34,8 @@ class RolloutCallback(Callback):
                 pl_module.roles, pl_module.reward, prompts, batch_idx, draws, pl_module.nonfinite
             )
         if pl_module.gold_reward is not None:
-            measures["rollout/gold"] = self.maker.score(pl_module.gold_reward, experience.rollout).mean().item()
+            gold = self.maker.judge.judge(pl_module.gold_reward, experience.rollout)
+            measures["rollout/gold"] = gold.scores.mean().item()
         batch["experience"] = experience
         shown = {name: value for name, value in measures.items() if name in ("rollout/score", "rollout/kl")}
         pl_module.log_dict(shown, prog_bar=True, batch_size=len(experience))

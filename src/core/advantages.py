@@ -93,15 +93,29 @@ def group_sum(x: Tensor, group_ids: Tensor) -> Tensor:
     return torch.zeros_like(x).index_add(0, group, x)[group]
 
 
+def unequal(scores: Tensor, group_ids: Tensor) -> Tensor:
+    """max R > min R of the group: whether a row's group holds two scores. Shapes: scores, group_ids (B,) -> (B,) bool.
+
+    Without it rounding alone would tell equal scores apart, and whitening would make advantages of that.
+    """
+    group = groups(group_ids)
+    highest, lowest = (
+        torch.zeros_like(scores).scatter_reduce(0, group, scores, reduce=how, include_self=False)[group]
+        for how in ("amax", "amin")
+    )
+    return highest > lowest
+
+
 def leave_one_out(scores: Tensor, group_ids: Tensor) -> Tensor:
     """A_i = R_i - mean_{j != i} R_j within the group: sums to 0 over a group, and is G / (G - 1) (R_i - mean R).
 
-    Source: RLOO (https://arxiv.org/abs/2402.14740). A row alone in its group has nothing to be compared with: 0.
+    Source: RLOO (https://arxiv.org/abs/2402.14740). A group whose scores are all equal (one row alone too) gives
+    exactly 0.
     Shapes: scores (B,), group_ids (B,) -> (B,).
     """
     others = group_sum(torch.ones_like(scores), group_ids) - 1
     difference = scores - (group_sum(scores, group_ids) - scores) / others.clamp(min=1)
-    return torch.where(others > 0, difference, torch.zeros_like(scores))
+    return torch.where(unequal(scores, group_ids), difference, torch.zeros_like(scores))
 
 
 def group_relative(scores: Tensor, group_ids: Tensor, *, scale: bool) -> Tensor:
@@ -113,15 +127,10 @@ def group_relative(scores: Tensor, group_ids: Tensor, *, scale: bool) -> Tensor:
     """
     size = group_sum(torch.ones_like(scores), group_ids)
     centred = scores - group_sum(scores, group_ids) / size
-    group = groups(group_ids)
-    highest, lowest = (
-        torch.zeros_like(scores).scatter_reduce(0, group, scores, reduce=how, include_self=False)[group]
-        for how in ("amax", "amin")
-    )
     if scale:
         variance = group_sum(centred.square(), group_ids) / (size - 1).clamp(min=1)
         centred = centred / (variance.sqrt() + 1e-6)
-    return torch.where(highest > lowest, centred, torch.zeros_like(scores))
+    return torch.where(unequal(scores, group_ids), centred, torch.zeros_like(scores))
 
 
 def per_token(scores: Tensor, mask: Tensor) -> Tensor:

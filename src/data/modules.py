@@ -177,12 +177,13 @@ class PromptData(LightningDataModule):
         return batch | {"group_ids": batch["group_ids"] // times}
 
     def collate(self, rows: list[PromptRow], indices: list[int]) -> Batch:
-        """The fields of `src.types.Prompts`; over-long prompts keep their end."""
+        """The fields of `src.types.Prompts`; over-long prompts keep their opening token and their end."""
         encoded = self.tokenizer([row.prompt for row in rows], return_attention_mask=False)["input_ids"]
         for row, tokens in zip(rows, encoded, strict=True):
             if not tokens:
                 raise DataError(f"prompt {row.prompt!r} has no tokens: every prompt needs at least one")
-        ids, mask = pad_left([tokens[-self.max_prompt_tokens :] for tokens in encoded], self.tokenizer.pad_token_id)
+        short = [shorten(tokens, self.max_prompt_tokens, self.tokenizer) for tokens in encoded]
+        ids, mask = pad_left(short, self.tokenizer.pad_token_id)
         return {
             "ids": ids,
             "mask": mask,

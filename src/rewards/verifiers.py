@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal, InvalidOperation
+from math import nan
 from typing import Any
 
 from src.core.checks import require
@@ -40,14 +41,14 @@ class NumericMatch:
         self.answer_column, self.marker, self.tolerance = answer_column, marker, Decimal(str(tolerance))
 
     def score(self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
-        """1 or 0 per response. Raises `RewardError` where a row has no such column, or no number in it."""
+        """1 or 0 per response, NaN where the answer holds no number. Raises `RewardError` without such a column."""
         return [self._judge(text, row) for text, row in zip(responses, metadata, strict=True)]
 
     def _judge(self, response: str, row: dict[str, Any]) -> float:
-        answer = column(row, self.answer_column)
-        wanted, found = last_number(str(answer), self.marker), last_number(response, self.marker)
-        if wanted is None:
-            raise RewardError(f"column {self.answer_column!r} holds no number: {answer!r}")
+        wanted = last_number(str(column(row, self.answer_column)), self.marker)
+        found = last_number(response, self.marker)
+        if wanted is None:  # nothing to compare with: whoever asks names the row or leaves it out
+            return nan
         return float(found is not None and abs(found - wanted) <= self.tolerance)
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import isnan, nan
 
 from torch import Tensor
 
 from src.core.kl import k1
 from src.core.masking import masked
 from src.models.roles import Role, Roles
+from src.rewards.errors import RewardError
 from src.rollout.experience import ExperienceMaker
 from src.types import AnyReward, Corpus, Prompts, Rollout
 from src.utils.figures import Figure, bootstrap_mean
 from src.utils.streams import generator
+
+JUDGED = ("score", "greedy_score", "gold")  # measures that a reward gives: NaN for an answer that it could not judge
 
 
 @dataclass(frozen=True)
@@ -25,9 +29,10 @@ class Answers:
     measures: dict[str, list[float]]
 
     def figures(self) -> dict[str, Figure]:
-        """The mean of each measure, and the share of distinct responses."""
+        """The mean of each measure over the answers that have it, and the share of distinct responses."""
         distinct = Figure(len(set(self.responses)) / len(self.responses), len(self.responses), None)
-        return {name: bootstrap_mean(rows) for name, rows in self.measures.items()} | {"distinct": distinct}
+        measures = with_figure(self.measures)
+        return {name: bootstrap_mean(present(name, rows)) for name, rows in measures.items()} | {"distinct": distinct}
 
 
 @dataclass(frozen=True)
@@ -37,23 +42,40 @@ class Evaluation:
     reference: Answers
     policy: Answers
 
+    def paired(self) -> Evaluation:
+        """The same, where a prompt whose answer could not be judged in one role has no score in the other either."""
+        roles = (self.reference.measures, self.policy.measures)
+        both = {
+            name: [isnan(a) or isnan(b) for a, b in zip(*(measures[name] for measures in roles), strict=True)]
+            for name in JUDGED
+            if name in roles[0]
+        }
+
+        def blanked(answers: Answers) -> Answers:
+            rows = {n: [nan if out else x for x, out in zip(answers.measures[n], both[n], strict=True)] for n in both}
+            return replace(answers, measures=answers.measures | rows)
+
+        return Evaluation(blanked(self.reference), blanked(self.policy))
+
     def rise(self) -> dict[str, Figure]:
         """Policy minus reference, prompt by prompt, for the scores."""
-        before, after = self.reference.measures, self.policy.measures
-        return {
-            name: bootstrap_mean([a - b for a, b in zip(after[name], before[name], strict=True)])
-            for name in ("score", "gold")
-            if name in after
-        }
+        return {name: bootstrap_mean([a - b for a, b in pairs]) for name, pairs in self._scores().items()}
 
     def win_rate(self) -> dict[str, Figure]:
         """Share of prompts on which the policy's answer scores higher than the reference's, ties counted a half."""
-        before, after = self.reference.measures, self.policy.measures
         return {
-            name: bootstrap_mean([(a > b) + (a == b) / 2 for a, b in zip(after[name], before[name], strict=True)])
+            name: bootstrap_mean([(a > b) + (a == b) / 2 for a, b in pairs]) for name, pairs in self._scores().items()
+        }
+
+    def _scores(self) -> dict[str, list[tuple[float, float]]]:
+        """(policy's, reference's) of each prompt that was judged in both roles, by score; without those of none."""
+        before, after = self.reference.measures, self.policy.measures
+        scores = {
+            name: [(a, b) for a, b in zip(after[name], before[name], strict=True) if not isnan(a - b)]
             for name in ("score", "gold")
             if name in after
         }
+        return {name: pairs for name, pairs in scores.items() if pairs}
 
 
 class Evaluator:
@@ -83,10 +105,11 @@ class Evaluator:
         draws = generator(self.seed, "evaluation", batch_idx, device=prompts.ids.device)
         rollout = self.maker.sample(roles, role, prompts, 0, draws)
         texts = [prompt + response for prompt, response in zip(rollout.prompts, rollout.responses, strict=True)]
-        measures = {name: self.maker.score(reward, rollout).tolist() for name, reward in rewards.items()}
+        judge = self.maker.judge
+        measures = {name: judge.scores(reward, rollout).tolist() for name, reward in rewards.items()}
         greedy = self.maker.sample(roles, role, prompts, 0, None)
         measures |= {
-            "greedy_score": self.maker.score(rewards["score"], greedy).tolist(),
+            "greedy_score": judge.scores(rewards["score"], greedy).tolist(),
             **({"kl": self._kl(roles, role, rollout).tolist()} if kl else {}),
             "response_length": rollout.response_mask.sum(1).float().tolist(),
             "eos_fraction": rollout.finished.float().tolist(),
@@ -104,8 +127,8 @@ class Evaluator:
 
 
 def merge(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """Several batches as one."""
-    return Evaluation(joined([e.reference for e in evaluations]), joined([e.policy for e in evaluations]))
+    """Several batches as one, prompts that were not judged in both roles without a score."""
+    return Evaluation(joined([e.reference for e in evaluations]), joined([e.policy for e in evaluations])).paired()
 
 
 def joined(parts: Sequence[Answers]) -> Answers:
@@ -116,3 +139,16 @@ def joined(parts: Sequence[Answers]) -> Answers:
         tuple(response for part in parts for response in part.responses),
         {name: [row for part in parts for row in part.measures[name]] for name in names},
     )
+
+
+def with_figure(measures: Mapping[str, list[float]]) -> dict[str, list[float]]:
+    """The measures that some answer has. Raises `RewardError` when the reward could judge none of them."""
+    left = {name: rows for name, rows in measures.items() if present(name, rows)}
+    if "score" in measures and "score" not in left:
+        raise RewardError("the reward could judge none of the answers, so they have no score")
+    return left
+
+
+def present(name: str, rows: list[float]) -> list[float]:
+    """The rows of a measure without the answers that a reward could not judge."""
+    return [row for row in rows if not isnan(row)] if name in JUDGED else rows

@@ -17,8 +17,9 @@ from src.core.masking import masked, whiten
 from src.core.rewards import token_rewards
 from src.models.roles import Role, Roles
 from src.models.text import response_text
+from src.rewards.errors import RewardError
 from src.rollout.fitting import Fitting
-from src.rollout.judging import Judge, Verdict
+from src.rollout.judging import Judge, Verdict, name_of
 from src.rollout.kl_controller import KLController
 from src.rollout.minibatches import join, stacked
 from src.rollout.sampling import Sampler
@@ -79,6 +80,7 @@ class ExperienceMaker:
         verdict = replace(verdict, rollout=self.with_trunk(roles, verdict.rollout))
         judged = self._judge(roles, verdict.rollout)
         verdict, judged = only_finite(verdict, judged, nonfinite or FiniteGuard(0, None), policy_version + 1)
+        verdict, judged, greedy = self._with_greedy(roles, reward, prompts, verdict, judged)
         rollout, scores, credit = verdict.rollout, verdict.scores, verdict.credit
         kl_coef, mask = self.kl_controller.kl_coef, rollout.response_mask
         # 4, 5
@@ -89,8 +91,7 @@ class ExperienceMaker:
         if self.whiten_rewards:
             rewards = whiten(rewards, mask, shift_mean=False)
         # 6, 7
-        greedy = self._greedy_scores(roles, reward, prompts, rollout) if self.advantage.needs_greedy else None
-        episodes = Episodes(rewards, mask, rollout.group_ids, judged.values, greedy)
+        episodes = Episodes(rewards, mask, rollout.group_ids, judged.values, greedy and self.shaping(*greedy))
         advantages, returns = self.advantage.advantages(episodes), self.advantage.returns(episodes)
         self.advantage.update(episodes)
         if self.whiten_advantages:
@@ -146,23 +147,27 @@ class ExperienceMaker:
             prompts.texts, responses, prompts.metadata, policy_version,
         )  # fmt: skip
 
-    def _greedy_scores(self, roles: Roles, reward: AnyReward, prompts: Prompts, rollout: Rollout) -> Tensor:
-        """Shaped score of the greedy response to the prompt of each row, (B,); made once for all samples of a prompt.
+    def _with_greedy(
+        self, roles: Roles, reward: AnyReward, prompts: Prompts, verdict: Verdict, judged: Judged
+    ) -> tuple[Verdict, Judged, tuple[Tensor, Tensor] | None]:
+        """Score and end of the greedy response to each row's prompt, (B,) each, made once a prompt; None: not asked.
 
-        Raises `RewardError` when a greedy response cannot be judged, and `NonFiniteError` when it was drawn from logits
-        that are not finite, as its whole group would lack a baseline.
+        Groups whose greedy response cannot be judged are left out where the judge allows it. Raises `NonFiniteError`.
         """
+        if not self.advantage.needs_greedy:
+            return verdict, judged, None
+        rollout = verdict.rollout
         groups, _ = prompts.group_ids.unique(return_inverse=True)
         first = (prompts.group_ids == groups.unsqueeze(1)).int().argmax(dim=1)
         greedy = self.sample(roles, "policy", select(prompts, first), 0, None)
         of_row = torch.searchsorted(groups, rollout.group_ids)
         for row in of_row[~greedy.behaviour_logprobs.isfinite().all(1)[of_row]].tolist():
             raise NonFiniteError(f"the logits of the greedy response to {greedy.prompts[row]!r} are not finite")
-        return self.shaping(self.score(reward, greedy), greedy.finished)[of_row]
-
-    def score(self, reward: AnyReward, rollout: Rollout) -> Tensor:
-        """r(x, y) of every row, (B,). Raises `RewardError` when one of them cannot be judged."""
-        return replace(self.judge, drop_failed=False).judge(reward, rollout).scores
+        scores = self.judge.scores(reward, greedy)[of_row]
+        kept = scores.isfinite().nonzero().flatten()
+        if not len(kept):
+            raise RewardError(f"reward {name_of(reward)} could not judge the greedy response to any prompt")
+        return verdict.only(kept), judged.only(kept), (scores[kept], greedy.finished[of_row][kept])
 
     @torch.no_grad()
     def with_trunk(self, roles: Roles, rollout: Rollout) -> Rollout:

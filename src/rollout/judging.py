@@ -16,7 +16,7 @@ from src.core.masking import masked
 from src.rewards.adapter import AdapterReward
 from src.rewards.errors import RewardError
 from src.rewards.learned import LearnedReward
-from src.types import AnyReward, PartedReward, Reward, Rollout, RolloutReward, TokenReward, select
+from src.types import AnyReward, PartedReward, Rollout, RolloutReward, TokenReward, select
 from src.utils.ranks import on_shares
 
 # scores (N,), NaN where there is none; credit (N, T); parts of the scores; what is to be said of the first failure
@@ -59,7 +59,7 @@ class Judge:
 
     def judge(self, reward: AnyReward, rollout: Rollout) -> Verdict:
         """Ask for every row, each rank for its own. Raises `RewardError`: the reward, the prompt and what came back."""
-        own = on_shares(lambda share: self._answers(reward, select(rollout, share.index)), len(rollout.prompts))
+        own = self._asked(reward, rollout)
         scores, credit = (torch.cat(given) for given in list(zip(*own, strict=True))[:2])
         names = {name: None for _, _, parts, _ in own for name in parts}
         none = [torch.full(scores.shape, torch.nan) for scores, *_ in own]  # where a rank has no row with an answer
@@ -69,24 +69,36 @@ class Judge:
             raise next(failure for *_, failure in own if failure is not None)
         return Verdict(rollout, scores, credit, parts, 0).only(kept)
 
+    def scores(self, reward: AnyReward, rollout: Rollout) -> Tensor:
+        """r(x, y) of every row, (B,); NaN for a row that is left out, which here every row may be.
+
+        Raises `RewardError` as `judge` does where nothing may be left out.
+        """
+        scores = torch.cat([given for given, *_ in self._asked(reward, rollout)])
+        return scores.where(scores.isfinite(), torch.nan)
+
+    def _asked(self, reward: AnyReward, rollout: Rollout) -> list[Answers]:
+        """What each rank was answered for its rows."""
+        return on_shares(lambda share: self._answers(reward, select(rollout, share.index)), len(rollout.prompts))
+
     def _answers(self, reward: AnyReward, rollout: Rollout) -> Answers:
+        given, parts, raised = self._ask(reward, rollout)
+        scores, credit = given.to(rollout.finished.device), torch.zeros_like(rollout.behaviour_logprobs)
         if isinstance(reward, TokenReward):
-            credit = masked(self._within_limit(reward, partial(reward.score_tokens, rollout)), rollout.response_mask)
-            answers: Answers = credit.sum(dim=1), credit, {}, failed(reward, rollout, credit.sum(dim=1), {})
-        else:
-            scores, parts, raised = self._ask(reward, rollout)
-            scores, credit = scores.to(rollout.finished.device), torch.zeros_like(rollout.behaviour_logprobs)
-            parts = {name: part.cpu() for name, part in parts.items()}
-            answers = scores, credit, parts, failed(reward, rollout, scores, raised)
-        failure = answers[-1]
+            if scores.dim() == 1:  # not one row was answered
+                scores = scores.unsqueeze(1).expand_as(credit)
+            credit = masked(scores, rollout.response_mask)
+            scores = credit.sum(dim=1)
+        failure = failed(reward, rollout, scores, raised)
         if failure is not None and not self.drop_failed:
             raise failure
-        return answers
+        return scores, credit, {name: part.cpu() for name, part in parts.items()}, failure
 
-    def _ask(
-        self, reward: Reward | RolloutReward, rollout: Rollout
-    ) -> tuple[Tensor, dict[str, Tensor], dict[int, Exception]]:
-        """Scores, parts and the rows on which the reward raised: asked all at once, row by row when that fails."""
+    def _ask(self, reward: AnyReward, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor], dict[int, Exception]]:
+        """Scores (or each token's), parts and the rows on which the reward raised.
+
+        Asked all at once, row by row when that fails.
+        """
         try:
             scores, parts = self._within_limit(reward, partial(ask, reward, rollout))
             return scores, parts, {}
@@ -130,28 +142,37 @@ class Judge:
         return box["result"]
 
 
-def ask(reward: Reward | RolloutReward, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
-    """Scores (B,) float32, not yet known to be finite, and the parts of a mixed reward. Raises for a wrong count."""
+def ask(reward: AnyReward, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
+    """Scores (B,) float32, not yet known to be finite, and the parts of a mixed reward. Raises for a wrong count.
+
+    Of a reward that credits each token the scores are (B, T).
+    """
+    if isinstance(reward, TokenReward):
+        return checked(reward, reward.score_tokens(rollout), rollout.response_mask, "tokens"), {}
     if isinstance(reward, RolloutReward):
-        return checked(reward, reward.score_rollout(rollout), rollout), {}
+        return checked(reward, reward.score_rollout(rollout), rollout.finished, "sequences"), {}
     metadata = [
         row | {"finished": finished} for row, finished in zip(rollout.metadata, rollout.finished.tolist(), strict=True)
     ]
     texts = list(rollout.prompts), list(rollout.responses)
     parts = reward.score_parts(*texts, metadata) if isinstance(reward, PartedReward) else {}
     given = reward.combine(parts) if isinstance(reward, PartedReward) else reward.score(*texts, metadata)
-    return checked(reward, given, rollout), parts
+    return checked(reward, given, rollout.finished, "sequences"), parts
 
 
-def checked(reward: Reward | RolloutReward, given: Any, rollout: Rollout) -> Tensor:
-    """What a reward gave as (B,) float32, not yet known to be finite. Raises for what is no number or a wrong count."""
-    count = len(rollout.finished)
+def checked(reward: AnyReward, given: Any, wanted: Tensor, what: str) -> Tensor:
+    """What a reward gave as float32 of the shape of `wanted`, a number for each of `what`; not yet known to be finite.
+
+    Raises for what is no number or has another shape.
+    """
+    count = wanted.numel()
     try:
         scores = torch.as_tensor(given, dtype=torch.float32).detach()
     except (TypeError, ValueError) as error:
         raise ValueError(f"gave {str(given)[:80]} where {count} numbers are needed") from error
-    if scores.shape != rollout.finished.shape:
-        raise RewardError(f"reward {name_of(reward)} gave {tuple(scores.shape)} scores for {count} sequences")
+    if scores.shape != wanted.shape:
+        rows = f"{count}" if wanted.dim() == 1 else f"{tuple(wanted.shape)}"
+        raise RewardError(f"reward {name_of(reward)} gave {tuple(scores.shape)} scores for {rows} {what}")
     return scores
 
 
@@ -173,11 +194,11 @@ def failed(reward: Any, rollout: Rollout, scores: Tensor, raised: dict[int, Exce
 def spread(
     answers: list[tuple[Tensor, dict[str, Tensor]]], without: list[int], rows: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Scores and parts of single rows, joined to (rows,) each; NaN for the rows that are `without` an answer."""
+    """Scores and parts of single rows, joined to (rows, ...) each; NaN for the rows that are `without` an answer."""
     answered = torch.tensor([row for row in range(rows) if row not in without], dtype=torch.long)
 
     def joined(pieces: list[Tensor]) -> Tensor:
-        whole = torch.full((rows,), torch.nan)
+        whole = torch.full((rows, *pieces[0].shape[1:]), torch.nan)
         whole[answered] = torch.cat(pieces).cpu()
         return whole
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from tokenizers.processors import TemplateProcessing
 
 from src.callbacks.rollout import RolloutCallback, as_prompts
 from src.data.modules import PromptData
@@ -104,6 +105,22 @@ def test_collated_prompts_are_the_record_and_keep_their_end() -> None:
     assert record.texts == tuple(PROMPTS)
     assert record.metadata[2] == {"row": 2}
     assert record.index.tolist() == list(range(8))
+
+
+def test_a_prompt_that_is_cut_keeps_its_opening_token_as_shorter_ones_do() -> None:
+    """Of a tokenizer that begins every text with one, as Llama's do."""
+    words, opening = tokenizer(), 7
+    words.bos_token = words.convert_ids_to_tokens(opening)
+    words.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", opening)])
+    data = PromptData(
+        TinyCorpus(), words, batch_size=8, samples_per_prompt=1, iterations=1, eval_prompts=4, eval_batch_size=3,
+        max_prompt_tokens=3, max_text_tokens=9, lm_coef=0.0, seed=1,
+    )  # fmt: skip
+    record = as_prompts(data.collate(TinyCorpus().prompts("train"), list(range(8))))
+    plain = [tokenizer()(prompt)["input_ids"] for prompt in PROMPTS]
+    rows = [ids[mask].tolist() for ids, mask in zip(record.ids, record.mask, strict=True)]
+    assert rows == [[opening, *row[-2:]] for row in plain]
+    assert {len(row) for row in plain} > {1, 2, 4}  # shorter, as long and longer
 
 
 def test_a_prompt_without_a_token_is_refused() -> None:

@@ -172,6 +172,7 @@ MASKED: dict[str, Call] = {
 OTHERS: dict[str, Call] = {
     "groups": lambda i: advantages.groups(i.group_ids),
     "group_sum": lambda i: advantages.group_sum(i.scores, i.group_ids),
+    "unequal": lambda i: advantages.unequal(i.scores, i.group_ids),
     "leave_one_out": lambda i: advantages.leave_one_out(i.scores, i.group_ids),
     "group_relative": lambda i: advantages.group_relative(i.scores, i.group_ids, scale=False),
     "group_relative, scaled": lambda i: advantages.group_relative(i.scores, i.group_ids, scale=True),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -13,6 +15,8 @@ from hypothesis import strategies as st
 from src.core.checks import SettingError
 from src.rewards.errors import RewardError
 from src.rewards.verifiers import ExactMatch, NumericMatch, last_number
+from src.rollout.judging import Judge
+from tests.tiny import ragged_rollout
 
 
 def exact(response: str, answer: Any) -> float:
@@ -110,15 +114,22 @@ def test_the_last_number_of_a_text(text: str, number: str) -> None:
 def test_a_text_without_a_number(text: str) -> None:
     """A response without one is wrong; a reference without one cannot judge."""
     assert numeric(text, "0") == 0
-    with pytest.raises(RewardError, match="column 'answer' holds no number") as caught:
-        numeric("6", text)
-    assert repr(text) in str(caught.value)
+    assert math.isnan(numeric("6", text))
 
 
 @pytest.mark.parametrize("answer", [None, [], "none", float("nan"), True])
 def test_a_reference_that_is_no_number_at_all(answer: Any) -> None:
-    with pytest.raises(RewardError, match="holds no number"):
-        numeric("1", answer)
+    assert math.isnan(numeric("1", answer))
+
+
+def test_a_row_without_a_number_is_named_or_left_out_and_the_others_are_judged() -> None:
+    rollout = replace(ragged_rollout(rows=3), responses=("1", "2", "3"))
+    rollout = replace(rollout, metadata=({"answer": 1}, {"answer": "unknown"}, {"answer": 4}))
+    reward = NumericMatch("answer", "", 0.0)
+    verdict = Judge(timeout=None, drop_failed=True).judge(reward, rollout)
+    assert (verdict.dropped, verdict.scores.tolist(), verdict.rollout.responses) == (1, [1.0, 0.0], ("1", "3"))
+    with pytest.raises(RewardError, match="reward NumericMatch gave nan for prompt 'p1', response '2'"):
+        Judge(timeout=None, drop_failed=False).judge(reward, rollout)
 
 
 @pytest.mark.parametrize(
@@ -178,17 +189,14 @@ ANSWERS = TEXTS | st.integers() | st.floats() | st.none() | st.lists(st.integers
 
 @settings(deadline=None, max_examples=300)
 @given(response=TEXTS, answer=ANSWERS, marker=st.sampled_from(["", "####", "."]), tolerance=st.floats(0, 10))
-def test_whatever_is_written_gives_0_or_1_or_a_reward_error(
-    response: str, answer: Any, marker: str, tolerance: float
-) -> None:
+def test_whatever_is_written_gives_0_or_1_or_nan(response: str, answer: Any, marker: str, tolerance: float) -> None:
     """And a reference that holds a number agrees with itself."""
     assert exact(response, answer) in (0, 1)
     assert exact(str(answer), answer) == 1
-    try:
-        assert numeric(response, answer, marker, tolerance) in (0, 1)
-    except RewardError:
-        assert last_number(str(answer), marker) is None
+    if last_number(str(answer), marker) is None:
+        assert math.isnan(numeric(response, answer, marker, tolerance))
     else:
+        assert numeric(response, answer, marker, tolerance) in (0, 1)
         assert numeric(str(answer), answer, marker) == 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, fields, replace
+from math import nan
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from src.core.estimators import GreedyBaseline, RewardToGo, RunningMeanBaseline
 from src.models.roles import Roles
 from src.rewards.errors import RewardError
 from src.rollout.experience import ExperienceMaker
+from src.rollout.judging import Judge
 from src.rollout.kl_controller import AdaptiveKL, FixedKL
 from src.rollout.shaping import Normalise, NoScaling, ScoreShaping, SetMissingEos
 from src.types import Episodes, Experience, Prompts, Rollout
@@ -118,6 +120,27 @@ def test_greedy_scores_are_scaled_by_the_sampled_ones_and_leave_no_mark(roles: R
     ended = {p: m["finished"] for p, m in zip(prompts, metadata, strict=True)}
     expected = [(greedy[WORDS[g]] - raw.mean().item()) / raw.std().item() if ended[WORDS[g]] else -2.0 for g in GROUPS]
     assert estimator.__dict__["episodes"].greedy_scores.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_group_whose_greedy_response_fails_is_left_out_where_samples_may_be(roles: Roles) -> None:
+    """It lacks a baseline; the other groups are as they would be without it."""
+    whole = make_maker(advantage=GreedyBaseline(1.0), whiten_advantages=False)
+    everything, _ = make(roles, whole, ScriptedReward(), prompts=grouped_prompts())
+
+    class FailsOnGreedy(ScriptedReward):
+        def score(self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
+            scores = super().score(prompts, responses, metadata)
+            greedy = len(self.calls) > 1
+            return [nan if greedy and p == WORDS[4] else s for p, s in zip(prompts, scores, strict=True)]
+
+    maker = make_maker(advantage=GreedyBaseline(1.0), whiten_advantages=False, judge=Judge(None, drop_failed=True))
+    experience, measures = make(roles, maker, FailsOnGreedy(), prompts=grouped_prompts())
+    kept = [row for row, group in enumerate(GROUPS) if group != 4]
+    assert experience.rollout.group_ids.tolist() == [GROUPS[row] for row in kept]
+    assert measures["rollout/dropped"] == 2
+    torch.testing.assert_close(experience.advantages, everything.advantages[kept])
+    with pytest.raises(RewardError, match="gave nan for prompt 'they'"):
+        make(roles, whole, FailsOnGreedy(), prompts=grouped_prompts())
 
 
 def test_greedy_responses_draw_nothing(roles: Roles) -> None:

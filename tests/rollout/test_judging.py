@@ -246,6 +246,67 @@ def test_what_a_token_reward_says_outside_the_mask_does_not_count() -> None:
     assert torch.equal(STOP.judge(Dense(outside), rollout).credit, STOP.judge(Dense([]), rollout).credit)
 
 
+class DenseFaulty(Dense):
+    """The same, and for responses in `bad` it raises; remembers the sizes it was asked for."""
+
+    def __init__(self, *bad: str) -> None:
+        super().__init__([])
+        self.responses, self.sizes = bad, list[int]()
+
+    def score_tokens(self, rollout: Rollout) -> torch.Tensor:
+        self.sizes.append(len(rollout.responses))
+        for response in set(self.responses) & set(rollout.responses):
+            raise KeyError(response)
+        return super().score_tokens(rollout)
+
+
+class DenseSays:
+    """Answers a question for tokens with whatever it was given."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def score_tokens(self, rollout: Rollout) -> Any:
+        return self.answer
+
+
+@pytest.mark.parametrize("judge", [STOP, DROP], ids=["stop", "drop"])
+def test_a_token_reward_of_the_wrong_shape_stops_the_run(judge: Judge) -> None:
+    """Nothing is spread over the tokens or rows that it was not meant for."""
+    rollout = ragged_rollout()
+    for shape in ((7, 1), (6,), (1, 6), (6, 7), ()):
+        with pytest.raises(RewardError) as caught:
+            judge.judge(DenseSays(torch.ones(shape)), rollout)
+        assert str(caught.value) == f"reward DenseSays gave {shape} scores for (7, 6) tokens"
+
+
+def test_a_token_reward_that_raises_is_named_or_its_rows_are_dropped() -> None:
+    rollout = ragged_rollout()
+    with pytest.raises(RewardError) as caught:
+        STOP.judge(DenseFaulty("r2"), rollout)
+    assert str(caught.value).startswith("reward DenseFaulty raised KeyError('r2') for prompt 'p2', response 'r2'")
+    reward = DenseFaulty("r2", "r6")
+    verdict, whole = DROP.judge(reward, rollout), DROP.judge(Dense([]), rollout)
+    kept = [0, 1, 3, 4, 5]
+    assert verdict.dropped == 2
+    assert reward.sizes == [7, *[1] * 7]
+    assert torch.equal(verdict.credit, whole.credit[kept])
+    assert torch.equal(verdict.scores, whole.scores[kept])
+    with pytest.raises(RewardError, match=r"raised KeyError\('r0'\) for prompt 'p0'"):
+        DROP.judge(DenseFaulty(*rollout.responses), rollout)
+    with pytest.raises(RewardError, match=r"reward DenseSays raised .* where 6 numbers are needed"):
+        DROP.judge(DenseSays("good"), rollout)
+
+
+def test_credit_of_a_token_reward_carries_no_gradient_and_is_float32() -> None:
+    answer = torch.ones(7, 6, dtype=torch.float64, requires_grad=True) * 2
+    verdict = STOP.judge(DenseSays(answer), ragged_rollout())
+    assert (verdict.credit.requires_grad, verdict.scores.requires_grad) == (False, False)
+    assert verdict.credit.dtype == verdict.scores.dtype == torch.float32
+    assert torch.equal(verdict.credit, 2.0 * ragged_rollout().response_mask)
+    assert torch.equal(STOP.judge(DenseSays([[2] * 6] * 7), ragged_rollout()).credit, verdict.credit)
+
+
 class Tokens:
     """Reads the token ids alone: the sum of those that count, or what it was told to answer."""
 
