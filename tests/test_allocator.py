@@ -66,3 +66,15 @@ def test_only_whole_copies_of_a_large_model_ask_for_it(
     assert not asked
     make_roles(base, lora=None)
     assert asked == [True] * larger
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_trimming_gives_back_what_is_kept() -> None:
+    """The same blocks without a limit: what glibc keeps of the 100 MiB goes back when it is asked to."""
+    program = PROGRAM.replace("del blocks[::2]\n", "del blocks[::2]\ntrim()\n")
+    program = program.replace("import return_freed_memory", "import return_freed_memory, trim")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", program, "not set"], check=True, stdout=subprocess.PIPE, text=True, env=inherited
+    )
+    assert float(done.stdout) == pytest.approx(100, abs=20)

@@ -149,7 +149,7 @@ class OnBase:
             torch.manual_seed(stream_seed(seed, "weights"))
             net = adapted(scoring(lm), self.lora)
         lm_head = lm.get_output_embeddings().requires_grad_(False) if with_lm_head else None
-        return RewardNet(net, lm_head=lm_head, facts=facts)
+        return RewardNet(net, lm_head=lm_head, facts=facts, checkpointing=self.model.gradient_checkpointing)
 
 
 RewardChoice = FromScratch | Pretrained | OnBase

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.core.logprobs import logprobs_from_logits
-from src.models.forward import head_at_end, hidden_states, sequence_scores
+from src.models.forward import gradient_checkpointing, head_at_end, hidden_states, sequence_scores
 from src.models.loading import ModelError
 from src.models.reward_adapter import AdapterFacts
 from src.models.scalar_head import BIAS_KEY, scale_scores, score_bias, shift_scores
@@ -33,9 +34,11 @@ class RewardNet(nn.Module):
         lm_head: nn.Module | None = None,
         chat_template: bool = False,
         facts: AdapterFacts | None = None,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.classifier, self.lm_head, self.chat_template, self.facts = classifier, lm_head, chat_template, facts
+        self.checkpointing = checkpointing
         self.gain = 1.0  # what scores are to be multiplied by to be on the scale of the loss they were learned with
         self.bias = score_bias(self.model)  # b, which `save` puts where plain transformers finds it, if it can
         setattr(self.model.config, BIAS_KEY, 0.0)
@@ -47,7 +50,8 @@ class RewardNet(nn.Module):
 
     def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
         """r, read at the last counted token. Shapes: (B, S) -> (B,)."""
-        return sequence_scores(self.model, ids, mask) + self.bias
+        with gradient_checkpointing(self.model, self.checkpointing and torch.is_grad_enabled()):
+            return sequence_scores(self.model, ids, mask) + self.bias
 
     def scores_and_logprobs(self, ids: Tensor, mask: Tensor, response_mask: Tensor) -> tuple[Tensor, Tensor]:
         """r (B,), and log p(token) (N,) nats of the tokens in `response_mask` that have one before them.
@@ -55,7 +59,8 @@ class RewardNet(nn.Module):
         Shapes: ids and mask (B, S); response_mask (C, S), which asks for the first C <= B rows only. One forward pass.
         """
         assert self.lm_head is not None  # the choice of a reward net without one is refused beforehand
-        hidden = hidden_states(self.model, ids, mask)
+        with gradient_checkpointing(self.model, self.checkpointing and torch.is_grad_enabled()):
+            hidden = hidden_states(self.model, ids, mask)
         asked = len(response_mask)
         predicts = mask[:asked, :-1] & response_mask[:, 1:]
         logits = self.lm_head(hidden[:asked, :-1][predicts])

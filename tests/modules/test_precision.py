@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from src.models.distribution import TokenDistribution
-from tests.tiny import FOREIGN_WARNINGS, fit, make_maker, make_module, make_roles, write_lm
+from src.models.forward import at_actions, hidden_states, whole_sequence
+from tests.tiny import FOREIGN_WARNINGS, fit, make_maker, make_module, make_roles, ragged_rollout, write_lm
 
 pytestmark = FOREIGN_WARNINGS
 
@@ -45,3 +46,18 @@ def test_activations_have_the_precision_that_was_asked_for(
     assert activations == {torch.bfloat16 if half else torch.float32}
     assert read == {torch.float32}
     assert {p.dtype for p in [*roles.policy_parameters(), *roles.critic_parameters()]} == {torch.float32}
+
+
+def test_values_and_scores_on_the_base_keep_the_precision_of_their_heads(tmp_path: Path) -> None:
+    """Of the states that autocast computed in bfloat16, the heads' sums are those in float32."""
+    roles, rollout = make_roles(write_lm(tmp_path / "base"), spread=0.2), ragged_rollout()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        values = roles.values(rollout)
+        with roles.acting("critic") as lm:
+            states = at_actions(hidden_states(lm, *whole_sequence(rollout)), rollout)
+    assert roles.value_head is not None
+    with torch.no_grad():
+        expected = roles.value_head(states.float()).squeeze(-1)
+    assert values.dtype == torch.float32
+    assert torch.equal(values[rollout.response_mask], expected[rollout.response_mask])
+    assert not torch.equal(values, values.bfloat16().float())

@@ -235,3 +235,17 @@ def test_seeds_give_different_adapters(base: str, run: str, tmp_path: Path) -> N
     assert (
         attached(base, run)[1].score_rollout(rollout) - attached(base, other)[1].score_rollout(rollout)
     ).abs().min() > 1e-3
+
+
+def test_a_reward_adapter_does_not_reach_the_trunk_of_the_other_roles(tmp_path: Path) -> None:
+    """Checklist 58, 59. It may adapt every layer, also those that all other roles share and read once."""
+    path = write(tmp_path / "base", "gpt2")
+    roles = make_roles(path, replace(LORA, layers=1), spread=0.2)
+    reward = AdapterReward(train_adapter(path, tmp_path / "reward"), batch_size=3)
+    reward.attach(roles)
+    maker, prompts = make_maker(), make_prompts(["the film", "they", "we liked the plot"])
+    experience, _ = maker.make(roles, reward, prompts, 0, torch.Generator().manual_seed(0))
+    assert experience.rollout.trunk is not None
+    assert_close(experience.old_logprobs, experience.rollout.behaviour_logprobs, atol=1e-4, rtol=0)
+    whole = roles.distribution(replace(experience.rollout, trunk=None), 1.0).logprobs()
+    assert_close(experience.old_logprobs, whole.detach(), atol=1e-5, rtol=0)
