@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# In bfloat16 on a CPU the backward pass of PyTorch's fused attention is slow; on short texts plain products are faster.
 HALF = "model.dtype=bfloat16 trainer.precision=bf16-mixed"
-BF16 = f"{HALF} model.attn_implementation=eager"
 
 
 @dataclass(frozen=True)
@@ -28,13 +26,13 @@ CONTENDERS = (
     Contender("trl_lora", "TRL, LoRA policy, full critic", "lora", trl=True, critic_lora=False),
     Contender("trl_full", "TRL, every weight", "full", trl=True, policy_lora=False, critic_lora=False),
     Contender("ours_lora", "ours, LoRA policy and critic", ""),
-    Contender("ours_lora_bf16", "ours, the same, bfloat16", BF16, dtype="bfloat16"),
+    Contender("ours_lora_bf16", "ours, the same, bfloat16", HALF, dtype="bfloat16"),
     Contender(
         "ours_adapter_reward", "ours, LoRA, reward model an adapter too",
         "reward=adapter reward.path=FOLDER/reward_adapter", reward_lora=True,
     ),
     Contender(
-        "ours_top_bf16", "ours, LoRA in the top third of the layers, bfloat16", f"model.lora.layers=TOP {BF16}",
+        "ours_top_bf16", "ours, LoRA in the top third of the layers, bfloat16", f"model.lora.layers=TOP {HALF}",
         top_only=True, dtype="bfloat16",
     ),
     Contender("ours_full", "ours, every weight", "model.lora=null", policy_lora=False, critic_lora=False),

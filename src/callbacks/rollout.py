@@ -11,6 +11,7 @@ from src.modules.ppo import PPOModule
 from src.rollout.evaluation import Evaluator
 from src.rollout.experience import ExperienceMaker
 from src.types import Prompts
+from src.utils.allocator import trim
 from src.utils.streams import generator
 
 
@@ -36,6 +37,7 @@ class RolloutCallback(Callback):
         if pl_module.gold_reward is not None:
             gold = self.maker.judge.judge(pl_module.gold_reward, experience.rollout)
             measures["rollout/gold"] = gold.scores.mean().item()
+        trim()  # what sampling and scoring have left is cut to other sizes than learning needs
         batch["experience"] = experience
         shown = {name: value for name, value in measures.items() if name in ("rollout/score", "rollout/kl")}
         pl_module.log_dict(shown, prog_bar=True, batch_size=len(experience))

@@ -14,6 +14,7 @@ from src.models import padding_free
 from src.utils.allocator import trim
 
 LARGE = 2**18  # weights from which a layer gains more by the faster product than the call costs
+WORTH_A_COPY = 2**20  # weights from which a frozen layer is prepacked: below it takes memory and gains little
 
 
 class Packed:
@@ -79,10 +80,11 @@ def with_fast_layers(model: PreTrainedModel) -> PreTrainedModel:
 
 def prepack(model: nn.Module) -> None:
     """Keep the frozen weights of large layers a second time on a CPU, as the faster product reads them."""
-    for layer in large_layers(model):
+    for layer in layers_to_pack(model):
         layer.packed = Packed()
 
 
-def large_layers(model: nn.Module) -> list[Linear | TransposedLinear]:
-    """The layers of `with_fast_layers` that use the faster product."""
-    return [module for module in model.modules() if isinstance(module, Linear | TransposedLinear)]
+def layers_to_pack(model: nn.Module) -> list[Linear | TransposedLinear]:
+    """The layers that `prepack` is meant for."""
+    fast = [module for module in model.modules() if isinstance(module, Linear | TransposedLinear)]
+    return [layer for layer in fast if layer.weight.numel() >= WORTH_A_COPY]

@@ -31,7 +31,7 @@ from transformers import (
 from src.models.adapters import add_adapter, lora_config
 from src.models.distribution import TokenDistribution
 from src.models.forward import gradient_checkpointing
-from src.models.layers import large_layers, with_fast_layers
+from src.models.layers import layers_to_pack, with_fast_layers
 from src.models.scalar_head import value_head
 from src.models.settings import DTYPES, ModelSettings
 
@@ -82,8 +82,8 @@ class Ledger:
     @property
     def on_gpu(self) -> int:
         """Most bytes at once on a GPU: the copy that is saved is made in main memory, and no weights are prepacked."""
-        largest = max(taken for phase, taken in self.phases.items() if phase != SAVING)
-        return self.lasting - self.weights.get(PREPACKED, 0) + largest
+        phases = [taken for phase, taken in self.phases.items() if phase != SAVING]
+        return self.lasting + max(phases) - self.weights.get(PREPACKED, 0)
 
 
 def ledger(
@@ -97,19 +97,16 @@ def ledger(
         base = size(lm.parameters())
         weights, trained = _roles(lm, model, critic)
         judge = AutoModelForSequenceClassification.from_config(reward).eval() if reward is not None else None
-    for net in (lm, judge):
-        if net is not None:
-            with_fast_layers(net)
+    for net in filter(None, (lm, judge)):
+        with_fast_layers(net)
     copied = sum(weights.values()) if model.lora is not None else base
-    packed = size(layer.weight for layer in large_layers(lm.base_model))
-    if packed and model.prepack and model.lora is not None:
-        weights[PREPACKED] = packed
+    if model.prepack and model.lora is not None and (layers := layers_to_pack(lm.base_model)):
+        weights[PREPACKED] = size(layer.weight for layer in layers)
     if judge is not None:
         weights["reward"] = size(judge.parameters())
     with FakeTensorMode() as fakes:
-        for net in (lm, judge):
-            if net is not None:
-                _give_fake_memory(net)
+        for net in filter(None, (lm, judge)):
+            _give_fake_memory(net)
         phases = {
             "rollout: KV cache, next-token scores": _rollout(lm, load),
             "scoring: hidden states, vocabulary scores": _scoring(lm, load),

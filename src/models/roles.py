@@ -171,7 +171,7 @@ class LoraRoles(Roles):
         self._switch("policy")
         self.eval()
         if prepacked:
-            prepack(base.base_model)  # not the head, most of whose work is done in blocks of words
+            prepack(base.base_model)  # not the head, which works in blocks of words
         self._parts = None if lora.layers is None else split(base, lora.layers)  # a tuple: not registered twice
 
     @property
@@ -202,10 +202,10 @@ class LoraRoles(Roles):
                     yield lm
             finally:
                 self._switch(self._active)
-        else:
-            if role != self._active:
-                self._switch(role)
-            yield lm
+            return
+        if role != self._active:
+            self._switch(role)
+        yield lm
 
     def policy_parameters(self) -> list[nn.Parameter]:
         """The tensors of the adapter "policy"."""
@@ -259,8 +259,7 @@ class FullRoles(Roles):
         super().__init__(base, tokenizer, checkpointing, critic)
         if base.get_memory_footprint() >= LARGE:
             return_freed_memory()
-        trained = ("policy", "critic") if critic else ("policy",)
-        self.models = nn.ModuleDict({role: copy.deepcopy(base) for role in trained})
+        self.models = nn.ModuleDict({role: copy.deepcopy(base) for role in ("policy", "critic")[: 1 + critic]})
         self.models["reference"] = base
         self.models.requires_grad_(False)
         for parameter in [*self.policy_parameters(), *self.critic_parameters()]:

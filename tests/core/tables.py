@@ -188,6 +188,9 @@ OTHERS: dict[str, Call] = {
     "ExactKL": lambda i: kl.ExactKL()(i.x, i.y, lambda: i.z),
     "normalised_logits": lambda i: logprobs.normalised_logits(i.logits, 0.7),
     "linear": lambda i: linear.linear(i.logits, HEAD_WEIGHT.to(i.logits.dtype)),
+    "prepacked": lambda i: linear.linear(
+        i.logits.float(), HEAD_WEIGHT.float(), packed=linear.prepacked(HEAD_WEIGHT.float())
+    ),
     "logprobs_from_logits": lambda i: logprobs.logprobs_from_logits(i.logits, i.ids, 0.7),
     "entropy_from_logits": lambda i: logprobs.entropy_from_logits(i.logits, 0.7),
     "head_logprobs": lambda i: head.head_logprobs(
@@ -210,6 +213,7 @@ OTHERS: dict[str, Call] = {
     "turning_point": lambda i: torch.tensor(overoptimisation.turning_point(*fit(i)) or 0.0),
     "step_length": lambda i: natural_gradient.step_length(i.scores.square().sum(), 0.1),
     "pad_left": lambda i: padding.pad_left(i.token_rows, 0),
+    "few_sizes": lambda i: torch.tensor(padding.few_sizes(i.ids.numel())),
     "imitation": lambda i: preference.imitation(i.x),
     "pairwise_loss": lambda i: preference.pairwise_loss(i.x, i.y),
     "pairwise_accuracy": lambda i: preference.pairwise_accuracy(i.x, i.y),

@@ -53,19 +53,24 @@ def test_gradients_of_the_roles_stay(family: str, lora: bool, tmp_path: Path, mo
     assert_close([g / scale for g in found[1]], [g / scale for g in found[0]], atol=1e-5, rtol=1e-4)
 
 
+def all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit in ("LARGE", "WORTH_A_COPY"):
+        monkeypatch.setattr(layers, limit, 1)
+
+
 @families
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_prepacked_roles_give_the_same_numbers_and_gradients(
     family: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layers, "LARGE", 1)
+    all_are_large(monkeypatch)
     path, rollout, found = architectures.write(tmp_path, family), ragged_rollout(), []
     for prepack in (False, True):
         roles = make_roles(path, spread=0.1, dtype=dtype, prepack=prepack)
         logprobs, values = roles.distribution(rollout, 1.0).logprobs(), roles.values(rollout)
         (logprobs.sum() + values.sum()).backward()
         gradients = [p.grad for p in [*roles.policy_parameters(), *roles.critic_parameters()] if p.grad is not None]
-        packed = [layer.packed for layer in layers.large_layers(roles.peft.get_base_model().base_model)]
+        packed = [layer.packed for layer in layers.layers_to_pack(roles.peft.get_base_model().base_model)]
         assert len(packed) >= 8
         assert all((p is not None and p._packed is not None) == prepack for p in packed)
         found.append([logprobs.detach(), values.detach(), *gradients])
@@ -77,7 +82,7 @@ def test_prepacked_roles_give_the_same_numbers_and_gradients(
 def packed_layer() -> Linear:
     layer = torch.nn.Linear(5, 4).requires_grad_(False)
     layer.__class__ = Linear
-    layers.prepack(layer)
+    layer.packed = layers.Packed()
     return layer  # type: ignore[return-value]
 
 
@@ -109,7 +114,7 @@ def test_a_copy_has_no_packed_weight() -> None:
 
 def test_a_merged_policy_of_prepacked_roles_is_the_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Checklist 65. After the base has been used, and so packed."""
-    monkeypatch.setattr(layers, "LARGE", 1)
+    all_are_large(monkeypatch)
     roles, ids = make_roles(architectures.write(tmp_path, "gpt2"), spread=0.3), torch.arange(4, 13).unsqueeze(0)
     with torch.no_grad():
         with roles.acting("reference") as lm:

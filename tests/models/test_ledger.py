@@ -13,7 +13,7 @@ import src.ledger
 from benchmarks import memory_tables
 from src.models.adapters import add_adapter
 from src.models.layers import with_fast_layers
-from src.models.ledger import ADAM_STATES, LiveBytes, Workload, _update, ledger
+from src.models.ledger import ADAM_STATES, PREPACKED, LiveBytes, Workload, _update, ledger
 from src.models.loading import load_config
 from src.utils.config import compose
 from tests.tiny import FOREIGN_WARNINGS, LORA, gpt2_config, make_roles, model_settings, write_lm
@@ -107,3 +107,16 @@ def test_a_run_says_it_where_it_is_a_question(tmp_path: Path, capsys: Any, monke
     assert said[0] == ""
     assert "memory at most" in said[1]
     assert said[2].startswith("how much memory this run takes cannot be told beforehand: ValueError")
+
+
+def test_prepacked_weights_are_those_of_large_frozen_layers_and_main_memory() -> None:
+    """GPT-2's three large layers of each block, in bytes; none where every weight is trained, or where told so."""
+    config = GPT2Config(n_layer=2)
+    expected = 2 * 4 * (768 * 3 * 768 + 2 * 768 * 4 * 768)
+    said = of(config)
+    assert said.weights[PREPACKED] == expected
+    plain = of(config, prepack=False)
+    assert PREPACKED not in plain.weights
+    assert said.peak - plain.peak == expected
+    assert said.on_gpu == plain.on_gpu
+    assert PREPACKED not in of(config, lora=None).weights

@@ -158,11 +158,11 @@ def test_memory_that_runs_out_on_the_texts(base: str, tmp_path: Path, monkeypatc
     expected, logged, _ = learn(base, tmp_path)
     plain, rows = ppo.next_token_logprobs, []
 
-    def failing(lm: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    def failing(lm: Any, ids: Tensor, mask: Tensor, **options: Any) -> Tensor:
         rows.append(len(ids))
         if len(rows) == 2:
             raise no_memory()
-        return plain(lm, ids, mask)
+        return plain(lm, ids, mask, **options)
 
     monkeypatch.setattr(ppo, "next_token_logprobs", failing)
     with pytest.warns(UserWarning, match="out of memory"):
