@@ -22,7 +22,7 @@ from src.report import friendly_errors, quiet_libraries, write_json
 from src.resume import LENGTHS, changed_keys, flat, is_safe, plain
 from src.train import train
 from src.utils.config import ConfigError, compose, taken, with_value
-from src.utils.explain import key_of
+from src.utils.explain import key_of, quoted, repeated
 from src.utils.processes import launched
 from src.utils.run_folder import FINISHED, run_folder
 
@@ -145,9 +145,11 @@ def main() -> None:
     """Entry of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="key=value or group=option, as for python -m src.train")
-    overrides = parser.parse_args().overrides
+    overrides = [quoted(override) for override in parser.parse_args().overrides]
     quiet_libraries()
     with friendly_errors(overrides):
+        for sentence in repeated(overrides):
+            print(sentence)
         run_pipeline(overrides)
 
 

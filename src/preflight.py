@@ -78,6 +78,7 @@ def preflight(config: DictConfig) -> None:
         _check_normalising(config, architecture)
     if config.stage == "ppo":
         _check_shared_base(config, model)
+        _check_pairs(config)
         _check_reward(config.reward)
 
 
@@ -208,6 +209,9 @@ def _check_targets(config: DictConfig, model: ModelSettings, architecture: Pretr
 
 
 def _check_layers(lora: LoraSettings | None, architecture: PretrainedConfig, key: str, name: str) -> None:
+    layers = getattr(architecture, "num_hidden_layers", None)
+    if lora is not None and lora.layers is not None and layers is not None and lora.layers > layers:
+        raise ConfigError(f"{key}.layers={lora.layers}: the model has {layers} layers")
     targets = "all-linear" if lora is None else lora.targets
     unmatched = unmatched_targets(architecture, targets)
     if unmatched:
@@ -251,6 +255,18 @@ def _check_shared_base(config: DictConfig, model: ModelSettings) -> None:
         raise ConfigError("reward=adapter cannot be the gold score or a part of a reward: there use its model/ folder")
     if adapter in str(config.reward) and model.lora is None:
         raise ConfigError("model.lora=null: policy and critic are whole models, so reward=adapter has no base to share")
+
+
+def _check_pairs(config: DictConfig) -> None:
+    """A reward model that is to be trained for the run needs a set of preference pairs."""
+    columns = config.data.get("columns")
+    has_pairs = columns is None or "Comparisons" in columns._target_ or columns.get("chosen") is not None
+    if not has_pairs and config.data.get("pairs") is None and config.reward.get("path", "") is None:
+        raise ConfigError(
+            f"reward={config.choices.reward} without reward.path trains a reward model on preference pairs, and this "
+            f"data set names none (data.columns.chosen, data.columns.rejected): choose another reward, such as "
+            f"reward=function or reward=numeric, or give reward.path"
+        )
 
 
 def _check_reward(reward: DictConfig) -> None:

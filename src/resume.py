@@ -142,7 +142,13 @@ def _refuse_changes(config: DictConfig, path: Path) -> None:
             f"{path} was made with other settings, and these change results: {said}{more}; give the same again, or "
             f"{TOLD}; resume=never or another name starts anew"
         )
-    shown = [key for key in changed if key in unsafe or key.split(".")[0] not in ("overrides", "choices", "run_dir")]
+    now, silent = flat(plain(config)), ("overrides", "choices", "run_dir")
+    made_here = [key for key in ("model.path", "reward.path") if now.get(key) is None]  # and found again later
+
+    def counts(key: str) -> bool:
+        return not (key in made_here or key.split(".")[0] in silent or key.endswith(".folder"))
+
+    shown = [key for key in changed if key in unsafe or counts(key)]
     if shown:
         kinds = [kind for kind in WITH_A_MEMORY if f"{kind}._target_" in shown]
         afresh = f"; what {', '.join(kinds)} remembers begins afresh where it was not kept" if kinds else ""

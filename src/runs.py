@@ -73,12 +73,18 @@ def settings_of(run: Run | None, given: str, overrides: list[str]) -> DictConfig
         known = [] if run is None else [o for o in run.config.overrides if key_of(o) == "log_dir"]
         config = compose(["stage=ppo", "experiment=none", with_value("model.path", model), *known, *overrides])
     else:
-        config = compose([*run.config.overrides, *overrides])
+        config = compose([*_still_read(run.config.overrides, overrides), *overrides])
         _fill_in(config, run.config, "model")
         if "path" in config.reward and config.choices.reward == run.config.choices.reward:
             _fill_in(config, run.config, "reward")
     config.run_dir = config.log_dir  # asked for by the checks; nothing is written there
     return config
+
+
+def _still_read(own: list[str], overrides: list[str]) -> list[str]:
+    """A run's own overrides without the keys of a group (`reward.path`) whose option (`reward`) is chosen anew."""
+    chosen = {key_of(override) for override in overrides}
+    return [o for o in own if "." not in key_of(o) or key_of(o).split(".")[0] not in chosen]
 
 
 def _fill_in(config: DictConfig, saved: DictConfig, node: str) -> None:

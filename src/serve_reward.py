@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -112,7 +113,23 @@ def main() -> None:
         preflight(config)
         ensure_reward(config)
         app = build_app(instantiate(config.reward), arguments.label_column, token, arguments.max_bytes)
+        require_free(arguments.host, arguments.port)
+        print(f"{config.choices.reward}: POST http://{arguments.host}:{arguments.port}/, GET /health; Ctrl-C ends it")
         uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning")
+
+
+def require_free(host: str, port: int) -> None:
+    """Raise `ConfigError` when nothing can listen there: another program does, or the address is not this machine's."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except (OSError, OverflowError) as error:
+        why = error.strerror if isinstance(error, OSError) else "there is no such port"
+        raise ConfigError(
+            f"cannot listen on {host}, port {port} ({why}): choose another with --host or --port"
+        ) from error
 
 
 def ensure_reward(config: Any) -> None:

@@ -42,7 +42,7 @@ from src.report import (
 from src.resume import plain, start_of
 from src.utils.config import ConfigError, compose, instantiate
 from src.utils.device import accelerator
-from src.utils.explain import CONF, unreadable
+from src.utils.explain import CONF, quoted, repeated, unreadable
 from src.utils.help_page import help_page
 from src.utils.interruption import Interrupted
 from src.utils.processes import in_processes, launched
@@ -182,10 +182,13 @@ def main() -> None:
     """Entry of the command line: a single run or, with -m, a sweep."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on to us and prints nothing of its own
     with friendly_errors():
+        sys.argv[1:] = [argument if argument.startswith("-") else quoted(argument) for argument in sys.argv[1:]]
         overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
         wrong = unreadable(overrides)
         if wrong is not None:
             raise ConfigError(wrong)
+        for sentence in repeated(overrides):
+            print(sentence)
         if {"--help", "-h"} & set(sys.argv):
             Console().print(help_page(compose(overrides)), highlight=False)
             return

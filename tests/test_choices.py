@@ -78,6 +78,10 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("policy_loss=kl_penalty ppo.old_kl_coef=0", ["ppo.old_kl_coef=0", "greater than 0"]),
     ("policy_loss=kl_penalty ppo.epochs=1 ppo.minibatch_size=64",
      ["old_kl_controller=doubling", "one optimizer step", "ppo.epochs=2", "below ppo.batch_size (64)"]),
+    # what the model or the data does not have
+    ("model.lora.layers=9", ["model.lora.layers=9", "the model has 3 layers"]),
+    ("data=custom data.path=x.jsonl data.columns.prompt=q gold_reward=none",
+     ["reward=learned without reward.path", "data.columns.chosen", "reward=function"]),
     # what runs and leads nowhere
     ("ppo.critic_warmup=9 ppo.iterations=9",
      ["ppo.critic_warmup=9", "smaller than ppo.iterations (9)", "policy never learns"]),

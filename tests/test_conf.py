@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.preflight import preflight
 from src.utils.config import ConfigError, compose, instantiate, leaves, resolve, source_key, with_value
-from src.utils.explain import CONF, declarations
+from src.utils.explain import CONF, declarations, repeated
 from tests import families
 
 STAGES = ("sft", "reward", "ppo")
@@ -340,3 +340,32 @@ def test_source_key_follows_references_through_nodes():
 def test_with_value_quotes_anything(value):
     assert isinstance(config := compose([with_value("model.path", value)]), DictConfig)
     assert config.model.path == value
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("data.path=数据/影评.jsonl", "数据/影评.jsonl"),
+        ("name=测试 运行", "测试 运行"),
+        ("name='已有引号'", "已有引号"),
+        ("data.columns.prompt=Füße", "Füße"),
+    ],
+)
+def test_values_in_any_script_need_no_quotes(typed: str, read: str) -> None:
+    """Hydra's own grammar knows letters of ASCII alone outside of quotes."""
+    config = compose(
+        [typed, "stage=sft", "experiment=none", "data=custom", "model.path=x", *REST_OF[typed.split("=")[0]]]
+    )
+    assert OmegaConf.select(config, typed.split("=")[0]) == read
+
+
+REST_OF = {
+    "data.path": ["data.columns.prompt=q"],
+    "name": ["data.path=x.jsonl", "data.columns.prompt=q"],
+    "data.columns.prompt": ["data.path=x.jsonl"],
+}
+
+
+def test_what_is_given_again_is_said() -> None:
+    given = ["experiment=quick", "ppo.lr=1", "experiment=none", "ppo.lr=1", "seed=2"]
+    assert repeated(given) == ["experiment=quick counts for nothing, as experiment=none comes after it"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 from src import evaluate as command
 from src.evaluate import evaluate
 from src.rollout.text_measures import distinct_ngrams, repetition
-from src.utils.config import instantiate
+from src.runs import Run, settings_of
+from src.utils.config import compose, instantiate
 from tests.tiny import FOREIGN_WARNINGS, PROMPTS
 
 pytestmark = FOREIGN_WARNINGS
@@ -171,3 +173,13 @@ def test_what_it_refuses(tiny_run, tmp_path, monkeypatch, capsys):
         said = capsys.readouterr().err
         assert (stopped.value.code, said.count("\n")) == (2, 1), said
         assert sentence in said
+
+
+def test_another_reward_than_the_runs_needs_nothing_of_the_runs_own() -> None:
+    """A pipeline hands PPO reward.path, which no other reward reads; all else stays."""
+    own = ["stage=ppo", "experiment=none", "reward.path='/some/where'", "model.path='/base'", "rollout.temperature=0.7"]
+    saved = compose(own)
+    config = settings_of(Run(Path("somewhere"), saved), "somewhere", ["reward=keyword", "reward.keywords=[good]"])
+    assert config.choices.reward == "keyword"
+    assert (config.model.path, config.rollout.temperature) == ("/base", 0.7)
+    assert settings_of(Run(Path("somewhere"), saved), "somewhere", ["ppo.lam=0.5"]).reward.path == "/some/where"

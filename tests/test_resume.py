@@ -155,3 +155,12 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
 
 def test_flat_keeps_every_leaf() -> None:
     assert flat({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
+
+
+def test_models_that_a_run_made_for_itself_are_no_other_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The checkpoint knows their folders; the same command comes to them later."""
+    path = written(tmp_path, configured(tmp_path, "model.path=made", "reward.path=made"))
+    assert start_of(configured(tmp_path)) == path
+    assert capsys.readouterr().out == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -257,3 +258,16 @@ def test_an_adapter_on_a_policy_s_base_is_not_served(command: Any, capsys: pytes
         command("reward=adapter")
     assert stopped.value.code == 2
     assert capsys.readouterr().err.startswith("error: reward=adapter needs a policy's base: serve reward=learned")
+
+
+def test_a_port_that_is_taken_is_said_in_one_sentence(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(SystemExit) as stopped:
+            command("reward=vader", "--port", str(port))
+    assert stopped.value.code == 2
+    err = capsys.readouterr().err
+    assert f"cannot listen on 127.0.0.1, port {port} (Address already in use): choose another with" in err
+    assert err.count("\n") == 1

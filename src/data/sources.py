@@ -51,6 +51,8 @@ class Source:
 
     def _split(self, own: str) -> list[Row]:
         folder = Path(self.path).expanduser()
+        if folder.is_file():
+            raise DataError(f"cannot read {folder}: the name of a file with rows ends with {', '.join(FORMATS)}")
         for suffix in FORMATS if folder.is_dir() else ():
             if (folder / f"{own}{suffix}").is_file():
                 return read_file(folder / f"{own}{suffix}")

@@ -155,8 +155,11 @@ def ask(reward: AnyReward, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]
         row | {"finished": finished} for row, finished in zip(rollout.metadata, rollout.finished.tolist(), strict=True)
     ]
     texts = list(rollout.prompts), list(rollout.responses)
-    parts = reward.score_parts(*texts, metadata) if isinstance(reward, PartedReward) else {}
-    given = reward.combine(parts) if isinstance(reward, PartedReward) else reward.score(*texts, metadata)
+    try:
+        parts = reward.score_parts(*texts, metadata) if isinstance(reward, PartedReward) else {}
+        given = reward.combine(parts) if isinstance(reward, PartedReward) else reward.score(*texts, metadata)
+    except SystemExit as error:  # would end the run without a word
+        raise RewardError(f"reward {name_of(reward)} ended the program by sys.exit({error.code!r})") from error
     return checked(reward, given, rollout.finished, "sequences"), parts
 
 
@@ -172,7 +175,8 @@ def checked(reward: AnyReward, given: Any, wanted: Tensor, what: str) -> Tensor:
         raise ValueError(f"gave {str(given)[:80]} where {count} numbers are needed") from error
     if scores.shape != wanted.shape:
         rows = f"{count}" if wanted.dim() == 1 else f"{tuple(wanted.shape)}"
-        raise RewardError(f"reward {name_of(reward)} gave {tuple(scores.shape)} scores for {rows} {what}")
+        gave = "a single number" if scores.dim() == 0 else f"{tuple(scores.shape)} scores"
+        raise RewardError(f"reward {name_of(reward)} gave {gave} for {rows} {what}: one for each is needed")
     return scores
 
 

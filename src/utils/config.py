@@ -28,6 +28,7 @@ from src.utils.explain import (
     groups,
     key_of,
     misplaced_preset,
+    quoted,
     refused_key,
     unreadable,
 )
@@ -46,6 +47,7 @@ def compose(overrides: list[str]) -> DictConfig:
     Raises `ConfigError` for a key or option that does not exist, for a key that an experiment or preset sets and
     nothing reads, for a preset in another stage than PPO, and for a value of another type than the key's own.
     """
+    overrides = [quoted(override) for override in overrides]
     wrong = unreadable(overrides) or misplaced_preset(overrides)
     if wrong is not None:
         raise ConfigError(wrong)
@@ -83,7 +85,7 @@ def taken(stage: str, overrides: list[str]) -> list[str]:
 
     Raises `ConfigError` for an option that does not exist.
     """
-    left = [override for override in overrides if stage == "ppo" or key_of(override) != "preset"]
+    left = [quoted(override) for override in overrides if stage == "ppo" or key_of(override) != "preset"]
     while True:
         try:
             with _hydra():

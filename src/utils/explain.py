@@ -66,6 +66,29 @@ def _names_an_option(override: str, options: list[str]) -> bool:
     return parsed.is_delete() or parsed.is_sweep_override() or parsed.value() in (*options, SCHEMA)
 
 
+def quoted(override: str) -> str:
+    """The override as Hydra can read it: outside of quotes its grammar knows no letters but those of ASCII.
+
+    A value with others is put into quotes, unless a sign in it says that it is more than a plain text.
+    """
+    key, equals, value = override.partition("=")
+    if not equals or value.isascii() or re.search(r"""['"\[\]{}(),$\\]""", value):
+        return override
+    return f"{key}='{value}'"
+
+
+def repeated(overrides: list[str]) -> list[str]:
+    """A sentence on each key or group that is given again: what was given first counts for nothing."""
+    given: dict[str, str] = {}
+    sentences = []
+    for override in overrides:
+        key = key_of(override)
+        if key in given and given[key] != override:
+            sentences.append(f"{given[key]} counts for nothing, as {override} comes after it")
+        given[key] = override
+    return sentences
+
+
 def _no_key_and_value(override: str) -> str:
     return (
         f"{override!r} cannot be read as key=value; "

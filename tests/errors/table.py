@@ -113,6 +113,7 @@ DATA = [
     Case("a rating that is no number", f"train {RATED}", "{tmp}/rows.jsonl:1, column 'rating' must be a finite number, but is nan", make=bytes_of(b'{"text": "a b c d e f", "rating": NaN}\n')),
     Case("too few rows for three splits", f"train {RATED}", "{tmp}/rows.jsonl leaves the validation and test splits empty: of 1 rows 1 are left after dropping 0 repeated, 0 too long, 0 too short", make=bytes_of(b'{"text": "a b c d e f", "rating": 1}\n')),
     Case("prompts of white space only", f"train {OWN}", "{tmp}/rows.jsonl leaves the train split empty: 0 of 1 rows; fallen: 1 no prompt (first: {tmp}/rows.jsonl:2)", make=bytes_of(b'{"q": " "}\n{"q": ""}\n')),
+    Case("a file whose ending says nothing", f"train {OWN} data.path={{tmp}}/rows.tsv", "cannot read {tmp}/rows.tsv: the name of a file with rows ends with .jsonl, .json, .csv, .parquet", make=lambda p: p.write("rows.tsv", "q\na\n")),
     Case("a file that is no Parquet", f"train {OWN} data.path={{tmp}}/rows.parquet", "cannot read {tmp}/rows.parquet: Parquet magic bytes not found in footer. …", make=lambda p: p.write("rows.parquet", b"nonsense")),
     Case("a table with rows of several lengths", f"train {OWN} data.path={{tmp}}/rows.csv", "cannot read {tmp}/rows.csv: Error tokenizing data. C error: Expected 1 fields in line 3, saw 2", make=lambda p: p.write("rows.csv", "q\na\nb,c\n")),
     Case("a file that the disk does not give", f"train {OWN}", "{tmp}/rows.jsonl cannot be read: …", make=lambda p: (p.tmp / "rows.jsonl").symlink_to("/proc/self/mem")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import threading
 import time
 from typing import Any
@@ -328,3 +329,23 @@ def test_a_reward_that_reads_rollouts_is_asked_and_checked_like_any_other() -> N
         STOP.judge(Tokens(torch.zeros(6)), rollout)
     with pytest.raises(RewardError, match="reward Tokens gave nan for prompt 'p2'"):
         STOP.judge(Tokens([0.0, 0.0, math.nan, 0.0, 0.0, 0.0, 0.0]), rollout)
+
+
+def test_a_reward_that_ends_the_program_is_named() -> None:
+    """`sys.exit` is no `Exception`: the run would end without a word."""
+
+    class Leaving:
+        def score(self, *given: Any) -> list[float]:
+            sys.exit(3)
+
+    with pytest.raises(RewardError, match=r"reward Leaving ended the program by sys\.exit\(3\)"):
+        Judge(None, drop_failed=True).judge(Leaving(), ragged_rollout())
+
+
+def test_one_number_for_all_is_no_answer() -> None:
+    class Lazy:
+        def score(self, *given: Any) -> float:
+            return 0.5
+
+    with pytest.raises(RewardError, match="reward Lazy gave a single number for 7 sequences: one for each is needed"):
+        Judge(None, drop_failed=False).judge(Lazy(), ragged_rollout())
