@@ -144,7 +144,8 @@ def _scores(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: fl
     Yields words n of V and (N, n), which may be written to.
     """
     vocabulary = len(weight)
-    held = IN_CACHE if hidden.device.type == "cpu" else ON_GPU
+    has_cache = hidden.device.type == "cpu" and type(hidden) is Tensor  # not a stand-in without memory
+    held = IN_CACHE if has_cache else ON_GPU
     step = max(NARROWEST, held // max(1, len(hidden)))
     for start in range(0, vocabulary, step):
         words = slice(start, min(start + step, vocabulary))

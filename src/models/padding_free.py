@@ -98,7 +98,7 @@ def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
 ) -> Tensor:
     """Causal without a mask. (B, heads, S, D) -> (B, S, heads, D)."""
-    half = query.dtype == torch.bfloat16 and query.device.type == "cpu"
+    half = query.dtype == torch.bfloat16 and query.device.type == "cpu" and type(query) is Tensor  # no stand-in
     if half and key.shape[2] <= SHORT and not options.get("dropout"):
         return _plain(query, key, value, mask, options["scaling"])
     return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
