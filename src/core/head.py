@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from src.core.linear import linear
+from src.core.padding import few_sizes
 
 IN_CACHE = 2**17  # vocabulary scores worked on at a time on a CPU: 512 KiB in float32
 ON_GPU = 2**24  # and on a GPU: 64 MiB, enough to keep it busy
@@ -172,7 +174,11 @@ def head_logprobs(
     Language Models" (https://arxiv.org/abs/2411.09009). Shapes: hidden (N, H), weight (V, H), bias (V,), ids (N,) int64
     -> (N,), (N,) in float32 or better. The gradients cannot be differentiated again: that raises `RuntimeError`.
     """
+    count = len(hidden)
+    spare = few_sizes(count) - count
     # autocast would take the sum over the vocabulary in half precision
     with torch.autocast(hidden.device.type, enabled=False):
-        both: tuple[Tensor, Tensor] = _Head.apply(hidden, weight, bias, ids, temperature, entropy_trains)  # type: ignore[no-untyped-call]
-    return both
+        logprobs, entropy = _Head.apply(  # type: ignore[no-untyped-call]
+            pad(hidden, (0, 0, 0, spare)), weight, bias, pad(ids, (0, spare)), temperature, entropy_trains
+        )
+    return logprobs[:count], entropy[:count]

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from src.core import head as blocks
 from src.core.head import head_logprobs
 from src.core.logprobs import entropy_from_logits, logprobs_from_logits
+from src.core.padding import few_sizes
 
 TOKENS, WIDTH = 7, 6
 
@@ -139,3 +140,22 @@ def test_scores_that_grow_from_block_to_block_and_far_apart_lose_nothing() -> No
     near = head_logprobs(hidden, scores / 300, None, ids, 1.0, True)
     logits = (scores / 300).squeeze(1).expand(40, 40)
     assert_close(near, (logprobs_from_logits(logits, ids), entropy_from_logits(logits)), atol=1e-12, rtol=0)
+
+
+def test_a_number_of_tokens_that_is_filled_up_changes_nothing() -> None:
+    """33 tokens are worked on as 34; what is added has no weight in any gradient."""
+    draws = torch.Generator().manual_seed(3)
+    hidden = torch.randn(33, WIDTH, generator=draws, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(11, WIDTH, generator=draws, dtype=torch.float64, requires_grad=True)
+    ids = torch.randint(0, 11, (33,), generator=draws)
+    assert few_sizes(33) == 34
+    logits = hidden @ weight.t()
+    expected = logprobs_from_logits(logits, ids), entropy_from_logits(logits)
+    found = head_logprobs(hidden, weight, None, ids, 1.0, True)
+    assert_close(found, expected, atol=1e-12, rtol=0)
+    slopes = torch.linspace(-1, 2, 33, dtype=torch.float64)
+    for trained in ([hidden, weight], [hidden]):
+        frozen = head_logprobs(hidden, weight if len(trained) == 2 else weight.detach(), None, ids, 1.0, True)
+        gradients = [torch.autograd.grad((slopes * (a + 0.3 * b)).sum(), trained) for a, b in (frozen, expected)]
+        expected = logprobs_from_logits(hidden @ weight.t(), ids), entropy_from_logits(hidden @ weight.t())
+        assert_close(*gradients, atol=1e-12, rtol=0)
