@@ -72,7 +72,7 @@ def quoted(override: str) -> str:
     A value with others is put into quotes, unless a sign in it says that it is more than a plain text.
     """
     key, equals, value = override.partition("=")
-    if not equals or value.isascii() or re.search(r"""['"\[\]{}(),$\\]""", value):
+    if not equals or value.isascii() or re.search(r"""['"\[\]{}(),$\\\ud800-\udfff]""", value):
         return override
     return f"{key}='{value}'"
 

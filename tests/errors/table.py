@@ -246,7 +246,7 @@ REWARDS = [
     Case("a function that is not there", "train reward=function reward.target=nope.score", "reward.target: No module named 'nope'"),
     Case("a function that raises", f"{REWARD}.raises", "reward tests.errors.rewards.raises raised KeyError('stars') for prompt …; a score must be a finite number", kept=FIRST),
     Case("a score that is no number", f"{REWARD}.not_a_number", "reward tests.errors.rewards.not_a_number gave nan for prompt …; a score must be a finite number", kept=FIRST),
-    Case("too few scores", f"{REWARD}.one_score", "reward tests.errors.rewards.one_score gave (1,) scores for 8 sequences", kept=FIRST),
+    Case("too few scores", f"{REWARD}.one_score", "reward tests.errors.rewards.one_score gave (1,) scores for 8 sequences: one for each is needed", kept=FIRST),
     Case("words instead of scores", f"{REWARD}.words", "reward tests.errors.rewards.words raised …", kept=FIRST),
     Case("no answer in time", f"{REWARD}.sleeps ppo.reward_timeout=0.5", "reward tests.errors.rewards.sleeps gave no answer within 0.5 s (ppo.reward_timeout)", kept=FIRST),
     Case("a column that the data lack", "train reward=exact_match", "the data has no column 'answer', only …", kept=FIRST),

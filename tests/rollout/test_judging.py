@@ -115,8 +115,13 @@ def test_the_parts_of_a_mix_lose_the_same_rows(fault: str) -> None:
 @pytest.mark.parametrize("judge", [STOP, DROP], ids=["stop", "drop"])
 def test_an_answer_of_the_wrong_shape_stops_the_run(judge: Judge) -> None:
     """Which sample failed cannot be known then."""
-    for answer, shape in (([0.0] * 6, r"\(6,\)"), (torch.zeros(7, 1), r"\(7, 1\)"), (1.0, r"\(\)"), ([], r"\(0,\)")):
-        with pytest.raises(RewardError, match=f"reward Says gave {shape} scores for 7 sequences"):
+    for answer, gave in (
+        ([0.0] * 6, r"\(6,\) scores"),
+        (torch.zeros(7, 1), r"\(7, 1\) scores"),
+        (1.0, "a single number"),
+        ([], r"\(0,\) scores"),
+    ):
+        with pytest.raises(RewardError, match=f"reward Says gave {gave} for 7 sequences: one for each is needed"):
             judge.judge(Says(answer), ragged_rollout())
 
 
@@ -278,7 +283,8 @@ def test_a_token_reward_of_the_wrong_shape_stops_the_run(judge: Judge) -> None:
     for shape in ((7, 1), (6,), (1, 6), (6, 7), ()):
         with pytest.raises(RewardError) as caught:
             judge.judge(DenseSays(torch.ones(shape)), rollout)
-        assert str(caught.value) == f"reward DenseSays gave {shape} scores for (7, 6) tokens"
+        gave = f"{shape} scores" if shape else "a single number"
+        assert str(caught.value) == f"reward DenseSays gave {gave} for (7, 6) tokens: one for each is needed"
 
 
 def test_a_token_reward_that_raises_is_named_or_its_rows_are_dropped() -> None:
