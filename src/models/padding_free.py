@@ -105,11 +105,15 @@ def _attend(
 
 
 def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """The same in single products, which keep the weights for the way back; heads that share keys are done at once."""
+    """The same in single products, which keep the weights for the way back; heads that share keys are done at once.
+
+    Without a mask the last query sees all keys: a token that is drawn sees the whole cache.
+    """
     rows, heads, length, _ = query.shape
     groups = heads // key.shape[1]
     if mask is None:
-        mask = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device).tril()[None, None]
+        seen = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device)
+        mask = seen.tril(key.shape[2] - length)[None, None]
     scores = query.reshape(rows, -1, groups * length, query.shape[-1]) @ key.transpose(2, 3) * scaling
     scores = scores.unflatten(2, (groups, length)).masked_fill(~mask.unsqueeze(2), torch.finfo(scores.dtype).min)
     found = scores.softmax(dim=-1).flatten(2, 3) @ value

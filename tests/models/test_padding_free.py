@@ -18,7 +18,7 @@ from src.models.layers import with_fast_layers
 from src.models.loading import load_causal_lm
 from src.types import select
 from tests.models import architectures
-from tests.tiny import FOREIGN_WARNINGS, make_roles, model_settings, ragged_rollout, seeded
+from tests.tiny import FOREIGN_WARNINGS, make_maker, make_prompts, make_roles, model_settings, ragged_rollout, seeded
 
 pytestmark = FOREIGN_WARNINGS
 families = pytest.mark.parametrize("family", architectures.DECODERS)
@@ -158,3 +158,28 @@ def test_dropping_rows_changes_no_other_row(tmp_path: Path, wanted: Callable[[bo
     for row in range(len(whole)):
         alone = roles.distribution(select(rollout, torch.tensor([row])), 0.8).logprobs()
         assert_close(alone, whole[row : row + 1], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_token_that_is_drawn_sees_the_whole_cache(heads: int) -> None:
+    """One query, more keys and no mask, as transformers asks where no row is padded: in half precision as in single."""
+    draws = torch.Generator().manual_seed(0)
+    query = torch.randn(3, 2, 1, 4, generator=draws)
+    key, value = torch.randn(2, 3, heads, 5, 4, generator=draws)
+    module = torch.nn.Module()
+    whole = [x.repeat_interleave(2 // heads, dim=1) for x in (key, value)]
+    weights = (query @ whole[0].transpose(2, 3) * 0.5).softmax(-1)
+    expected = (weights @ whole[1]).transpose(1, 2)
+    halves = [x.bfloat16() for x in (query, key, value)]
+    found, _ = padding_free.attention(module, *halves, None, scaling=0.5, dropout=0.0)
+    assert_close(found.float(), expected, atol=0.05, rtol=0)
+
+
+def test_in_half_precision_rollouts_of_equal_prompts_are_scored_as_they_were_drawn(tmp_path: Path) -> None:
+    """Checklist 3, 58. Without padding there is no mask in any step."""
+    roles = make_roles(architectures.write(tmp_path, "llama"), spread=0.2, dtype="bfloat16")
+    prompts = make_prompts(["the film", "a bad", "we liked"])
+    assert prompts.mask.all()
+    rollout = make_maker().sample(roles, "policy", prompts, 0, torch.Generator().manual_seed(0))
+    scored = roles.distribution(rollout, 1.0).logprobs().detach()
+    assert_close(scored, rollout.behaviour_logprobs, atol=0.25, rtol=0)
