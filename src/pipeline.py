@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.preflight import preflight
 from src.report import friendly_errors, quiet_libraries, write_json
-from src.resume import LENGTHS, changed_keys, flat, is_safe, plain
+from src.resume import LENGTHS, changed_keys, is_safe, plain, said_changes
 from src.train import train
 from src.utils.config import ConfigError, compose, taken, with_value
 from src.utils.explain import key_of, quoted, repeated
@@ -108,12 +108,9 @@ def refuse_other_settings(config: DictConfig, folder: Path) -> None:
     if config.resume_changed:
         print(f"taking {folder} as it is, although it was finished with other settings: {', '.join(changed)}")
         return
-    old, new = flat(before), flat(plain(config))
-    said = ", ".join(f"{key} ({old.get(key, 'not set')} -> {new.get(key, 'not set')})" for key in changed[:8])
-    more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
     raise ConfigError(
-        f"{folder} was finished with other settings: {said}{more}; give the same again, or resume_changed=true takes "
-        f"it as it is; resume=never or another name starts anew"
+        f"{folder} was finished with other settings: {said_changes(before, config, changed)}; give the same again, or "
+        f"resume_changed=true takes it as it is; resume=never or another name starts anew"
     )
 
 

@@ -95,6 +95,13 @@ def changed_keys(before: dict[str, Any], config: DictConfig) -> list[str]:
     return sorted({source_key(config, key) for key in differing})
 
 
+def said_changes(before: dict[str, Any], config: DictConfig, keys: list[str]) -> str:
+    """What the first eight of the keys were and are, in words."""
+    old, new = flat(before), flat(plain(config))
+    said = ", ".join(f"{key} ({old.get(key, 'not set')} -> {new.get(key, 'not set')})" for key in keys[:8])
+    return said + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
+
+
 def is_safe(key: str, config: DictConfig) -> bool:
     """Whether a run may go on with another value of `key`: its numbers stay the same up to rounding.
 
@@ -135,12 +142,9 @@ def _refuse_changes(config: DictConfig, path: Path) -> None:
     changed = [key for key in changed_keys(before, config) if own or key != "resume"]
     unsafe = [key for key in changed if not is_safe(key, config)]
     if unsafe and not config.resume_changed:
-        old, new = flat(before), flat(plain(config))
-        said = ", ".join(f"{key} ({old.get(key, 'not set')} -> {new.get(key, 'not set')})" for key in unsafe[:8])
-        more = f" and {len(unsafe) - 8} more" if len(unsafe) > 8 else ""
         raise ConfigError(
-            f"{path} was made with other settings, and these change results: {said}{more}; give the same again, or "
-            f"{TOLD}; resume=never or another name starts anew"
+            f"{path} was made with other settings, and these change results: {said_changes(before, config, unsafe)}; "
+            f"give the same again, or {TOLD}; resume=never or another name starts anew"
         )
     now, silent = flat(plain(config)), ("overrides", "choices", "run_dir")
     made_here = [key for key in ("model.path", "reward.path") if now.get(key) is None]  # and found again later
