@@ -69,6 +69,30 @@ def test_only_whole_copies_of_a_large_model_ask_for_it(
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+@pytest.mark.parametrize(
+    ("call", "environment", "held"),
+    [
+        ("", {}, 0),
+        ("keep_freed_memory()", {}, 100),
+        ("keep_freed_memory()", {"MALLOC_TRIM_THRESHOLD_": str(2**25)}, 0),
+        ("keep_freed_memory(); END = trim", {}, 0),
+    ],
+    ids=["plain", "kept", "the user's own setting", "trimmed"],
+)
+def test_freed_memory_is_kept_until_it_is_given_back(call: str, environment: dict[str, str], held: int) -> None:
+    """100 MiB in blocks that glibc would not take from the system one by one, all freed at once."""
+    program = PROGRAM.partition("if sys.argv")[0].replace("import return", "import keep_freed_memory, trim, return")
+    program += f"END = int\n{call}\n"
+    program += "large = torch.ones(2**22)\ndel large\nbefore = resident()\n"
+    program += "blocks = [torch.ones(2**18) for _ in range(100)]\ndel blocks\nEND()\nprint(resident() - before)"
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True, env=inherited | environment
+    )
+    assert float(done.stdout) == pytest.approx(held, abs=20)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_trimming_gives_back_what_is_kept() -> None:
     """The same blocks without a limit: what glibc keeps of the 100 MiB goes back when it is asked to."""
     program = PROGRAM.replace("del blocks[::2]\n", "del blocks[::2]\ntrim()\n")

@@ -9,8 +9,10 @@ from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
+from src.core.activation import gelu_tanh
 from src.core.linear import linear, prepacked
 from src.models import padding_free
+from src.models.second_order import is_second_order
 from src.utils.allocator import trim
 
 LARGE = 2**18  # weights from which a layer gains more by the faster product than the call costs
@@ -60,11 +62,11 @@ class TransposedLinear(Conv1D):
 
 
 class FusedGELU(nn.Module):
-    """x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) in one pass over memory instead of eight."""
+    """x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), which transformers does in eight passes over memory."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Of any shape."""
-        return gelu(x, approximate="tanh")
+        return gelu(x, approximate="tanh") if is_second_order() else gelu_tanh(x)
 
 
 def with_fast_layers(model: PreTrainedModel) -> PreTrainedModel:

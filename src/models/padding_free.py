@@ -11,16 +11,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from src.core.masking import position_ids
 from src.core.padding import few_sizes
+from src.core.short_attention import short_rows
+from src.models.second_order import is_second_order
 
 NAME = "row_by_row"
 DECODERS = ("gpt2", "gpt_neox", "llama", "qwen2")  # that hand attention what they are called with: tested
-SHORT = 512  # tokens of a row for which plain products are faster than PyTorch's attention, in bfloat16 on a CPU
+SHORT = {torch.bfloat16: 512, torch.float32: 256}  # longest rows for which single products are faster on a CPU
 SPARED = 2**19  # of padding per row, times the width squared: from here on a CPU gains more than the calls cost
 
 
@@ -42,27 +44,41 @@ def pays(backbone: nn.Module, mask: Tensor) -> bool:
     return padding * config.hidden_size**2 > SPARED * len(mask)
 
 
-def states(backbone: nn.Module, mask: Tensor, **inputs: Tensor) -> Tensor:
+def states(backbone: nn.Module, mask: Tensor, cache: DynamicCache | None = None, **inputs: Tensor) -> Tensor:
     """The last hidden states (B, S, H) of the tokens of a mask (B, S), 0 elsewhere; inputs (B, S) or (B, S, H).
 
-    A last row of no meaning fills up the number of tokens to one of few.
+    An empty cache of plain layers takes in their keys and values as (B, heads, S, D), 0 elsewhere too.
+    Tokens of no meaning fill up their number to one of few; at the end of the last row nothing sees them.
     """
     lengths = [length for length in mask.sum(dim=1).tolist() if length]
     spare = few_sizes(sum(lengths)) - sum(lengths)
+    lengths[-1] += spare
 
     def tokens(x: Tensor) -> Tensor:
         counted = x[mask]
         return torch.cat([counted, counted[:spare]]).unsqueeze(0) if spare else counted.unsqueeze(0)
 
+    packed = None if cache is None else DynamicCache()
     found = backbone(
         **{name: tokens(x) for name, x in inputs.items()},
         position_ids=tokens(position_ids(mask)),
         attention_mask=mask.new_empty(1, 1, 0, 0),  # one of four dimensions is handed through: none is made
-        use_cache=False,
-        row_lengths=[*lengths, spare] if spare else lengths,
+        past_key_values=packed,
+        use_cache=packed is not None,
+        row_lengths=lengths,
     ).last_hidden_state
-    whole: Tensor = found.new_zeros(*mask.shape, found.shape[-1])
-    return whole.masked_scatter(mask.unsqueeze(-1), found)
+    if cache is not None and packed is not None:
+        for layer, own in zip(cache.layers, packed.layers, strict=True):
+            layer.update(*(_in_rows(x.transpose(1, 2), mask).transpose(1, 2) for x in (own.keys, own.values)))
+            own.keys = own.values = None  # not all of them twice
+    return _in_rows(found, mask)
+
+
+def _in_rows(x: Tensor, mask: Tensor) -> Tensor:
+    """x (1, N, ...), the tokens of a mask (B, S) and some to spare, as (B, S, ...), 0 elsewhere."""
+    places = mask.flatten().nonzero().squeeze(1)
+    whole = x.new_zeros(mask.numel(), *x.shape[2:]).index_copy(0, places, x[0, : len(places)])
+    return whole.unflatten(0, mask.shape)
 
 
 def attention(
@@ -80,8 +96,10 @@ def attention(
     """
     if row_lengths is None:
         return _attend(module, query, key, value, attention_mask, **options), None
-    rows = zip(*(x.split(row_lengths, dim=2) for x in (query, key, value)), strict=True)
     window = options.get("sliding_window")
+    if max(row_lengths) <= _short(query) and not options.get("dropout"):
+        return short_rows(query, key, value, row_lengths, options["scaling"], window), None
+    rows = zip(*(x.split(row_lengths, dim=2) for x in (query, key, value)), strict=True)
     return torch.cat([_attend(module, q, k, v, _band(q, window), **options) for q, k, v in rows], dim=1), None
 
 
@@ -98,10 +116,15 @@ def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
 ) -> Tensor:
     """Causal without a mask. (B, heads, S, D) -> (B, S, heads, D)."""
-    half = query.dtype == torch.bfloat16 and query.device.type == "cpu" and type(query) is Tensor  # no stand-in
-    if half and key.shape[2] <= SHORT and not options.get("dropout"):
+    if query.dtype == torch.bfloat16 and key.shape[2] <= _short(query) and not options.get("dropout"):
         return _plain(query, key, value, mask, options["scaling"])
     return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
+
+
+def _short(query: Tensor) -> int:
+    """The longest row that is done in single products."""
+    on_cpu = query.device.type == "cpu" and type(query) is Tensor  # not a stand-in for a GPU
+    return SHORT.get(query.dtype, 0) if on_cpu and not is_second_order() else 0
 
 
 def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:

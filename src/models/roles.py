@@ -38,7 +38,7 @@ from src.models.settings import LoraSettings, ModelSettings
 from src.models.trunk import split
 from src.models.weights import put_aside, write
 from src.types import Rollout
-from src.utils.allocator import return_freed_memory
+from src.utils.allocator import keep_freed_memory, return_freed_memory
 from src.utils.streams import stream_seed
 
 LARGE = 2**28  # bytes of a model from which whole copies of it fill the memory: 64M parameters in float32
@@ -257,8 +257,6 @@ class FullRoles(Roles):
         self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpointing: bool, critic: bool
     ) -> None:
         super().__init__(base, tokenizer, checkpointing, critic)
-        if base.get_memory_footprint() >= LARGE:
-            return_freed_memory()
         self.models = nn.ModuleDict({role: copy.deepcopy(base) for role in ("policy", "critic")[: 1 + critic]})
         self.models["reference"] = base
         self.models.requires_grad_(False)
@@ -293,6 +291,8 @@ class FullRoles(Roles):
 def build_roles(tokenizer: PreTrainedTokenizerBase, model: ModelSettings, seed: int, critic: bool) -> Roles:
     """Load the base and give it its roles; the same seed gives the same fresh adapters and value head."""
     base = load_causal_lm(model)
+    whole_copies = model.lora is None and base.get_memory_footprint() >= LARGE
+    (return_freed_memory if whole_copies else keep_freed_memory)()
     with torch.random.fork_rng():
         torch.manual_seed(stream_seed(seed, "roles"))
         if model.lora is None:

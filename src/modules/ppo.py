@@ -138,7 +138,6 @@ class PPOModule(LightningModule):
         if experience.old_values is not None:
             explained = explained_variance(experience.old_values, experience.returns, experience.mask)
             averages.add("critic/explained_variance", explained)
-        trim()
         self.log_dict(
             {
                 **averages.compute(),
@@ -168,6 +167,7 @@ class PPOModule(LightningModule):
                     break
                 steps += 1
             averages.merge(this_epoch)
+            trim()  # minibatches of ever new sizes cut what glibc keeps to pieces
             if stopped:
                 break
         averages.add("policy/early_stop", float(stopped))

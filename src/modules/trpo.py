@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parameters_to_vector
 
 from src.core.aggregation import weighted_sum
 from src.core.checks import require
 from src.core.natural_gradient import conjugate_gradient, step_length
 from src.models.distribution import TokenDistribution
+from src.models.second_order import second_order
 from src.models.weights import put_aside, write
 from src.modules.averages import Averages
 from src.modules.ppo import PPOModule
@@ -61,8 +61,7 @@ class TRPOModule(PPOModule):
         """One step of the policy on the whole batch, then the critic's minibatches."""
         tokens = experience.mask.sum().clamp(min=1)
         micros = [(micro, weights, micro.mask / tokens) for micro, weights in self._micros(experience)]
-        # only the plain implementation of attention can be differentiated twice
-        with sdpa_kernel(SDPBackend.MATH):
+        with second_order():
             self._natural_step(experience, micros, averages, iteration)
         steps = 1
         if self.value_loss is not None:

@@ -11,6 +11,7 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from src.core.masking import position_ids
+from src.models import padding_free
 
 COLUMNS = 64  # by which a layer grows: one copy of it for so many tokens, where transformers' own makes one per token
 PIECE = 1024  # tokens of one forward pass over prompts: enough to keep a core busy, so few that rows are of like length
@@ -116,6 +117,12 @@ def _pass(lm: PreTrainedModel, prompts: Tensor, cache: DynamicCache) -> Tensor:
     """The logits (N, V) after each prompt (N, 2P), its mask beside its ids; columns of padding alone are left out."""
     mask, ids = prompts.chunk(2, dim=1)
     mask, ids = trimmed(mask, mask), trimmed(ids, mask)
+    if {type(layer) for layer in cache.layers} <= {GrowingLayer, DynamicLayer} and padding_free.pays(
+        lm.base_model, mask
+    ):
+        states = padding_free.states(lm.base_model, mask.bool(), cache, input_ids=ids)
+        logits: Tensor = lm.get_output_embeddings()(states[:, -1])
+        return logits
     return next_logits(lm, ids, mask, position_ids(mask), cache)
 
 

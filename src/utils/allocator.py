@@ -7,7 +7,8 @@ import os
 import platform
 from functools import cache
 
-M_MMAP_THRESHOLD = -3  # the name of the setting in glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # the names of the settings in glibc's malloc.h
+KEPT, LARGEST = 2**30, 2**25  # bytes; the second is what glibc raises the limit to at most
 LIMIT = 2**19  # bytes; the activations of a few sequences are larger, what a decoding step makes is mostly smaller
 
 
@@ -21,6 +22,19 @@ def return_freed_memory() -> None:
     """
     if _is_glibc() and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LIMIT)
+
+
+def keep_freed_memory() -> None:
+    """From now on freed memory stays with the process until `trim`, but for blocks of 32 MiB or more.
+
+    By itself glibc gives it back as soon as 64 MiB at the end of what it holds are free, and a training step, which
+    takes more than that and frees it again, would have the system fill all of it with zeros every time. With another
+    C library, or where an environment variable says what is wanted, nothing is done.
+    """
+    if _is_glibc() and not {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & set(os.environ):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT)
+        libc.mallopt(M_MMAP_THRESHOLD, LARGEST)  # glibc no longer finds it out when one of the two is set
 
 
 def trim() -> None:

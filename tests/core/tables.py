@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from src.core import (
+    activation,
     advantages,
     aggregation,
     diagnostics,
@@ -26,6 +27,7 @@ from src.core import (
     policy_losses,
     preference,
     rewards,
+    short_attention,
     value_losses,
 )
 from src.types import Episodes
@@ -190,6 +192,10 @@ OTHERS: dict[str, Call] = {
     "linear": lambda i: linear.linear(i.logits, HEAD_WEIGHT.to(i.logits.dtype)),
     "prepacked": lambda i: linear.linear(
         i.logits.float(), HEAD_WEIGHT.float(), packed=linear.prepacked(HEAD_WEIGHT.float())
+    ),
+    "gelu_tanh": lambda i: activation.gelu_tanh(i.x),
+    "short_rows": lambda i: short_attention.short_rows(
+        *i.logits.flatten(0, 1)[None, None].expand(3, 1, 1, -1, -1), [i.ids.numel()], 1.0
     ),
     "logprobs_from_logits": lambda i: logprobs.logprobs_from_logits(i.logits, i.ids, 0.7),
     "entropy_from_logits": lambda i: logprobs.entropy_from_logits(i.logits, 0.7),

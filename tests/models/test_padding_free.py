@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
-from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from src.models import padding_free
 from src.models.forward import gradient_checkpointing, hidden_states
 from src.models.layers import with_fast_layers
 from src.models.loading import load_causal_lm
+from src.models.second_order import second_order
+from src.rollout import kv_cache
 from src.types import select
 from tests.models import architectures
 from tests.tiny import FOREIGN_WARNINGS, make_maker, make_prompts, make_roles, model_settings, ragged_rollout, seeded
@@ -50,7 +53,16 @@ def both(
     return found[0], found[1]
 
 
+@pytest.fixture(params=[0, 512], ids=["fused", "single products"])
+def short(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The longest row that is done in single products, in double precision too."""
+    length: int = request.param
+    monkeypatch.setitem(padding_free.SHORT, torch.float64, length)
+    return length
+
+
 @families
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 def test_numbers_and_gradients_are_those_with_padding(
     family: str, checkpointing: bool, tmp_path: Path, wanted: Callable[[bool], None]
@@ -76,6 +88,7 @@ def test_no_padding_passes_through_the_layers(family: str, tmp_path: Path, wante
     assert not states[~MASK].any()
 
 
+@pytest.mark.usefixtures("short")
 def test_a_sliding_window_slides_within_each_row(tmp_path: Path, wanted: Callable[[bool], None]) -> None:
     sizes: dict[str, Any] = dict(architectures.SIZES)
     config = Qwen2Config(
@@ -115,7 +128,8 @@ def test_plain_products_give_what_fused_attention_gives(
 
 
 @pytest.mark.parametrize(("dtype", "length", "plainly"), [
-    (torch.bfloat16, 8, True), (torch.bfloat16, padding_free.SHORT + 1, False), (torch.float32, 8, False),
+    (torch.bfloat16, 8, True), (torch.bfloat16, padding_free.SHORT[torch.bfloat16] + 1, False),
+    (torch.float32, 8, False),
 ])  # fmt: skip
 def test_plain_products_are_taken_in_half_precision_for_short_rows(
     dtype: torch.dtype, length: int, plainly: bool, monkeypatch: pytest.MonkeyPatch
@@ -127,6 +141,66 @@ def test_plain_products_are_taken_in_half_precision_for_short_rows(
     module = torch.nn.Module()
     padding_free.attention(module, *states, None, scaling=0.5, dropout=0.0)
     assert bool(taken) == plainly
+
+
+@pytest.mark.parametrize(("dtype", "longest", "within", "taken"), [
+    (torch.float32, 0, False, True), (torch.bfloat16, 0, False, True), (torch.float64, 0, False, False),
+    (torch.float32, 1, False, False), (torch.float32, 0, True, False),
+], ids=["single", "half", "double", "long", "to be differentiated again"])  # fmt: skip
+def test_rows_are_done_in_single_products_where_that_is_faster(
+    dtype: torch.dtype, longest: int, within: bool, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[int] = []
+    monkeypatch.setattr(padding_free, "short_rows", lambda *given: called.append(1))
+    lengths = [3, padding_free.SHORT[torch.float32] + longest]
+    states = torch.ones(3, 1, 2, sum(lengths), 4, dtype=dtype)
+    with second_order() if within else nullcontext():
+        padding_free.attention(torch.nn.Module(), *states, None, lengths, scaling=0.5, dropout=0.0)
+    assert bool(called) == taken
+
+
+@families
+def test_a_model_can_be_differentiated_twice_where_that_is_asked_for(
+    family: str, tmp_path: Path, wanted: Callable[[bool], None]
+) -> None:
+    """A product of the Hessian and a vector, as trust regions need it: that of transformers' model, row by row."""
+    path = architectures.write(tmp_path, family)
+    wanted(True)
+    plain = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=torch.float64).eval()
+    products = []
+    for lm in (load_causal_lm(model_settings(path, dtype="float64")), plain):
+        parameter = next(p for name, p in lm.base_model.named_parameters() if p.dim() == 2 and ".0." in name)
+        vector = torch.randn(parameter.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        with second_order():
+            rows = (
+                [(IDS, MASK)] if lm is not plain else [(i[m][None], m[m][None]) for i, m in zip(IDS, MASK, strict=True)]
+            )
+            loss = sum(hidden_states(lm, *row)[row[1]].tanh().sum() for row in rows if row[1].any())
+            (slope,) = torch.autograd.grad(loss, parameter, create_graph=True)
+            products += torch.autograd.grad((slope * vector).sum(), parameter)
+    assert products[0].abs().max() > 1e-2
+    assert_close(products[0], products[1], atol=1e-4, rtol=1e-4)
+
+
+@families
+@pytest.mark.usefixtures("short")
+def test_prompts_in_a_cache_are_those_with_padding(
+    family: str, tmp_path: Path, wanted: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checklist 2, 58. What comes after the prompts, and after one token more; in one piece and in several."""
+    lm = load_causal_lm(model_settings(architectures.write(tmp_path, family), dtype="float64"))
+    mask = torch.arange(9) >= torch.tensor([[8], [3], [0], [5], [5]])
+    ids, token = IDS[:5, :9] * mask, torch.tensor([[4], [5], [6], [7], [8]])
+    longer = torch.cat([mask, mask.new_ones(5, 1)], dim=1)
+    found = []
+    for spared, piece in ((False, 1024), (True, 1024), (True, 20)):
+        wanted(spared)
+        monkeypatch.setattr(kv_cache, "PIECE", piece)
+        with torch.no_grad():
+            logits, cache = kv_cache.prefill(lm, ids, mask.long())
+            found.append([logits, kv_cache.next_logits(lm, token, longer, mask.sum(1, keepdim=True), cache)])
+    for spared_ones in found[1:]:
+        assert_close(spared_ones, found[0], atol=1e-10, rtol=0)
 
 
 def test_it_pays_where_wide_layers_are_spared_much_padding(tmp_path: Path) -> None:

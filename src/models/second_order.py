@@ -1,0 +1,27 @@
+"""Whether gradients will be differentiated again, as trust regions need: then only plain ways may be gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+_asked_for = ContextVar("second_order", default=False)
+
+
+@contextmanager
+def second_order() -> Iterator[None]:
+    """Within it nothing takes a way whose gradient is worked out by hand; of PyTorch's attentions the plain one."""
+    before = _asked_for.set(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        _asked_for.reset(before)
+
+
+def is_second_order() -> bool:
+    """Whether one is within it."""
+    return _asked_for.get()
