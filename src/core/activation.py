@@ -20,8 +20,8 @@ class _GELU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         wanted = ctx.needs_input_grad[0]
+        slope = torch.empty_like(x, memory_format=torch.contiguous_format) if wanted else None
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
-        slope = torch.empty_like(y) if wanted else None
         wide = torch.promote_types(x.dtype, torch.float32)
         linear = torch.tensor(LINEAR, dtype=wide)
         for start in range(0, x.numel(), IN_CACHE):
