@@ -22,11 +22,12 @@ class _GELU(torch.autograd.Function):
         wanted = ctx.needs_input_grad[0]
         slope = torch.empty_like(x, memory_format=torch.contiguous_format) if wanted else None
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        flat = x.reshape(-1)
         wide = torch.promote_types(x.dtype, torch.float32)
         linear = torch.tensor(LINEAR, dtype=wide)
         for start in range(0, x.numel(), IN_CACHE):
             part = slice(start, start + IN_CACHE)
-            a = x.reshape(-1)[part].to(wide)
+            a = flat[part].to(wide)
             squares = a * a
             p = torch.add(linear, squares, alpha=CUBIC).mul_(a).sigmoid_()
             value = a * p

@@ -138,6 +138,7 @@ class PPOModule(LightningModule):
         if experience.old_values is not None:
             explained = explained_variance(experience.old_values, experience.returns, experience.mask)
             averages.add("critic/explained_variance", explained)
+        trim()
         self.log_dict(
             {
                 **averages.compute(),
@@ -160,6 +161,7 @@ class PPOModule(LightningModule):
         steps, stopped = 0, False
         for epoch in range(self.settings.epochs):
             this_epoch = Averages()
+            trim()  # minibatches of ever new sizes cut what is kept to pieces
             for index in self._order(len(experience), iteration, epoch):
                 part = {k: v[index] for k, v in text.items()} if text is not None else None
                 stopped = not self._learn_minibatch(select(experience, index), part, iteration, this_epoch)
@@ -167,7 +169,6 @@ class PPOModule(LightningModule):
                     break
                 steps += 1
             averages.merge(this_epoch)
-            trim()  # minibatches of ever new sizes cut what glibc keeps to pieces
             if stopped:
                 break
         averages.add("policy/early_stop", float(stopped))

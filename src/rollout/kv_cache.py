@@ -117,9 +117,8 @@ def _pass(lm: PreTrainedModel, prompts: Tensor, cache: DynamicCache) -> Tensor:
     """The logits (N, V) after each prompt (N, 2P), its mask beside its ids; columns of padding alone are left out."""
     mask, ids = prompts.chunk(2, dim=1)
     mask, ids = trimmed(mask, mask), trimmed(ids, mask)
-    if {type(layer) for layer in cache.layers} <= {GrowingLayer, DynamicLayer} and padding_free.pays(
-        lm.base_model, mask
-    ):
+    plain = {type(layer) for layer in cache.layers} <= {GrowingLayer, DynamicLayer}
+    if plain and padding_free.pays(lm.base_model, mask):
         states = padding_free.states(lm.base_model, mask.bool(), cache, input_ids=ids)
         logits: Tensor = lm.get_output_embeddings()(states[:, -1])
         return logits
