@@ -24,7 +24,7 @@ class _GELU(torch.autograd.Function):
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
         flat = x.reshape(-1)
         wide = torch.promote_types(x.dtype, torch.float32)
-        linear = torch.tensor(LINEAR, dtype=wide)
+        linear = x.new_full((), LINEAR, dtype=wide)
         for start in range(0, x.numel(), IN_CACHE):
             part = slice(start, start + IN_CACHE)
             a = flat[part].to(wide)
@@ -55,7 +55,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
     is taken elsewhere, needs a tanh each way; on a CPU either one costs as much as all of this. The gradient cannot be
     differentiated again: that raises `RuntimeError`.
     """
-    if x.device.type != "cpu" or type(x) is not Tensor:
+    if x.device.type != "cpu":
         return gelu(x, approximate="tanh")
     result: Tensor = _GELU.apply(x)  # type: ignore[no-untyped-call]
     return result
