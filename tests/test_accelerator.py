@@ -124,7 +124,10 @@ def test_an_evaluation_stays_on_it(
     gpu.clear()
     there = evaluate(str(tiny_run[0]), [f"prompts={prompts}", f"out={tmp_path}/gpu"])
     assert set(gpu) == {GPU}
-    rows, wanted = ([json.loads(line) for line in (folder / "rows.jsonl").open()] for folder in (there, on_cpu))
+    rows, wanted = (
+        [json.loads(line) for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+        for folder in (there, on_cpu)
+    )
     assert len(rows) == len(wanted) > 0
     for row, other in zip(rows, wanted, strict=True):
         assert row == {k: pytest.approx(v, rel=1e-4) if isinstance(v, float) else v for k, v in other.items()}
