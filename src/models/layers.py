@@ -16,7 +16,7 @@ from src.models.second_order import is_second_order
 from src.utils.allocator import trim
 
 LARGE = 2**18  # weights from which a layer gains more by the faster product than the call costs
-WORTH_A_COPY = 2**20  # weights from which a frozen layer is prepacked: below it takes memory and gains little
+WORTH_A_COPY = {torch.float32: 2**21, torch.bfloat16: 2**20}  # weights from which prepacking gains more than a little
 
 
 class Packed:
@@ -89,4 +89,4 @@ def prepack(model: nn.Module) -> None:
 def layers_to_pack(model: nn.Module) -> list[Linear | TransposedLinear]:
     """The layers that `prepack` is meant for."""
     fast = [module for module in model.modules() if isinstance(module, Linear | TransposedLinear)]
-    return [layer for layer in fast if layer.weight.numel() >= WORTH_A_COPY]
+    return [layer for layer in fast if layer.weight.numel() >= WORTH_A_COPY.get(layer.weight.dtype, 2**63)]

@@ -54,8 +54,8 @@ def test_gradients_of_the_roles_stay(family: str, lora: bool, tmp_path: Path, mo
 
 
 def all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    for limit in ("LARGE", "WORTH_A_COPY"):
-        monkeypatch.setattr(layers, limit, 1)
+    monkeypatch.setattr(layers, "LARGE", 1)
+    monkeypatch.setattr(layers, "WORTH_A_COPY", {torch.float32: 1, torch.bfloat16: 1})
 
 
 @families

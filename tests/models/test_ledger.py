@@ -109,13 +109,16 @@ def test_a_run_says_it_where_it_is_a_question(tmp_path: Path, capsys: Any, monke
     assert said[2].startswith("how much memory this run takes cannot be told beforehand: ValueError")
 
 
-def test_prepacked_weights_are_those_of_large_frozen_layers_and_main_memory() -> None:
-    """GPT-2's three large layers of each block, in bytes; none where every weight is trained, or where told so."""
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [("float32", 2 * 4 * 2 * 768 * 4 * 768), ("bfloat16", 2 * 2 * (768 * 3 * 768 + 2 * 768 * 4 * 768))],
+)
+def test_prepacked_weights_are_those_of_large_frozen_layers_and_main_memory(dtype: str, expected: int) -> None:
+    """GPT-2's two or three large layers of each block; none where every weight is trained, or where told so."""
     config = GPT2Config(n_layer=2)
-    expected = 2 * 4 * (768 * 3 * 768 + 2 * 768 * 4 * 768)
-    said = of(config)
+    said = of(config, dtype=dtype)
     assert said.weights[PREPACKED] == expected
-    plain = of(config, prepack=False)
+    plain = of(config, dtype=dtype, prepack=False)
     assert PREPACKED not in plain.weights
     assert said.peak - plain.peak == expected
     assert said.on_gpu == plain.on_gpu
