@@ -1,4 +1,4 @@
-"""The matrix product of a linear layer, by the faster of PyTorch's two libraries for it."""
+"""The matrix products of a linear layer and its adapter, by the faster of PyTorch's two libraries for them."""
 
 from __future__ import annotations
 
@@ -28,6 +28,27 @@ class _OneDNN(torch.autograd.Function):
         return of_x, of_weight, rows.sum(0) if ctx.needs_input_grad[2] else None, None
 
 
+class _LowRank(torch.autograd.Function):
+    """Scales the few numbers between the two matrices, not the many behind them."""
+
+    @staticmethod
+    def forward(ctx: Any, base: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+        inner = linear(x, a) * scaling
+        ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, inner if ctx.needs_input_grad[3] else None, a, b)
+        ctx.scaling = scaling
+        return linear(inner, b).add_(base)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
+        x, inner, a, b = ctx.saved_tensors
+        of_inner = linear(above, b.t()) * ctx.scaling
+        of_x = linear(of_inner, a.t()) if ctx.needs_input_grad[1] else None
+        of_a = linear(_columns(of_inner), _columns(x)) if ctx.needs_input_grad[2] else None
+        of_b = linear(_columns(inner), _columns(above)).t() if ctx.needs_input_grad[3] else None
+        return above, of_x, of_a, of_b, None
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Tensor | None = None) -> Tensor:
     """x W^T + b. Shapes: (..., K), (N, K), (N,) -> (..., N). `packed`: what `prepacked` made of this very weight.
 
@@ -45,6 +66,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Tensor
     return result
 
 
+def low_rank(base: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    """base + B u with u = s A x.
+
+        d / dbase = g,   d / dx = A^T h,   d / dA = h x^T,   d / dB = g u^T,   h = s B^T g for the result's gradient g
+
+    Source: "LoRA: Low-Rank Adaptation of Large Language Models" (https://arxiv.org/abs/2106.09685). Shapes: (..., N),
+    (..., K), (R, K), (N, R) -> (..., N), all of one precision. The gradients cannot be differentiated again: that
+    raises `RuntimeError`.
+    """
+    result: Tensor = _LowRank.apply(base, x, a, b, scaling)  # type: ignore[no-untyped-call]
+    return result
+
+
 def prepacked(weight: Tensor) -> Tensor | None:
     """A copy of a weight (N, K) in the order that oneDNN reads it in; None where its product is not oneDNN's.
 
@@ -57,6 +91,11 @@ def prepacked(weight: Tensor) -> Tensor | None:
         return None
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
     return packed
+
+
+def _columns(x: Tensor) -> Tensor:
+    """(..., N) as (N, rows)."""
+    return x.reshape(-1, x.shape[-1]).t()
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -20,9 +20,9 @@ def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor
 
 
 def few_sizes(count: int) -> int:
-    """The next of sixteen sizes between a power of two and its double: at most a sixteenth more than `count`.
+    """The next of 32 sizes between a power of two and its double: at most a 32nd more than `count`.
 
     For each size of a matrix that it meets oneDNN makes a program of its own, in milliseconds and half a megabyte.
     """
-    step = max(1, 2 ** (count.bit_length() - 1) // 16) if count else 1
+    step = max(1, 2 ** (count.bit_length() - 1) // 32) if count else 1
     return -(-count // step) * step

@@ -193,6 +193,9 @@ OTHERS: dict[str, Call] = {
     "prepacked": lambda i: linear.linear(
         i.logits.float(), HEAD_WEIGHT.float(), packed=linear.prepacked(HEAD_WEIGHT.float())
     ),
+    "low_rank": lambda i: linear.low_rank(
+        i.logits, i.logits, HEAD_WEIGHT.to(i.logits.dtype), HEAD_WEIGHT.to(i.logits.dtype).t(), 2.0
+    ),
     "gelu_tanh": lambda i: activation.gelu_tanh(i.x),
     "short_rows": lambda i: short_attention.short_rows(
         *i.logits.flatten(0, 1)[None, None].expand(3, 1, 1, -1, -1), [i.ids.numel()], 1.0

@@ -143,17 +143,17 @@ def test_scores_that_grow_from_block_to_block_and_far_apart_lose_nothing() -> No
 
 
 def test_a_number_of_tokens_that_is_filled_up_changes_nothing() -> None:
-    """33 tokens are worked on as 34; what is added has no weight in any gradient."""
+    """65 tokens are worked on as 66; what is added has no weight in any gradient."""
     draws = torch.Generator().manual_seed(3)
-    hidden = torch.randn(33, WIDTH, generator=draws, dtype=torch.float64, requires_grad=True)
+    hidden = torch.randn(65, WIDTH, generator=draws, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(11, WIDTH, generator=draws, dtype=torch.float64, requires_grad=True)
-    ids = torch.randint(0, 11, (33,), generator=draws)
-    assert few_sizes(33) == 34
+    ids = torch.randint(0, 11, (65,), generator=draws)
+    assert few_sizes(65) == 66
     logits = hidden @ weight.t()
     expected = logprobs_from_logits(logits, ids), entropy_from_logits(logits)
     found = head_logprobs(hidden, weight, None, ids, 1.0, True)
     assert_close(found, expected, atol=1e-12, rtol=0)
-    slopes = torch.linspace(-1, 2, 33, dtype=torch.float64)
+    slopes = torch.linspace(-1, 2, 65, dtype=torch.float64)
     for trained in ([hidden, weight], [hidden]):
         frozen = head_logprobs(hidden, weight if len(trained) == 2 else weight.detach(), None, ids, 1.0, True)
         gradients = [torch.autograd.grad((slopes * (a + 0.3 * b)).sum(), trained) for a, b in (frozen, expected)]

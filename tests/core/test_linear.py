@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from src.core.linear import linear, prepacked
+from src.core.linear import linear, low_rank, prepacked
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -103,3 +103,42 @@ def test_autocast_decides_whether_a_weight_is_prepacked() -> None:
         assert_close(found, F.linear(x, half), atol=0.05, rtol=0.02)
     assert found.dtype == torch.bfloat16
     assert prepacked(weight.double()) is None
+
+
+def adapter(dtype: torch.dtype, rows: tuple[int, ...]) -> list[Tensor]:
+    """A layer's output, its input, and the two matrices of an adapter."""
+    draws = torch.Generator().manual_seed(0)
+    shapes = [(*rows, 5), (*rows, 7), (2, 7), (5, 2)]
+    return [torch.randn(shape, generator=draws).to(dtype).requires_grad_() for shape in shapes]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("rows", [(9,), (2, 3), (0,)])
+def test_an_adapter_is_added_as_in_plain_products(rows: tuple[int, ...], dtype: torch.dtype) -> None:
+    """With the gradients of all four tensors."""
+    given = adapter(dtype, rows)
+    exact = [tensor.detach().double().requires_grad_() for tensor in given]
+    found = low_rank(*given, 1.5)
+    base, x, a, b = exact
+    wanted = base + 1.5 * x @ a.t() @ b.t()
+    above = torch.linspace(-1, 1, found.numel()).view_as(found).to(dtype)
+    close = CLOSE if dtype != torch.bfloat16 else {"atol": 0.05, "rtol": 0.02}
+    assert found.dtype == dtype
+    assert_close(found.double(), wanted, **close)
+    gradients = torch.autograd.grad(found, given, above)
+    expected = torch.autograd.grad(wanted, exact, above.double())
+    assert_close([g.double() for g in gradients], list(expected), **close)
+
+
+def test_of_an_adapter_only_what_trains_gets_a_gradient() -> None:
+    for trained in range(4):
+        given = [t.detach().requires_grad_(i == trained) for i, t in enumerate(adapter(torch.float32, (9,)))]
+        low_rank(*given, 1.5).sum().backward()
+        assert [tensor.grad is not None for tensor in given] == [i == trained for i in range(4)]
+
+
+def test_the_gradient_of_an_adapter_is_not_differentiated_again() -> None:
+    given = adapter(torch.float32, (9,))
+    (slope,) = torch.autograd.grad(low_rank(*given, 1.5).square().sum(), given[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        slope.sum().backward()
