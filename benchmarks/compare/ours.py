@@ -60,10 +60,10 @@ def overrides(workload: Workload, folder: Path) -> list[str]:
         f"trainer.accelerator={'gpu' if workload.device == 'cuda' else 'cpu'}",
         *(f"data.splits.{split}={folder}/{split}.jsonl" for split in ("validation", "test")),
         *("model.lora.targets=[c_attn]", f"model.lora.rank={workload.rank}", f"model.lora.alpha={2 * workload.rank}"),
-        *("reward=learned", f"reward.path={folder}/reward", f"reward.batch_size={workload.minibatch}"),
+        *("reward=learned", f"reward.path={folder}/reward", f"reward.batch_size={workload.rows // 2}"),
         *(f"ppo.iterations={workload.iterations}", f"ppo.batch_size={workload.rows}", f"ppo.epochs={workload.epochs}"),
         *(f"ppo.minibatch_size={workload.minibatch}", f"ppo.micro_batch_size={workload.minibatch}", "ppo.lr=1e-5"),
-        *("ppo.eval_prompts=1", f"rollout.batch_size={workload.minibatch}"),
+        *("ppo.eval_prompts=1", f"rollout.batch_size={workload.rows // 2}"),
         *(f"rollout.max_prompt_tokens={workload.longest}", f"rollout.max_new_tokens={workload.new_tokens}"),
         "+callbacks.clock._target_=benchmarks.compare.ours.PhaseClock",
     ]

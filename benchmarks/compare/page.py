@@ -55,6 +55,8 @@ What is not comparable:
 - TRL takes the old log-probabilities from the sampler; this project computes them again by the path that trains.
 - This project's reward model reads text that is decoded and tokenised again, with an end token appended; TRL's
   reads ids.
+- Responses are drawn for all prompts at once in both programs; TRL also scores them at once, this project half of them
+  at a time.
 - This project's time includes its callbacks and log; the peak includes loading and is that of the process.
 - In bfloat16 the base is held in bfloat16, adapters and the separate reward model in float32; TRL on a GPU holds all
   weights in bfloat16.
