@@ -73,6 +73,8 @@ def read_file(file: Path) -> list[Row]:
         return _numbered(read_jsonl(file, []), file)
     if file.suffix == ".json":
         return _read_json(file)
+    if file.suffix == ".csv":
+        _check_csv(file)
     return _borrowed(file.suffix.removeprefix("."), {"data_files": str(file), "split": "train"}, str(file))
 
 
@@ -86,8 +88,7 @@ def _read_json(file: Path) -> list[Row]:
     except DataError:
         raise
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{file}:{line} is not valid UTF-8: there is a byte {content[error.start]:#04x}") from None
+        raise DataError(_no_utf8(file, content, error)) from None
     except json.JSONDecodeError as error:
         raise DataError(f"{file}:{error.lineno} is not valid JSON: {error.msg}") from None
     except ValueError as error:  # a number with too many digits
@@ -96,6 +97,25 @@ def _read_json(file: Path) -> list[Row]:
         if not isinstance(row, dict):
             raise DataError(f"{file}, row {number} must be a JSON object, but is a {type(row).__name__}")
     return [Row(f"{file}, row {number}", row) for number, row in enumerate(rows, start=1)]
+
+
+def _check_csv(file: Path) -> None:
+    """Raise `DataError` for what spreadsheets write where a table of UTF-8 and commas is meant."""
+    content = read_bytes(file)
+    try:
+        names, *rows = content.decode("utf-8").strip().splitlines() or [""]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{_no_utf8(file, content, error)}; save it as UTF-8") from None
+    if not rows:
+        raise DataError(f"{file} has no rows: a line with the names of the columns and one for each row are needed")
+    other = next((sign for sign in ";\t" if sign in names and "," not in names), None)
+    if other is not None:
+        raise DataError(f"{file}:1 parts the columns by {other!r}: they must be parted by commas")
+
+
+def _no_utf8(file: Path, content: bytes, error: UnicodeDecodeError) -> str:
+    line = content.count(b"\n", 0, error.start) + 1
+    return f"{file}:{line} is not valid UTF-8: there is a byte {content[error.start]:#04x}"
 
 
 def _numbered(rows: Iterable[dict[str, Any]], file: Path) -> list[Row]:

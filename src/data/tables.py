@@ -26,11 +26,11 @@ def read_jsonl(path: str | Path, columns: list[str]) -> list[dict[str, Any]]:
     """
     file = Path(path)
     if not file.is_file():
-        raise DataError(f"there is no file {file}, looked for at {file.absolute()} with the columns {columns}")
+        raise DataError(f"there is no file {file}, looked for at {file.absolute()}{_with(columns)}")
     # Split the bytes, not the text: an invalid byte is then reported with its line.
     lines = read_bytes(file).rstrip().split(b"\n")
     if lines == [b""]:
-        raise DataError(f"{file} is empty, but must have one JSON object per line with the columns {columns}")
+        raise DataError(f"{file} is empty, but must have one JSON object per line{_with(columns)}")
     return [_parse(line, f"{file}:{number}", columns) for number, line in enumerate(lines, start=1)]
 
 
@@ -71,6 +71,10 @@ def cut_prompt(text: str, words: int) -> tuple[str, str]:
     return prompt, text[len(prompt) :]
 
 
+def _with(columns: list[str]) -> str:
+    return f" with the columns {columns}" if columns else ""
+
+
 def _parse(line: bytes, where: str, columns: list[str]) -> dict[str, Any]:
     """Return the row of one line, or raise a DataError that says `where`."""
     try:
@@ -84,7 +88,7 @@ def _parse(line: bytes, where: str, columns: list[str]) -> dict[str, Any]:
     except ValueError as error:  # JSONDecodeError, and a number with too many digits
         raise DataError(f"{where} is not valid JSON: {error}") from None
     if not isinstance(row, dict):
-        raise DataError(f"{where} must be a JSON object with the columns {columns}, but is a {type(row).__name__}")
+        raise DataError(f"{where} must be a JSON object{_with(columns)}, but is a {type(row).__name__}")
     missing = [column for column in columns if column not in row]
     if missing:
         raise DataError(f"{where} has no column {missing[0]!r}, only {sorted(row)}")

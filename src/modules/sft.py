@@ -80,6 +80,7 @@ def build_lm(
             return _from_scratch(model, tokenizer)
         lm = load_causal_lm(model)
         require_plain_head(lm)
+        lm.train()  # with the dropout of its configuration, as one from scratch
         return lm if lora is None else add_adapter(lm, lora, "sft")
 
 

@@ -122,3 +122,14 @@ def test_an_adapter_is_merged_into_the_folder_and_the_base_is_frozen(tmp_path: P
         bare = AutoModelForCausalLM.from_pretrained(path).eval()(input_ids=ids).logits
     torch.testing.assert_close(merged, expected, atol=1e-5, rtol=0)
     assert (merged - bare).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
+def test_a_loaded_model_drops_out_in_training_alone(lora: LoraSettings | None, tmp_path: Path) -> None:
+    """As its configuration says; each step draws anew, though the weights stay."""
+    path = write_lm(tmp_path / "base", embd_pdrop=0.5)
+    expected = plain_nats(AutoModelForCausalLM.from_pretrained(path).eval()).mean().item()
+    logged = run(make(path, lora), tmp_path).by_step()
+    first, second = (logged[step]["sft/loss"] for step in (1, 2))
+    assert min(abs(first - expected), abs(second - expected), abs(first - second)) > 1e-3
+    assert max(row.get("sft/val_loss", 0.0) for row in logged.values()) == pytest.approx(expected, abs=1e-5)
