@@ -294,10 +294,21 @@ def test_what_is_missing_is_said(overrides, words):
     assert str(refused.value) == words
 
 
+def test_what_an_experiment_sets_of_its_own_data_falls_away_with_them() -> None:
+    """experiment=quick makes its embedded reviews few; other data have no such number, unless one is asked for."""
+    own = ["data=custom", "data.path=rows.jsonl", "data.columns.prompt=q", "reward=vader"]
+    config = compose(["experiment=quick", *own])
+    resolve(config)
+    assert "n_reviews" not in config.data
+    assert compose(["experiment=quick"]).data.n_reviews == 2400
+    with pytest.raises(ConfigError, match=r"nothing reads data\.n_reviews, set by the command line"):
+        resolve(compose(["experiment=quick", *own, "data.n_reviews=4"]))
+
+
 @pytest.mark.parametrize(
     ("folder", "key"),
     [
-        ("experiment/bad.yaml", "set by experiment=bad ("),
+        ("experiment/bad.yaml", "set by experiment=bad;"),
         ("recipe/bad_tiny_ppo.yaml", "bad_tiny_ppo"),
         ("preset/bad.yaml", "set by preset=bad;"),
     ],

@@ -220,9 +220,10 @@ def _refuse_unread(config: DictConfig, plain: DictConfig) -> None:
         if leaf.split(".")[0] not in ("overrides", "choices")
         and not any(d.startswith(f"{leaf}.") or leaf.startswith(f"{d}.") for d in declared)
     )
-    if unread:
-        chosen = _groups_changed(config)
-    for leaf in [leaf for leaf in unread if {owner.split("=")[0] for owner in owners.get(leaf, [])} & chosen]:
+    chosen = _groups_changed(config) if unread else set()
+    given = set(map(key_of, config.overrides))
+    fallen = [k for k in unread if k not in given and {owner.split("=")[0] for owner in owners.get(k, [])} & chosen]
+    for leaf in fallen:
         unread.remove(leaf)
         parent, _, name = leaf.rpartition(".")
         with open_dict(config):
@@ -232,21 +233,29 @@ def _refuse_unread(config: DictConfig, plain: DictConfig) -> None:
 
 
 def _setter(config: DictConfig, key: str) -> str:
-    """Who has given a value to a key that no group declares: the preset or the experiment with its recipe."""
+    """Who has given a value to a key that no group declares: the user, the preset or the experiment with its recipe."""
+    if key in map(key_of, config.overrides):
+        return "the command line"
     preset, recipe = config.choices.preset, config.choices.get("recipe")
     content = OmegaConf.load(CONF / f"preset/{preset}.yaml")
     assert isinstance(content, DictConfig)
     if key in leaves(content):
         return f"preset={preset}"
-    return f"experiment={config.choices.experiment}" + (f" (conf/recipe/{recipe}.yaml)" if recipe else "")
+    experiment = config.choices.experiment
+    own = OmegaConf.load(CONF / f"experiment/{experiment}.yaml")
+    assert isinstance(own, DictConfig)
+    if recipe is None or key in leaves(own):
+        return f"experiment={experiment}"
+    return f"experiment={experiment} (conf/recipe/{recipe}.yaml)"
 
 
 def _groups_changed(config: DictConfig) -> set[str]:
-    """The groups that have another option than with the experiment, preset, stage, model and data alone."""
+    """The groups that have another option than with the experiment, preset, stage, model and data alone; and data."""
     told = [o for o in config.overrides if key_of(o) in ("experiment", "preset", "stage", "model", "data")]
     with _hydra():
         before = hydra.compose("train", told, return_hydra_config=True).hydra.runtime.choices
-    return {group for group, choice in config.choices.items() if before.get(group) != choice}
+    changed = {group for group, choice in config.choices.items() if before.get(group) != choice}
+    return changed | ({"data"} & set(map(key_of, told)))
 
 
 def _one_line(error: BaseException) -> str:
