@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.compare.contenders import CONTENDERS
 from benchmarks.compare.limit import Pass, decoded_bytes, flops
+from benchmarks.compare.page import row
 from benchmarks.compare.workload import VOCABULARY, Workload, on_gpu
 from tests.tiny import CONV1D
 
@@ -84,3 +85,20 @@ def test_a_gpus_prompts_and_responses_fit_into_the_positions() -> None:
 def test_prompts_are_as_long_as_the_workload_says() -> None:
     lengths = Workload(12, 768).prompt_lengths
     assert (len(lengths), lengths[0], lengths[-1]) == (16, 16, 47)
+
+
+def test_each_iteration_is_held_against_the_rates_beside_it() -> None:
+    """A machine that is twice as slow in one round, in its products too, is as near to its limit in each."""
+    workload, contender = Workload(12, 768), CONTENDERS[2]
+    operations = {phase: sum(roles.values()) for phase, roles in flops(contender, workload).items()}
+    iterations = []
+    for slow in (1, 2, 1.5):
+        seconds = {phase: 3 * slow * n / 1e9 for phase, n in operations.items()}
+        rates = {"float32": 1e9 / slow, "bfloat16": 7e9, "bandwidth": decoded_bytes(contender, workload) / slow}
+        iterations.append({"cpu": seconds, "wall": seconds, "peak_gib": slow, "rates": rates})
+    found = row(contender, iterations, workload)
+    assert found["ratio_to_limit"] == pytest.approx(3)
+    assert found["phase_ratio_to_limit"] == pytest.approx(dict.fromkeys(operations, 3))
+    assert found["train_rate_share"] == pytest.approx(1 / 3)
+    assert found["decode_bandwidth_share"] == pytest.approx(1e9 / 3 / operations["rollout"])
+    assert (found["seconds"], found["peak_gib"]) == (pytest.approx(4.5e-9 * sum(operations.values())), 1.5)

@@ -72,7 +72,7 @@ def versions(python: str, *names: str) -> dict[str, str]:
 
 
 def measure(arguments: argparse.Namespace, workload: Workload, folder: Path) -> Table:
-    """All rounds, and the fastest matrix product of each; what there is is written after every round."""
+    """All rounds, and the best rates just before or after each process; what there is is written after every round."""
     pythons = {False: sys.executable, True: arguments.trl}
     chosen = [c for c in contenders(workload) if pythons[c.trl] and (not arguments.only or c.name in arguments.only)]
     names = ("torch", "transformers", "peft")
@@ -80,19 +80,23 @@ def measure(arguments: argparse.Namespace, workload: Workload, folder: Path) -> 
     if arguments.trl:
         used["TRL"] = versions(arguments.trl, *names, "trl")
     rounds: dict[str, list[dict[str, Any]]] = {contender.name: [] for contender in chosen}
-    found: dict[str, Any] = {"rounds": rounds, "rates": [], "versions": used}
+    before = _rates(workload.device)
     for number in range(arguments.rounds):
-        found["rates"].append(_rates(workload.device))
         for contender in chosen:
-            rounds[contender.name] += run(contender, pythons[contender.trl], workload, folder)
-            seconds = sum(rounds[contender.name][-1][workload.clock].values())
+            iterations = run(contender, pythons[contender.trl], workload, folder)
+            after = _rates(workload.device)
+            near = {kind: max(before[kind], rate) for kind, rate in after.items()}
+            rounds[contender.name] += [iteration | {"rates": near} for iteration in iterations]
+            seconds, before = sum(iterations[-1][workload.clock].values()), after
             print(f"round {number + 1}: {contender.name} {seconds:.1f} s", file=sys.stderr, flush=True)
-        table = write(summary(found, workload), workload, arguments.results)
+        table = write(summary(rounds, number + 1, used, workload), workload, arguments.results)
     return table
 
 
-def _rates(device: str) -> dict[str, dict[str, float]]:
-    return json.loads(lines(sys.executable, "-m", "benchmarks.compare.rate", device, device=device)[-1])
+def _rates(device: str) -> dict[str, float]:
+    """The machine's best now: operations per second by precision, and bytes per second."""
+    found = json.loads(lines(sys.executable, "-m", "benchmarks.compare.rate", device, device=device)[-1])
+    return {kind: max(ways.values()) for kind, ways in found.items()}
 
 
 def main() -> None:

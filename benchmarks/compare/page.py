@@ -36,9 +36,10 @@ of the same shape; LoRA of rank {rank} on `c_attn`. An iteration: {rows} prompts
 Every round runs a fresh process of each contender, one after the other: one iteration to warm up, one that counts.
 Rounds: {rounds} of {measured} iterations, medians; on a CPU other programs may run on other cores, so its seconds are
 the figure to go by. Ratios below 1 are better than TRL's LoRA row; the column of the limit says how many times the
-fewest operations of that variant at the best measured rate of a {size}^3 matrix product ({rates}) an iteration takes.
-Decoding's share: the weights, keys and values that it must read, at the best measured rate of a copy ({bandwidth:.0f}
-GB/s), over the seconds of the rollout. The JSON file beside this page has the operations by phase and role.
+fewest operations of that variant at the best rate of a {size}^3 matrix product an iteration takes. As a machine's speed
+drifts, that is the best of many products just before and just after the process: {rates} in this run. Decoding's share:
+the weights, keys and values that it must read, at the best rate of a copy then ({bandwidth}), over the seconds of
+the rollout. The JSON file beside this page has the operations by phase and role.
 """
 NOTES = """
 What is alike: the weights, the prompts, the number of response tokens, the optimizer steps of each model (counted). No
@@ -68,21 +69,18 @@ def total(iteration: dict[str, Any], clock: str) -> float:
     return float(sum(iteration[clock].values()))
 
 
-def summary(found: dict[str, Any], workload: Workload) -> dict[str, Any]:
-    """Medians, limits and ratios beside all that was measured."""
-    best = {kind: max(max(r[kind].values()) for r in found["rates"]) for kind in ("float32", "bfloat16", "bandwidth")}
-    rows = {
-        c.name: row(c, found["rounds"][c.name], best, workload)
-        for c in contenders(workload)
-        if c.name in found["rounds"]
-    }
+def summary(
+    rounds: dict[str, list[dict[str, Any]]], count: int, versions: dict[str, dict[str, str]], workload: Workload
+) -> dict[str, Any]:
+    """Medians, limits and ratios beside all that was measured; `rounds` are the iterations of each contender."""
+    rows = {c.name: row(c, rounds[c.name], workload) for c in contenders(workload) if c.name in rounds}
     if BASIS in rows:
         for own in rows.values():
             own["ratio"] = own["seconds"] / rows[BASIS]["seconds"]
             own["peak_ratio"] = own["peak_gib"] / rows[BASIS]["peak_gib"]
     return {
         "machine": machine(workload.device), "workload": asdict(workload), "prompt_lengths": workload.prompt_lengths,
-        "best_rate": best, "flops_formula": FORMULA, "contenders": rows, **found,
+        "flops_formula": FORMULA, "contenders": rows, "rounds": count, "iterations": rounds, "versions": versions,
     }  # fmt: skip
 
 
@@ -91,28 +89,29 @@ def contenders(workload: Workload) -> tuple[Contender, ...]:
     return ON_GPU if workload.device == "cuda" else CONTENDERS
 
 
-def row(
-    contender: Contender, rounds: list[dict[str, Any]], best: dict[str, float], workload: Workload
-) -> dict[str, Any]:
-    """One contender's."""
-    rate, clock = best[contender.dtype], workload.clock
+def row(contender: Contender, iterations: list[dict[str, Any]], workload: Workload) -> dict[str, Any]:
+    """One contender's; each iteration is held against the rates next to it."""
+    clock, kind = workload.clock, contender.dtype
     median = {
-        kind: {phase: statistics.median(r[kind][phase] for r in rounds) for phase in PHASES} for kind in ("cpu", "wall")
+        name: {phase: statistics.median(i[name][phase] for i in iterations) for phase in PHASES}
+        for name in ("cpu", "wall")
     }
-    seconds = statistics.median(total(r, clock) for r in rounds)
+    seconds = statistics.median(total(i, clock) for i in iterations)
     counted = flops(contender, workload)
     operations = {phase: sum(roles.values()) for phase, roles in counted.items()}
+    possible = {phase: statistics.median(i[clock][phase] * i["rates"][kind] for i in iterations) for phase in PHASES}
+    readable = statistics.median(i[clock]["rollout"] * i["rates"]["bandwidth"] for i in iterations)
     tokens = workload.rows * workload.new_tokens
     return {
-        "title": contender.title, "dtype": contender.dtype, "clock": clock, "seconds": seconds,
-        "wall_seconds": statistics.median(total(r, "wall") for r in rounds), "phases": median,
-        "peak_gib": statistics.median(r["peak_gib"] for r in rounds), "flops": counted,
-        "limit_seconds": {phase: n / rate for phase, n in operations.items()},
-        "ratio_to_limit": seconds / (sum(operations.values()) / rate),
-        "phase_ratio_to_limit": {phase: median[clock][phase] / (n / rate) for phase, n in operations.items()},
+        "title": contender.title, "dtype": kind, "clock": clock, "seconds": seconds,
+        "wall_seconds": statistics.median(total(i, "wall") for i in iterations), "phases": median,
+        "peak_gib": statistics.median(i["peak_gib"] for i in iterations), "flops": counted,
+        "ratio_to_limit": statistics.median(total(i, clock) * i["rates"][kind] for i in iterations)
+        / sum(operations.values()),
+        "phase_ratio_to_limit": {phase: possible[phase] / n for phase, n in operations.items()},
         "tokens_per_second": tokens / seconds, "rollout_tokens_per_second": tokens / median[clock]["rollout"],
-        "decode_bandwidth_share": decoded_bytes(contender, workload) / best["bandwidth"] / median[clock]["rollout"],
-        "train_rate_share": operations["train"] / rate / median[clock]["train"],
+        "decode_bandwidth_share": decoded_bytes(contender, workload) / readable,
+        "train_rate_share": operations["train"] / possible["train"],
     }  # fmt: skip
 
 
@@ -163,10 +162,15 @@ def about(result: dict[str, Any], workload: Workload) -> str:
     versions = "; ".join(
         f"{who}: " + ", ".join(f"{k} {v}" for k, v in of.items()) for who, of in result["versions"].items()
     )
-    rates = {name: rate for name, rate in result["best_rate"].items() if name != "bandwidth"}
+    measured = [iteration["rates"] for own in result["iterations"].values() for iteration in own]
+
+    def span(kind: str, unit: str) -> str:
+        found = [rates[kind] / 1e9 for rates in measured]
+        return f"{min(found):.0f} to {max(found):.0f} {unit}"
+
     return ABOUT.format(
         **asdict(workload), heads=workload.heads, minibatches=workload.rows // workload.minibatch,
-        machine=result["machine"], versions=versions, rounds=len(result["rates"]), measured=workload.iterations - 1,
-        rates=", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items()),
-        size=SIZE[workload.device], bandwidth=result["best_rate"]["bandwidth"] / 1e9,
+        machine=result["machine"], versions=versions, rounds=result["rounds"], measured=workload.iterations - 1,
+        rates=", ".join(f"{kind} {span(kind, 'GFLOP/s')}" for kind in ("float32", "bfloat16")),
+        size=SIZE[workload.device], bandwidth=span("bandwidth", "GB/s"),
     )  # fmt: skip

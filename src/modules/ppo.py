@@ -161,7 +161,6 @@ class PPOModule(LightningModule):
         steps, stopped = 0, False
         for epoch in range(self.settings.epochs):
             this_epoch = Averages()
-            trim()  # minibatches of ever new sizes cut what is kept to pieces
             for index in self._order(len(experience), iteration, epoch):
                 part = {k: v[index] for k, v in text.items()} if text is not None else None
                 stopped = not self._learn_minibatch(select(experience, index), part, iteration, this_epoch)
