@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import profile
 
 from benchmarks.compare.__main__ import lines
@@ -33,10 +34,12 @@ from benchmarks.compare.workload import PHASES, Workload
 RESULTS = Path(__file__).parent / "results"
 CLOCK = "+callbacks.clock._target_"
 VARIANTS = ("ours_lora", "ours_lora_bf16", "ours_top_bf16", "ours_full")
+ATTENTION, ACTIVATION = "attention", "activation"
+WITHIN = {"_ShortRows": ATTENTION, "_GELU": ACTIVATION}  # autograd functions all of whose operators are of a kind
 KINDS = {
     "matrix products": ("mm", "addmm", "bmm", "baddbmm", "linear_pointwise", "linear", "matmul", "einsum", "vecdot"),
-    "attention (fused) and softmax": ("scaled_dot_product", "softmax"),
-    "activation": ("gelu",),
+    ATTENTION: ("scaled_dot_product", "softmax"),
+    ACTIVATION: ("gelu",),
     "vocabulary: exp, max, log": ("exp", "amax", "log"),
     "norms": ("native_layer_norm",),
     "copies, casts, indexing": ("copy", "cat", "clone", "index", "gather", "scatter", "slice", "select"),
@@ -44,9 +47,15 @@ KINDS = {
 OTHER, OUTSIDE, LIMIT = "other operators", "outside of operators", "limit of the matrix products"
 
 
-def kind_of(operator: str) -> str:
-    """The row that an operator counts in."""
-    name = operator.rpartition("::")[2].lstrip("_")
+def kind_of(event: FunctionEvent) -> str:
+    """The row that an operator counts in, by what it is or was called by."""
+    node: FunctionEvent | None = event
+    while node is not None:
+        for function, kind in WITHIN.items():
+            if node.name.startswith(function):
+                return kind
+        node = node.cpu_parent
+    name = event.name.rpartition("::")[2].lstrip("_")
     return next((kind for kind, starts in KINDS.items() if name.startswith(starts)), OTHER)
 
 
@@ -63,8 +72,8 @@ class Profile:
         wall = time.perf_counter() - self.since
         self.profiler.__exit__(None, None, None)
         seconds: Counter[str] = Counter()
-        for event in self.profiler.key_averages():
-            seconds[kind_of(event.key)] += event.self_cpu_time_total / 1e6
+        for event in self.profiler.events():
+            seconds[kind_of(event)] += event.self_cpu_time_total / 1e6
         self.found[phase] = dict(seconds) | {OUTSIDE: max(0.0, wall - seconds.total())}
         self._begin()
 
