@@ -68,6 +68,24 @@ def test_only_whole_copies_of_a_large_model_ask_for_it(
     assert asked == [True] * larger
 
 
+BLOCKS = """
+import ctypes
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.malloc.argtypes = [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+libc.free(libc.malloc(2**24))
+before = resident()
+blocks = [libc.malloc(2**20) for _ in range(100)]
+for block in blocks:
+    ctypes.memset(block, 1, 2**20)
+for block in reversed(blocks):
+    libc.free(block)
+END()
+print(resident() - before)
+"""
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 @pytest.mark.parametrize(
     ("call", "environment", "held"),
@@ -80,11 +98,13 @@ def test_only_whole_copies_of_a_large_model_ask_for_it(
     ids=["plain", "kept", "the user's own setting", "trimmed"],
 )
 def test_freed_memory_is_kept_until_it_is_given_back(call: str, environment: dict[str, str], held: int) -> None:
-    """100 MiB in blocks that glibc would not take from the system one by one, all freed at once."""
+    """100 MiB in blocks that glibc would not take from the system one by one, all freed, the last of them first.
+
+    The blocks come from malloc itself: a tensor's own small record, kept by glibc for the next tensor, could lie
+    behind its block and hold all before it.
+    """
     program = PROGRAM.partition("if sys.argv")[0].replace("import return", "import keep_freed_memory, trim, return")
-    program += f"END = int\n{call}\n"
-    program += "large = torch.ones(2**22)\ndel large\nbefore = resident()\n"
-    program += "blocks = [torch.ones(2**18) for _ in range(100)]\ndel blocks\nEND()\nprint(resident() - before)"
+    program += f"END = int\n{call}\n{BLOCKS}"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     done = subprocess.run(
         [sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True, env=inherited | environment
