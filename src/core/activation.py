@@ -28,13 +28,11 @@ class _GELU(torch.autograd.Function):
         for start in range(0, x.numel(), IN_CACHE):
             part = slice(start, start + IN_CACHE)
             a = flat[part].to(wide)
-            squares = a * a
-            p = torch.add(linear, squares, alpha=CUBIC).mul_(a).sigmoid_()
-            value = a * p
-            y.view(-1)[part] = value
+            p = torch.addcmul(linear, a, a, value=CUBIC).mul_(a).sigmoid_()
             if slope is not None:
-                rest = value.addcmul_(value, p, value=-1)  # x p (1 - p)
-                slope.view(-1)[part] = p.addcmul_(rest, torch.add(linear, squares, alpha=3 * CUBIC, out=squares))
+                inner = torch.addcmul(linear, a, a, value=3 * CUBIC).mul_(a)  # x u'(x)
+                slope.view(-1)[part] = torch.ops.aten.sigmoid_backward(inner, p).add_(p)
+            y.view(-1)[part] = p.mul_(a)
         ctx.save_for_backward(slope)
         return y
 
@@ -49,7 +47,7 @@ class _GELU(torch.autograd.Function):
 def gelu_tanh(x: Tensor) -> Tensor:
     """f(x) = x / 2 (1 + tanh(u / 2)) = x p, p = sigmoid(u), u = 2 sqrt(2 / pi) (x + 0.044715 x^3), of any shape.
 
-        f'(x) = p + x p (1 - p) u'(x)
+        f'(x) = p + x u'(x) p (1 - p)
 
     Source: "Gaussian Error Linear Units" (https://arxiv.org/abs/1606.08415), in the form of GPT-2. PyTorch's own, which
     is taken elsewhere, needs a tanh each way; on a CPU either one costs as much as all of this. The gradient cannot be

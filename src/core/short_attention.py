@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+TILES = {torch.float32: 40}  # queries that are done at once, about; in half precision fewer and larger products pay
+WIDEST = 128  # of other precisions
+
 
 class _ShortRows(torch.autograd.Function):
-    """Keeps the weights of each row for the way back; all that is asked for is written where it belongs."""
+    """Goes by tiles: some queries of a row and the keys up to the last of them, as no query sees those behind it.
+
+    Keeps the weights of each for the way back; all that is asked for is written where it belongs.
+    """
 
     @staticmethod
     def forward(
@@ -19,13 +26,14 @@ class _ShortRows(torch.autograd.Function):
         ctx.lengths, ctx.scaling, ctx.groups = lengths, scaling, query.shape[1] // key.shape[1]
         bias = _bias(max(lengths), window, query)
         found = query.new_empty(query.shape[2], query.shape[1], query.shape[3])
+        queries, keys, values = _by_keys(query, ctx.groups), _by_keys(key), _by_keys(value)
         kept = []
-        for row in _rows(lengths):
-            q, k, v = _row(query, row, ctx.groups), _row(key, row), _row(value, row)
-            length = k.shape[1]
-            unseen = bias[:length, :length].repeat(ctx.groups, 1)
+        for own, seen, _ in _tiles(lengths, query.dtype):
+            q, k, v = _rows(queries, own), _rows(keys, seen), _rows(values, seen)
+            tokens = seen.stop - seen.start
+            unseen = bias[own.start - seen.start : tokens, :tokens].repeat(ctx.groups, 1)
             weights = torch.baddbmm(unseen, q, k.transpose(1, 2), alpha=scaling).softmax(dim=-1)
-            found[row] = _tokens(weights @ v, ctx.groups)
+            found[own] = _tokens(weights @ v, ctx.groups)
             kept.append(weights)
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(query, key, value, *kept)
@@ -36,14 +44,15 @@ class _ShortRows(torch.autograd.Function):
     def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *kept = ctx.saved_tensors
         of_query, of_key, of_value = (x.new_empty(x.shape[2], x.shape[1], x.shape[3]) for x in (query, key, value))
-        for row, weights in zip(_rows(ctx.lengths), kept, strict=True):
-            q, k, v = _row(query, row, ctx.groups), _row(key, row), _row(value, row)
-            g = _row(above.transpose(1, 2), row, ctx.groups)
+        queries, keys, values = _by_keys(query, ctx.groups), _by_keys(key), _by_keys(value)
+        incoming = _by_keys(above.transpose(1, 2), ctx.groups)
+        for (own, seen, whole), weights in zip(_tiles(ctx.lengths, query.dtype), kept, strict=True):
+            q, k, v, g = _rows(queries, own), _rows(keys, seen), _rows(values, seen), _rows(incoming, own)
             of_weights = g @ v.transpose(1, 2)
             of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype).mul_(ctx.scaling)
-            of_query[row] = _tokens(of_scores @ k, ctx.groups)
-            of_key[row] = _tokens(of_scores.transpose(1, 2) @ q)
-            of_value[row] = _tokens(weights.transpose(1, 2) @ g)
+            of_query[own] = _tokens(of_scores @ k, ctx.groups)
+            _put(of_key[seen], of_scores.transpose(1, 2) @ q, whole)
+            _put(of_value[seen], weights.transpose(1, 2) @ g, whole)
         return *(x.transpose(0, 1).unsqueeze(0) for x in (of_query, of_key, of_value)), None, None, None
 
 
@@ -71,20 +80,41 @@ def _bias(length: int, window: int | None, like: Tensor) -> Tensor:
     return like.new_zeros(length, length).masked_fill_(~seen, torch.finfo(like.dtype).min)
 
 
-def _rows(lengths: list[int]) -> Iterator[slice]:
+def _tiles(lengths: list[int], dtype: torch.dtype) -> Iterator[tuple[slice, slice, bool]]:
+    """Of each row some queries, the keys from the row's first to the last of them, and whether those are all its keys.
+
+    The tile that sees all of a row comes first.
+    """
     start = 0
     for length in lengths:
-        yield slice(start, start + length)
+        tiles = max(1, round(length / TILES.get(dtype, WIDEST)))
+        size = math.ceil(length / tiles / 8) * 8  # products of such sizes are faster
+        for first in reversed(range(start, start + length, size)):
+            stop = min(first + size, start + length)
+            yield slice(first, stop), slice(start, stop), stop == start + length
         start += length
 
 
-def _row(x: Tensor, row: slice, groups: int = 1) -> Tensor:
-    """Of (1, heads, N, D) one row of n tokens: (heads / groups, groups n, D)."""
+def _by_keys(x: Tensor, groups: int = 1) -> Tensor:
+    """(1, heads, N, D) -> (heads / groups, groups, N, D)."""
     _, heads, tokens, size = x.shape
-    return x[0].view(heads // groups, groups, tokens, size)[:, :, row].flatten(1, 2)
+    return x[0].view(heads // groups, groups, tokens, size)
+
+
+def _rows(x: Tensor, tokens: slice) -> Tensor:
+    """n tokens of (kinds, groups, N, D): (kinds, groups n, D)."""
+    return x[:, :, tokens].flatten(1, 2)
 
 
 def _tokens(x: Tensor, groups: int = 1) -> Tensor:
     """(heads / groups, groups n, D) -> (n, heads, D)."""
     kinds, rows, size = x.shape
     return x.view(kinds * groups, rows // groups, size).transpose(0, 1)
+
+
+def _put(place: Tensor, found: Tensor, first: bool) -> None:
+    """What a tile found for its keys, (kinds, n, D), to what others found."""
+    if first:
+        place.copy_(_tokens(found))
+    else:
+        place.add_(_tokens(found))

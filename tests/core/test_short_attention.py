@@ -7,9 +7,16 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from src.core import short_attention
 from src.core.short_attention import short_rows
 
-LENGTHS, SIZE, SCALING = [5, 1, 9, 3], 4, 0.3
+LENGTHS, SIZE, SCALING = [5, 1, 19, 3], 4, 0.3
+
+
+@pytest.fixture(params=[8, 128], ids=["tiles", "whole rows"], autouse=True)
+def about(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many queries are done at once: of the row of 19 either 16 and 3, or all."""
+    monkeypatch.setattr(short_attention, "WIDEST", request.param)
 
 
 def written_out(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
@@ -56,3 +63,12 @@ def test_a_second_derivative_is_refused() -> None:
     (slope,) = torch.autograd.grad((short_rows(query, key, value, LENGTHS, 1.0) ** 2).sum(), query, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiate twice"):
         slope.sum().backward()
+
+
+def test_what_no_query_sees_is_not_computed() -> None:
+    """Of each tile the weights that are kept for the way back end with the last key that its last query sees."""
+    query, key, value = states(2, 1)
+    kept = [x for x in short_rows(query, key, value, LENGTHS, SCALING).grad_fn.saved_tensors if x.dim() == 3]
+    whole = short_attention.WIDEST == 128
+    rows = [(5, 5), (1, 1), (19, 19), (3, 3)] if whole else [(5, 5), (1, 1), (3, 19), (16, 16), (3, 3)]
+    assert [tuple(weights.shape[1:]) for weights in kept] == rows
