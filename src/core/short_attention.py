@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TILES = {torch.float32: 40}  # queries that are done at once, about; in half precision fewer and larger products pay
-WIDEST = 128  # of other precisions
+TILES = {torch.float32: 40}  # queries that are done at once, about
+TILE = 128  # in other precisions, of which bfloat16 does better with fewer and larger products
 
 
 class _ShortRows(torch.autograd.Function):
@@ -87,7 +87,7 @@ def _tiles(lengths: list[int], dtype: torch.dtype) -> Iterator[tuple[slice, slic
     """
     start = 0
     for length in lengths:
-        tiles = max(1, round(length / TILES.get(dtype, WIDEST)))
+        tiles = max(1, round(length / TILES.get(dtype, TILE)))
         size = math.ceil(length / tiles / 8) * 8  # products of such sizes are faster
         for first in reversed(range(start, start + length, size)):
             stop = min(first + size, start + length)
@@ -112,9 +112,9 @@ def _tokens(x: Tensor, groups: int = 1) -> Tensor:
     return x.view(kinds * groups, rows // groups, size).transpose(0, 1)
 
 
-def _put(place: Tensor, found: Tensor, first: bool) -> None:
-    """What a tile found for its keys, (kinds, n, D), to what others found."""
-    if first:
+def _put(place: Tensor, found: Tensor, whole: bool) -> None:
+    """What a tile found for its keys, (kinds, n, D); the one that sees the whole row comes first, others add to it."""
+    if whole:
         place.copy_(_tokens(found))
     else:
         place.add_(_tokens(found))

@@ -14,9 +14,9 @@ LENGTHS, SIZE, SCALING = [5, 1, 19, 3], 4, 0.3
 
 
 @pytest.fixture(params=[8, 128], ids=["tiles", "whole rows"], autouse=True)
-def about(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """How many queries are done at once: of the row of 19 either 16 and 3, or all."""
-    monkeypatch.setattr(short_attention, "WIDEST", request.param)
+    monkeypatch.setattr(short_attention, "TILE", request.param)
 
 
 def written_out(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
@@ -69,6 +69,6 @@ def test_what_no_query_sees_is_not_computed() -> None:
     """Of each tile the weights that are kept for the way back end with the last key that its last query sees."""
     query, key, value = states(2, 1)
     kept = [x for x in short_rows(query, key, value, LENGTHS, SCALING).grad_fn.saved_tensors if x.dim() == 3]
-    whole = short_attention.WIDEST == 128
+    whole = short_attention.TILE == 128
     rows = [(5, 5), (1, 1), (19, 19), (3, 3)] if whole else [(5, 5), (1, 1), (3, 19), (16, 16), (3, 3)]
     assert [tuple(weights.shape[1:]) for weights in kept] == rows
