@@ -47,11 +47,11 @@ results: setup ## Repeat the studies of docs/results.md (some hours); REVIEWS=FI
 	$(BIN)/python -m benchmarks.seeds sentiment --seeds 1 2 3 4 5
 	$(BIN)/python -m benchmarks.seeds sentiment --name sentiment_top --seeds 1 2 3 4 5 -- model.lora.layers=2
 	$(BIN)/python -m benchmarks.seeds arithmetic
-	$(BIN)/python -m src.ladder name=results
+	$(BIN)/python -m studies.estimators name=results
 	@newest=$$(ls -td logs/ladder/results* | head -1); \
 	cp "$$newest/ladder.json" "$$newest/ladder.md" benchmarks/results/; cp "$$newest/ladder.png" docs/
 	$(BIN)/python -m benchmarks.learning
-	$(BIN)/python -m benchmarks.overoptimisation
+	$(BIN)/python -m benchmarks.overoptimization
 	$(BIN)/python -m benchmarks.kills
 	$(BIN)/python -m benchmarks.soak
 	$(BIN)/python -m benchmarks.memory
@@ -68,7 +68,7 @@ mutants: setup ## Break src/core in every small way and see which breaks the tes
 lint: setup ## Check style, types and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy src
+	$(BIN)/mypy src studies
 	$(BIN)/codespell
 
 format: setup ## Format the code and mend what ruff can mend

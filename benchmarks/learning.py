@@ -18,9 +18,9 @@ from typing import Any
 
 from rich.progress import track
 
-from src.callbacks.csv_logger import read_table
-from src.utils.explain import CONF
-from src.utils.figures import Figure
+from src.config.errors import CONF
+from src.loggers.csv import read_table
+from src.utils.statistics import Figure
 
 RESULTS = Path(__file__).parent / "results"
 SHARED = ("rollout.samples_per_prompt=4", "ppo.iterations=25", "ppo.eval_prompts=256", "resume=never")

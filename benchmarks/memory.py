@@ -25,13 +25,13 @@ import psutil
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from src.data.reviews import Reviews
+from src.config.compose import compose
+from src.data.embedded.reviews import Reviews
 from src.data.tokenizers import byte_level_bpe
-from src.ledger import ledger_of
-from src.report import quiet_libraries
+from src.memory.__main__ import ledger_of
 from src.rewards.vader import Vader
+from src.runs.report import quiet_libraries
 from src.train import train
-from src.utils.config import compose
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES: dict[str, dict[str, int]] = {

@@ -1,4 +1,4 @@
-"""docs/memory.md: what fits into 8, 16, 24 and 80 GB, by the ledger of `python -m src.ledger`.
+"""docs/memory.md: what fits into 8, 16, 24 and 80 GB, by the ledger of `python -m src.memory`.
 
     python -m benchmarks.memory_tables
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transformers import GPT2Config, LlamaConfig, PretrainedConfig, Qwen2Config
 
-from src.models.ledger import Ledger, Workload, ledger
+from src.memory.estimate import Ledger, Workload, ledger
 from src.models.settings import LoraSettings, ModelSettings
 
 PAGE = Path(__file__).parents[1] / "docs" / "memory.md"
@@ -62,9 +62,9 @@ def page() -> str:
 
 HEAD = f"""# Memory
 
-`python -m src.ledger model=... ppo.micro_batch_size=...` prints what a PPO run takes before anything is loaded.
+`python -m src.memory model=... ppo.micro_batch_size=...` prints what a PPO run takes before anything is loaded.
 The architecture is built on fake tensors, which have shapes but no memory; each phase is run on them by the code that
-runs it in earnest, and the bytes that live at once are counted (`src/models/ledger.py`).
+runs it in earnest, and the bytes that live at once are counted (`src/memory/estimate.py`).
 This page is made by `python -m benchmarks.memory_tables` from the same code; a test compares.
 
 Peak in GB (10^9 bytes) on a GPU, with a critic and without a reward model: {LOAD.rollout_rows} responses sampled at a

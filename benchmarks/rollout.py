@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
-from src.models.layers import with_fast_layers
+from src.kernels.fast_layers import with_fast_layers
 from src.rollout.sampling import Sampler
 
 RESULTS = Path(__file__).parent / "results"

@@ -25,11 +25,11 @@ from torch import Tensor
 from torch.profiler import profile
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from src.kernels.fast_layers import with_fast_layers
+from src.memory.estimate import peak_of
 from src.models.adapters import add_adapter
 from src.models.distribution import TokenDistribution
 from src.models.forward import hidden_states
-from src.models.layers import with_fast_layers
-from src.models.ledger import peak_of
 from src.models.settings import LoraSettings
 
 RESULTS = Path(__file__).parent / "results"

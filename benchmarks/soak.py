@@ -12,7 +12,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from src.report import quiet_libraries
+from src.runs.report import quiet_libraries
 from tests.soak import soak
 from tests.tiny import write_lm
 

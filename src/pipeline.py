@@ -17,14 +17,15 @@ from typing import Any
 import psutil
 from omegaconf import DictConfig, OmegaConf
 
-from src.preflight import preflight
-from src.report import friendly_errors, quiet_libraries, write_json
-from src.resume import LENGTHS, changed_keys, is_safe, plain, said_changes
+from src.checkpointing.resume import LENGTHS, changed_keys, is_safe, plain, said_changes
+from src.config.compose import compose, taken, with_value
+from src.config.errors import key_of, quoted, repeated
+from src.config.validate import preflight
+from src.errors import ConfigError
+from src.runs.folder import FINISHED, run_folder
+from src.runs.report import friendly_errors, quiet_libraries, write_json
 from src.train import train
-from src.utils.config import ConfigError, compose, taken, with_value
-from src.utils.explain import key_of, quoted, repeated
-from src.utils.processes import launched
-from src.utils.run_folder import FINISHED, run_folder
+from src.utils.launch import launched
 
 STAGES = ("sft", "reward", "ppo")
 # later stages' keys that a stage's folder, or what lies in it, is the value of

@@ -26,12 +26,13 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 
-from src.artefacts import ensure
-from src.preflight import preflight
-from src.report import friendly_errors, quiet_libraries
+from src.config.compose import compose, instantiate
+from src.config.validate import preflight
+from src.errors import ConfigError
+from src.runs.prerequisites import ensure
+from src.runs.report import friendly_errors, quiet_libraries
 from src.train import train
 from src.types import Reward
-from src.utils.config import ConfigError, compose, instantiate
 
 TOKEN_VARIABLE = "REWARD_TOKEN"  # the name of a variable, not a secret
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -22,14 +22,20 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from src.artefacts import ensure
-from src.callbacks.checkpoint import IterationCheckpoint, checkpoints
-from src.callbacks.record import RunRecord
-from src.callbacks.stopping import GracefulStop
+from src.checkpointing.checkpoint import IterationCheckpoint, checkpoints
+from src.checkpointing.graceful_stop import GracefulStop
+from src.checkpointing.metadata import RunRecord
+from src.checkpointing.resume import plain, start_of
+from src.config.compose import compose, instantiate
+from src.config.errors import CONF, quoted, repeated, unreadable
+from src.config.help import help_page
+from src.config.validate import preflight
 from src.data.table_corpus import TableCorpus
-from src.ledger import say_memory
-from src.preflight import preflight
-from src.report import (
+from src.errors import ConfigError
+from src.memory.__main__ import say_memory
+from src.runs.folder import FINISHED, own_folder, run_folder
+from src.runs.prerequisites import ensure
+from src.runs.report import (
     MENDABLE,
     friendly_errors,
     git_revision,
@@ -39,14 +45,9 @@ from src.report import (
     report,
     write_json,
 )
-from src.resume import plain, start_of
-from src.utils.config import ConfigError, compose, instantiate
 from src.utils.device import accelerator
-from src.utils.explain import CONF, quoted, repeated, unreadable
-from src.utils.help_page import help_page
-from src.utils.interruption import Interrupted
-from src.utils.processes import in_processes, launched
-from src.utils.run_folder import FINISHED, own_folder, run_folder
+from src.utils.launch import in_processes, launched
+from src.utils.signals import Interrupted
 
 
 def train(config: DictConfig) -> dict[str, Any]:

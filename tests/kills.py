@@ -75,14 +75,14 @@ class Fault:
 
 
 ROLLOUT = "src.rollout.sampling:Sampler.sample"
-SCORING = "src.rollout.judging:Judge.judge"
+SCORING = "src.rollout.scoring:Judge.judge"
 MINIBATCH = "src.modules.ppo:PPOModule._learn_minibatch"
 OPTIMIZERS = "src.modules.ppo:PPOModule._learn_values"
 WRITE = "lightning.pytorch:Trainer.save_checkpoint"
-SEAL = "src.callbacks.checkpoint:seal"
-RENAME = "src.callbacks.sealed:rename"
-TIDY = "src.callbacks.checkpoint:IterationCheckpoint._tidy"
-ROW = "src.callbacks.csv_logger:CsvTables.log_metrics"
+SEAL = "src.checkpointing.checkpoint:seal"
+RENAME = "src.checkpointing.checksum:rename"
+TIDY = "src.checkpointing.checkpoint:IterationCheckpoint._tidy"
+ROW = "src.loggers.csv:CsvTables.log_metrics"
 STEP = "torch.optim:AdamW.step"
 VALIDATION = "lightning.pytorch.loops.evaluation_loop:_EvaluationLoop.run"
 

@@ -10,10 +10,10 @@ from typing import Any
 import psutil
 from lightning.pytorch import Callback
 
-from src.callbacks.checkpoint import IterationCheckpoint
-from src.callbacks.csv_logger import CsvTables
 from src.callbacks.samples import SampleTable
-from src.callbacks.stopping import GracefulStop
+from src.checkpointing.checkpoint import IterationCheckpoint
+from src.checkpointing.graceful_stop import GracefulStop
+from src.loggers.csv import CsvTables
 from src.rollout.kl_controller import AdaptiveKL
 from tests.tiny import fit, make_maker, make_module, make_roles
 

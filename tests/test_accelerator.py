@@ -14,14 +14,14 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 import src.callbacks.rollout
-import src.judged
+import src.evaluate.prompts
 import src.rollout.evaluation
-from src.evaluate import evaluate
+from src.errors import ConfigError
+from src.evaluate.__main__ import evaluate
 from src.pipeline import run_pipeline
 from src.train import run
-from src.utils.config import ConfigError
 from src.utils.device import accelerator, device
-from src.utils.streams import generator
+from src.utils.seeding import generator
 from tests.accelerator import CPU, GPU, OnPretendedGPU, PretendedGPU, where
 from tests.conftest import TINY_RUN
 from tests.tiny import FOREIGN_WARNINGS, write_lm
@@ -120,7 +120,7 @@ def test_an_evaluation_stays_on_it(
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "the film"}\n{"prompt": "we liked"}\n', encoding="utf-8")
     on_cpu = evaluate(str(tiny_run[0]), [f"prompts={prompts}", f"out={tmp_path}/cpu"])
-    monkeypatch.setattr(src.judged, "device", lambda: GPU)
+    monkeypatch.setattr(src.evaluate.prompts, "device", lambda: GPU)
     gpu.clear()
     there = evaluate(str(tiny_run[0]), [f"prompts={prompts}", f"out={tmp_path}/gpu"])
     assert set(gpu) == {GPU}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from src.callbacks.checkpoint import IterationCheckpoint
-from src.callbacks.stopping import GracefulStop
+from src.checkpointing.checkpoint import IterationCheckpoint
+from src.checkpointing.graceful_stop import GracefulStop
+from src.config.compose import compose
 from src.train import _trainer
-from src.utils.config import compose
 
 
 def test_the_checkpoint_comes_last_but_for_the_orderly_end(tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ import torch
 from omegaconf import OmegaConf
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from src.data.reviews import Reviews
+from src.data.embedded.reviews import Reviews
 from src.data.tokenizers import byte_level_bpe
-from src.report import JobFailedError, friendly_errors
 from src.rewards.vader import Vader
+from src.runs.report import JobFailedError, friendly_errors
 from src.train import run
 
 pytestmark = [

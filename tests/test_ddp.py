@@ -20,16 +20,16 @@ from torch.testing import assert_close
 from src.core.aggregation import constant_length, sequence_mean, token_mean
 from src.core.estimators import GAE, GreedyBaseline, LeaveOneOut, RunningMeanBaseline
 from src.core.value_losses import SquaredError
+from src.errors import RewardError
 from src.models.roles import Roles
-from src.rewards.errors import RewardError
-from src.rollout.judging import Judge
 from src.rollout.kl_controller import AdaptiveKL
+from src.rollout.scoring import Judge
 from src.rollout.shaping import IgnoreMissingEos, Normalise, ScoreShaping
 from src.types import Experience
-from src.utils import ranks as shared
+from src.utils import distributed as shared
+from src.utils.launch import SummedGradients
 from src.utils.nonfinite import FiniteGuard
-from src.utils.processes import SummedGradients
-from src.utils.streams import generator
+from src.utils.seeding import generator
 from tests.modules import test_reward, test_sft, test_trpo
 from tests.ranks import WORLD, Ranks
 from tests.rollout.test_dropping import FailsOn

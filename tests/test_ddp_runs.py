@@ -17,8 +17,8 @@ import pytest
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from src.callbacks.checkpoint import checkpoints
-from src.callbacks.csv_logger import read_table
+from src.checkpointing.checkpoint import checkpoints
+from src.loggers.csv import read_table
 
 pytestmark = pytest.mark.slow
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from src.config.compose import compose, instantiate, with_value
 from src.models.loading import load_tokenizer
 from src.models.roles import build_roles
 from src.pipeline import run_pipeline
 from src.train import run
-from src.utils.config import compose, instantiate, with_value
 from tests.data import sets
 from tests.families import CHATS, CLASSES, write_family
 from tests.tiny import FOREIGN_WARNINGS, assert_rows_close, plain_logprobs, ragged_rollout, rows_of

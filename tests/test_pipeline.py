@@ -7,8 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from src import pipeline
+from src.errors import ConfigError
 from src.pipeline import run_pipeline, share_out
-from src.utils.config import ConfigError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),  # peft, of GPT-2's Conv1D layers

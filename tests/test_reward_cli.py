@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from src.data.reviews import Reviews
-from src.report import JobFailedError, friendly_errors
+from src.data.embedded.reviews import Reviews
 from src.rewards.vader import Vader
+from src.runs.report import JobFailedError, friendly_errors
 from src.serve_reward import build_app
 from src.train import run
 from tests.servers import serving

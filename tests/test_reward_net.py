@@ -11,13 +11,13 @@ import torch
 from omegaconf import OmegaConf
 
 from src import pipeline
-from src.artefacts import ensure
-from src.judged import load_rewards
-from src.models.loading import ModelError
+from src.config.compose import compose
+from src.config.validate import preflight
+from src.errors import ConfigError, ModelError
+from src.evaluate.prompts import load_rewards
 from src.pipeline import run_pipeline, share_out
-from src.preflight import preflight
 from src.rewards.learned import LearnedReward
-from src.utils.config import ConfigError, compose
+from src.runs.prerequisites import ensure
 from tests.models.architectures import write
 from tests.test_pipeline import SMALL, SMALLER, pytestmark  # noqa: F401  (the same warnings)
 

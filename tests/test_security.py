@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from src.callbacks.sealed import CheckpointError, seal
+from src.checkpointing.checksum import seal
+from src.checkpointing.resume import start_of
+from src.config.compose import compose, instantiate
+from src.config.validate import preflight
+from src.errors import CheckpointError, ConfigError, ModelError
 from src.models.loading import (
-    ModelError,
     build_tokenizer,
     load_causal_lm,
     load_config,
@@ -22,9 +25,6 @@ from src.models.loading import (
     load_tokenizer,
     unmatched_targets,
 )
-from src.preflight import preflight
-from src.resume import start_of
-from src.utils.config import ConfigError, compose, instantiate
 from tests.tiny import EOS, FOREIGN_WARNINGS, TinyCorpus, model_settings, write_lm
 
 pytestmark = FOREIGN_WARNINGS

@@ -12,7 +12,7 @@ from fastapi import Request, Response
 from fastapi.responses import PlainTextResponse
 from tenacity import wait_none
 
-from src.rewards.errors import RewardError
+from src.errors import RewardError
 from src.rewards.http import HttpReward
 from src.rewards.learned import LearnedReward
 from src.rewards.rules import LengthReward

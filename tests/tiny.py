@@ -32,9 +32,9 @@ from src.models.roles import Roles, build_roles
 from src.models.settings import LoraSettings, ModelSettings
 from src.modules.ppo import PPOModule, PPOSettings
 from src.rollout.experience import ExperienceMaker, ReferenceKL
-from src.rollout.judging import Judge
 from src.rollout.kl_controller import FixedKL
 from src.rollout.sampling import Sampler
+from src.rollout.scoring import Judge
 from src.rollout.shaping import IgnoreMissingEos, NoScaling, ScoreShaping
 from src.types import Experience, PreferencePair, PromptRow, Prompts, Rollout
 

@@ -14,10 +14,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from benchmarks.compare.workload import Clock, Workload
 from src.callbacks.rollout import RolloutCallback
+from src.config.compose import compose
 from src.modules.ppo import PPOModule
-from src.report import quiet_libraries
+from src.runs.report import quiet_libraries
 from src.train import train
-from src.utils.config import compose
 
 
 class PhaseClock(Callback):

@@ -7,7 +7,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 
-from src.callbacks.csv_logger import read_table
+from src.loggers.csv import read_table
 
 PANELS = {
     "score and gold": ("rollout/score", "rollout/gold"),

@@ -11,9 +11,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from src.callbacks.csv_logger import read_table
-from src.core.checks import require
-from src.core.overoptimisation import fit_gao_form, gao_form, turning_point
+from src.core.overoptimization import fit_gao_form, gao_form, turning_point
+from src.errors import require
+from src.loggers.csv import read_table
 from src.models.weights import write
 from src.modules.ppo import PPOModule
 

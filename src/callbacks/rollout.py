@@ -12,7 +12,7 @@ from src.rollout.evaluation import Evaluator
 from src.rollout.experience import ExperienceMaker
 from src.types import Prompts
 from src.utils.allocator import trim
-from src.utils.streams import generator
+from src.utils.seeding import generator
 
 
 class RolloutCallback(Callback):

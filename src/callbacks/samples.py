@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import WandbLogger
 
 from src.modules.ppo import PPOModule
 from src.types import Experience
@@ -40,7 +39,7 @@ class SampleTable(Callback):
         self._write(done, rows)
         self.table += rows
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
+            if hasattr(logger, "log_table"):  # wandb's
                 logger.log_table("samples", columns=list(self.columns), data=self.table)
 
     def on_train_start(self, trainer: Trainer, pl_module: PPOModule) -> None:

@@ -23,8 +23,8 @@ from src.core.advantages import (
     td_errors,
     total_return,
 )
-from src.core.checks import require
 from src.core.masking import masked, masked_mean, whiten
+from src.errors import require
 from src.types import Episodes
 
 

@@ -17,12 +17,3 @@ def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor
         ids[i, width - len(row) :] = torch.tensor(row, dtype=torch.int64)
         mask[i, width - len(row) :] = True
     return ids, mask
-
-
-def few_sizes(count: int) -> int:
-    """The next of 32 sizes between a power of two and its double: at most a 32nd more than `count`.
-
-    For each size of a matrix that it meets oneDNN makes a program of its own, in milliseconds and half a megabyte.
-    """
-    step = max(1, 2 ** (count.bit_length() - 1) // 32) if count else 1
-    return -(-count // step) * step

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from src.core.checks import require
 from src.core.masking import masked
+from src.errors import require
 
 # exp(20) is far outside any trust region: the clamp only keeps a runaway ratio finite
 MAX_LOG_RATIO = 20.0

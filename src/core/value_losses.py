@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from src.core.checks import require
 from src.core.masking import masked
+from src.errors import require
 
 
 def squared_error(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from src.core.checks import require
 from src.data.sources import Row
-from src.data.tables import DataError, cut_prompt
+from src.data.tables import cut_prompt
+from src.errors import DataError, require
 
 Message = dict[str, str]  # {"role": "system", "user" or "assistant", "content": text}
 Prompt = str | list[Message]

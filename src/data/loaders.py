@@ -9,8 +9,8 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from src.core.checks import require
-from src.utils.streams import generator
+from src.errors import require
+from src.utils.seeding import generator
 
 Row = TypeVar("Row")
 

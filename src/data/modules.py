@@ -10,10 +10,9 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader
 from transformers import PreTrainedTokenizerBase
 
-from src.core.checks import require
 from src.core.padding import pad_left
 from src.data.loaders import OrderedLoader, StreamLoader
-from src.data.tables import DataError
+from src.errors import DataError, require
 from src.models.text import encode_completions, encode_with_end, response_lengths, shorten
 from src.types import Corpus, PreferencePair, PromptRow
 

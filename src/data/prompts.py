@@ -13,7 +13,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from src.data.forms import Message, Prompt
 from src.data.sources import Row
-from src.data.tables import DataError
+from src.errors import DataError
 from src.models.loading import load_tokenizer
 
 ROOT = Path(__file__).parents[2]

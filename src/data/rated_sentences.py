@@ -8,8 +8,8 @@ from itertools import pairwise
 from random import Random
 from typing import Any
 
-from src.core.checks import require
-from src.data.tables import SPLITS, DataError, check_split, cut_prompt, read_jsonl
+from src.data.tables import SPLITS, check_split, cut_prompt, read_jsonl
+from src.errors import DataError, require
 from src.types import PreferencePair, PromptRow
 
 # Candidates per partner, of which the least used is taken; rounds before no further pair is expected.

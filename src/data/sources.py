@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.data.tables import SPLITS, DataError, read_bytes, read_json, read_jsonl
+from src.data.tables import SPLITS, read_bytes, read_json, read_jsonl
+from src.errors import DataError
 
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from src.core.checks import require
 from src.data.forms import Example, Form
 from src.data.prompts import PromptWriter
 from src.data.sources import Row, Source
-from src.data.tables import SPLITS, DataError, check_split
+from src.data.tables import SPLITS, check_split
+from src.errors import DataError, require
 from src.types import PreferencePair, PromptRow
 
 ORDER = ("test", "validation", "train")  # a row that is in two splits falls from the later one

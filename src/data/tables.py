@@ -7,11 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from src.errors import DataError
+
 SPLITS = ("train", "validation", "test")
-
-
-class DataError(ValueError):
-    """What a user's data file holds cannot be used; the message is one sentence that says where and why."""
 
 
 def read_jsonl(path: str | Path, columns: list[str]) -> list[dict[str, Any]]:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from src.core.linear import low_rank
-from src.models.loading import ModelError
-from src.models.second_order import is_second_order
+from src.errors import ModelError
+from src.kernels.double_backward import is_second_order
+from src.kernels.linear import low_rank
 from src.models.settings import LoraSettings
 
 

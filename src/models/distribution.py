@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from src.core.head import head_logprobs
 from src.core.kl import categorical_kl
 from src.core.logprobs import normalised_logits
+from src.models.vocab_head import head_logprobs
 
 CHUNK = 2**24  # vocabulary scores held at a time (64 MiB in float32); more tokens than fit are done in turn
 

@@ -12,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from src.core.logprobs import logprobs_from_logits
 from src.core.masking import last_counted, position_ids
-from src.models import padding_free
+from src.kernels import padding_free
 from src.types import Rollout
 
 

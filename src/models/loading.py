@@ -21,17 +21,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from src.errors import ModelError
+from src.kernels.fast_layers import with_fast_layers
 from src.models.forward import hidden_states
-from src.models.layers import with_fast_layers
 from src.models.settings import ModelSettings
 from src.types import Corpus
 
 # what transformers raises for a folder that it cannot or will not read, for weights that are cut off or do not fit
 UNUSABLE = (OSError, ValueError, UnpicklingError, SafetensorError, RuntimeError)
-
-
-class ModelError(RuntimeError):
-    """A model or tokenizer cannot be loaded or used as asked."""
 
 
 def absent(path: str, error: Exception, key: str = "model.path") -> ModelError:

@@ -13,8 +13,9 @@ from peft.utils import load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from src.errors import ModelError
 from src.models.fingerprint import base_fingerprint, tokenizer_fingerprint
-from src.models.loading import ModelError, run_part
+from src.models.loading import run_part
 
 FACTS = "reward.json"
 FORMAT = 1

@@ -15,21 +15,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from src.errors import ModelError
 from src.models.fingerprint import base_fingerprint, tokenizer_fingerprint
-from src.models.loading import (
-    UNUSABLE,
-    ModelError,
-    absent,
-    load_causal_lm,
-    load_config,
-    load_tokenizer,
-    require_plain_head,
-)
+from src.models.loading import UNUSABLE, absent, load_causal_lm, load_config, load_tokenizer, require_plain_head
 from src.models.reward_adapter import AdapterFacts
 from src.models.reward_net import RewardNet, adapted
 from src.models.settings import LoraSettings, ModelSettings, ScratchSettings
 from src.types import Corpus
-from src.utils.streams import stream_seed
+from src.utils.seeding import stream_seed
 
 PATH_KEY = "reward_model.net.path"
 

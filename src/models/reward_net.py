@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.core.logprobs import logprobs_from_logits
+from src.errors import ModelError
 from src.models.forward import gradient_checkpointing, head_at_end, hidden_states, sequence_scores
-from src.models.loading import ModelError
 from src.models.reward_adapter import AdapterFacts
 from src.models.scalar_head import BIAS_KEY, scale_scores, score_bias, shift_scores
 from src.models.settings import LoraSettings

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.core.masking import masked
+from src.errors import ModelError
+from src.kernels.fast_layers import prepack
 from src.models.adapters import add_adapter, lora_config
 from src.models.distribution import TokenDistribution
 from src.models.forward import (
@@ -30,18 +32,16 @@ from src.models.forward import (
     scalar,
     whole_sequence,
 )
-from src.models.layers import prepack
-from src.models.loading import ModelError, adapter_base, load_causal_lm, require_plain_head
+from src.models.loading import adapter_base, load_causal_lm, require_plain_head
 from src.models.reward_adapter import RewardAdapter, attach
 from src.models.scalar_head import value_head
 from src.models.settings import LoraSettings, ModelSettings
 from src.models.trunk import split
 from src.models.weights import put_aside, write
 from src.types import Rollout
-from src.utils.allocator import keep_freed_memory, return_freed_memory
-from src.utils.streams import stream_seed
+from src.utils.allocator import LARGE, keep_freed_memory, return_freed_memory
+from src.utils.seeding import stream_seed
 
-LARGE = 2**28  # bytes of a model from which whole copies of it fill the memory: 64M parameters in float32
 Role = Literal["policy", "critic", "reference", "reward"]
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from src.models.loading import ModelError
+from src.errors import ModelError
 
 BIAS_KEY = "score_bias"  # in config.json: what is added to the output where the weights cannot hold it
 

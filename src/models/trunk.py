@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from src.models.loading import ModelError
+from src.errors import ModelError
 
 
 class Anatomy(NamedTuple):

@@ -13,7 +13,7 @@ from src.core.policy_losses import TokenLoss, probability_ratio
 from src.models.distribution import TokenDistribution
 from src.models.roles import Roles
 from src.models.weights import put_aside
-from src.modules.averages import Averages
+from src.modules.weighted_means import Averages
 from src.rollout.kl_controller import KLController
 from src.types import Experience
 

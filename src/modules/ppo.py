@@ -15,27 +15,27 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
-from src.core.checks import require
 from src.core.diagnostics import explained_variance
 from src.core.kl import KLEstimator
+from src.errors import require
 from src.models.forward import next_token_logprobs
 from src.models.roles import Roles
-from src.modules.averages import Averages
-from src.modules.described import described
+from src.modules.checkpoint_filter import keep_trainable, require_trainable
+from src.modules.nan_report import described
 from src.modules.objective import PolicyLoss, PolicyObjective, ValueLoss, critic_objective
-from src.modules.trainable import keep_trainable, require_trainable
+from src.modules.weighted_means import Averages
 from src.rewards.adapter import AdapterReward
 from src.rollout.evaluation import Evaluation, merge
 from src.rollout.experience import ReferenceKL
-from src.rollout.fitting import Fitting
 from src.rollout.kl_controller import KLController
 from src.rollout.minibatches import minibatches
+from src.rollout.oom_retry import Fitting
 from src.types import AnyReward, Experience, select
 from src.utils.allocator import trim
-from src.utils.figures import Figure
+from src.utils.distributed import dealt, even, sum_gradients
 from src.utils.nonfinite import FiniteGuard
-from src.utils.ranks import dealt, even, sum_gradients
-from src.utils.streams import generator
+from src.utils.seeding import generator
+from src.utils.statistics import Figure
 
 Loss = Callable[[Experience, Tensor, Averages], Tensor]
 

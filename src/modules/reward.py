@@ -15,8 +15,8 @@ from src.core.preference import centring, imitation, pairwise_accuracy, pairwise
 from src.models.reward_choices import RewardChoice
 from src.models.reward_net import RewardNet
 from src.modules.supervised import SupervisedModule
-from src.utils.figures import Figure, bootstrap_mean
-from src.utils.ranks import on_shares, share, total
+from src.utils.distributed import on_shares, share, total
+from src.utils.statistics import Figure, bootstrap_mean
 
 
 class RewardModule(SupervisedModule):

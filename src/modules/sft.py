@@ -16,9 +16,9 @@ from src.models.forward import next_token_logprobs
 from src.models.loading import load_causal_lm, require_plain_head
 from src.models.settings import DTYPES, LoraSettings, ModelSettings
 from src.modules.supervised import SupervisedModule
-from src.utils.figures import Figure, bootstrap_mean
-from src.utils.ranks import on_shares, share, total
-from src.utils.streams import stream_seed
+from src.utils.distributed import on_shares, share, total
+from src.utils.seeding import stream_seed
+from src.utils.statistics import Figure, bootstrap_mean
 
 
 class SFTModule(SupervisedModule):

@@ -12,10 +12,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
-from src.modules.trainable import keep_trainable, require_trainable
+from src.modules.checkpoint_filter import keep_trainable, require_trainable
+from src.utils.distributed import sum_gradients, total
 from src.utils.nonfinite import FiniteGuard
-from src.utils.ranks import sum_gradients, total
-from src.utils.streams import stream_seed
+from src.utils.seeding import stream_seed
 
 
 class SupervisedModule(LightningModule):

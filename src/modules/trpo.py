@@ -11,15 +11,15 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
 from src.core.aggregation import weighted_sum
-from src.core.checks import require
 from src.core.natural_gradient import conjugate_gradient, step_length
+from src.errors import require
+from src.kernels.double_backward import second_order
 from src.models.distribution import TokenDistribution
-from src.models.second_order import second_order
 from src.models.weights import put_aside, write
-from src.modules.averages import Averages
 from src.modules.ppo import PPOModule
+from src.modules.weighted_means import Averages
 from src.types import Experience, select
-from src.utils.ranks import gather, total
+from src.utils.distributed import gather, total
 
 # micro-batches with the weights (N, T') of their tokens in the loss, and in the mean KL: all tokens of the batch alike
 Micros = list[tuple[Experience, Tensor, Tensor]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from src.core.checks import require
+from src.errors import require
 from src.models.loading import readable_length
 from src.models.reward_adapter import adapter_folder, load_adapter
 from src.models.roles import Roles

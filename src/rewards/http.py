@@ -9,8 +9,7 @@ from typing import Any
 import httpx
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from src.core.checks import require
-from src.rewards.errors import RewardError
+from src.errors import RewardError, require
 
 
 class BadAnswerError(RuntimeError):

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.core.checks import require
 from src.core.padding import pad_left
+from src.errors import require
 from src.models.fingerprint import joint, tokenizer_fingerprint
 from src.models.forward import sequence_scores
 from src.models.loading import load_reward_model, readable_length

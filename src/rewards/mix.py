@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.core.checks import require
+from src.errors import require
 from src.types import Reward
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from src.core.checks import require
+from src.errors import require
 
 
 class KeywordReward:

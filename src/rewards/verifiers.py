@@ -7,8 +7,7 @@ from decimal import Decimal, InvalidOperation
 from math import nan
 from typing import Any
 
-from src.core.checks import require
-from src.rewards.errors import RewardError
+from src.errors import RewardError, require
 
 NUMBER = re.compile(
     r"[-+]?[$€£]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"

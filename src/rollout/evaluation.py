@@ -10,12 +10,12 @@ from torch import Tensor
 
 from src.core.kl import k1
 from src.core.masking import masked
+from src.errors import RewardError
 from src.models.roles import Role, Roles
-from src.rewards.errors import RewardError
 from src.rollout.experience import ExperienceMaker
 from src.types import AnyReward, Corpus, Prompts, Rollout
-from src.utils.figures import Figure, bootstrap_mean
-from src.utils.streams import generator
+from src.utils.seeding import generator
+from src.utils.statistics import Figure, bootstrap_mean
 
 JUDGED = ("score", "greedy_score", "gold")  # measures that a reward gives: NaN for an answer that it could not judge
 

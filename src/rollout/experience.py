@@ -15,18 +15,18 @@ from src.core.estimators import Estimator
 from src.core.kl import KLEstimator
 from src.core.masking import masked, whiten
 from src.core.rewards import token_rewards
+from src.errors import NonFiniteError, RewardError
 from src.models.roles import Role, Roles
 from src.models.text import response_text
-from src.rewards.errors import RewardError
-from src.rollout.fitting import Fitting
-from src.rollout.judging import Judge, Verdict, name_of
 from src.rollout.kl_controller import KLController
 from src.rollout.minibatches import join, stacked
+from src.rollout.oom_retry import Fitting
 from src.rollout.sampling import Sampler
+from src.rollout.scoring import Judge, Verdict, name_of
 from src.rollout.shaping import ScoreShaping
 from src.types import AnyReward, Episodes, Experience, Prompts, Rollout, select
-from src.utils.nonfinite import FiniteGuard, NonFiniteError, written
-from src.utils.ranks import Share, gather, on_shares
+from src.utils.distributed import Share, gather, on_shares
+from src.utils.nonfinite import FiniteGuard, written
 
 
 @dataclass(frozen=True)

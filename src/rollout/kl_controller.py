@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from src.core.checks import require
+from src.errors import require
 
 
 class KLController(Protocol):

@@ -11,7 +11,7 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from src.core.masking import position_ids
-from src.models import padding_free
+from src.kernels import padding_free
 
 COLUMNS = 64  # by which a layer grows: one copy of it for so many tokens, where transformers' own makes one per token
 PIECE = 1024  # tokens of one forward pass over prompts: enough to keep a core busy, so few that rows are of like length

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from src.types import Experience, Record, Rollout, select
-from src.utils.ranks import dealt, even
+from src.utils.distributed import dealt, even
 
 
 def minibatches(rows: int, minibatch_size: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from src.core.checks import require
 from src.core.masking import masked, until_first_stop
-from src.rollout.draws import inverse_cdf
+from src.errors import require
 from src.rollout.kv_cache import next_logits, prefill, reorder, trimmed
-from src.utils.ranks import Share
+from src.utils.distributed import Share
+
+BLOCK = 256  # probabilities whose sum is taken first, so that only one block per row is summed up in float64
 
 
 @dataclass(frozen=True)
@@ -124,3 +126,27 @@ def without_gaps(stays: Tensor) -> Tensor:
     order = torch.arange(int(stays.sum()), device=stays.device)
     order[~stays[: len(order)]] = stays[len(order) :].nonzero().squeeze(1) + len(order)
     return order
+
+
+def inverse_cdf(p: Tensor, u: Tensor) -> Tensor:
+    """The first index a with p_0 + ... + p_a > u (p_0 + ... + p_V), which is drawn with probability p_a / sum(p).
+
+    Source: Devroye, "Non-Uniform Random Variate Generation" (1986), chapter III.2. A probability of 0 is never drawn.
+    torch.multinomial draws as many random numbers as there are probabilities, which takes ten times as long.
+    Shapes: p (B, V), u (B,) float64 in [0, 1) -> (B,) int64.
+    """
+    blocks = pad(p, (0, -p.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    sums = blocks.sum(dim=-1).double()
+    block, rest = _first_beyond(sums, u.unsqueeze(1) * sums.sum(dim=1, keepdim=True))
+    inside = blocks.gather(1, block.unsqueeze(2).expand(-1, -1, BLOCK)).squeeze(1).double()
+    index = block * BLOCK + _first_beyond(inside, rest)[0]
+    return index.squeeze(1).clamp(max=p.shape[1] - 1)  # NaN would lead into the padding
+
+
+def _first_beyond(weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The first index (B, 1) where the cumulative sum of weights (B, N) exceeds x (B, 1); x less the sum before it."""
+    ends = weights.cumsum(dim=1)
+    total = ends[:, -1:]
+    x = x.minimum(total.nextafter(torch.zeros_like(total)))  # rounding must not lead beyond the last one
+    index = torch.searchsorted(ends, x, right=True).clamp(max=weights.shape[1] - 1)  # NaN leads there
+    return index, x - (ends - weights).gather(1, index)

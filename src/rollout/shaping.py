@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from src.core.checks import require
 from src.core.moments import Moments, combined, of_batch
 from src.core.rewards import set_missing_eos, subtract_missing_eos
+from src.errors import require
 
 
 class MissingEos(Protocol):

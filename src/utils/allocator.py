@@ -9,6 +9,7 @@ from functools import cache
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # the names of the settings in glibc's malloc.h
 KEPT, LARGEST = 2**30, 2**25  # bytes; the second is what glibc raises the limit to at most
+LARGE = 2**28  # bytes of a model from which whole copies of it fill the memory: 64M parameters in float32
 LIMIT = 2**19  # bytes; the activations of a few sequences are larger, what a decoding step makes is mostly smaller
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from src.utils.config import ConfigError
+from src.errors import ConfigError
 
 
 def device() -> torch.device:

@@ -9,12 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from src.core.checks import require
-from src.utils.ranks import rank
-
-
-class NonFiniteError(RuntimeError):
-    """Something that the model computed is NaN or infinite, and the run was not told to go on without it."""
+from src.errors import NonFiniteError, require
+from src.utils.distributed import rank
 
 
 class FiniteGuard:

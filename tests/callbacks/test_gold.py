@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from src.callbacks.csv_logger import CsvTables
 from src.callbacks.gold import GoldCurve, GoldStop
-from src.core.checks import SettingError
+from src.errors import SettingError
+from src.loggers.csv import CsvTables
 
 
 class Policy(SimpleNamespace):

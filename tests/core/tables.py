@@ -222,7 +222,6 @@ OTHERS: dict[str, Call] = {
     "turning_point": lambda i: torch.tensor(overoptimisation.turning_point(*fit(i)) or 0.0),
     "step_length": lambda i: natural_gradient.step_length(i.scores.square().sum(), 0.1),
     "pad_left": lambda i: padding.pad_left(i.token_rows, 0),
-    "few_sizes": lambda i: torch.tensor(padding.few_sizes(i.ids.numel())),
     "imitation": lambda i: preference.imitation(i.x),
     "pairwise_loss": lambda i: preference.pairwise_loss(i.x, i.y),
     "pairwise_accuracy": lambda i: preference.pairwise_accuracy(i.x, i.y),

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from src.core.advantages import gae, lambda_returns
-from src.core.checks import SettingError
 from src.core.estimators import GAE
 from src.core.masking import whiten
+from src.errors import SettingError
 from src.types import Episodes
 
 LENGTH = 6

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import src.core
-from src.core import checks, estimators
+from src.core import estimators
 from tests.core.tables import (
     CONSTANT_OUTSIDE,
     MASKED,
@@ -223,5 +223,5 @@ def public_names() -> Iterator[str]:
 
 def test_every_function_is_held_to_these_contracts() -> None:
     """A new function of `src.core` gets its line in one of the tables; an abstract class is held by what it begets."""
-    without_tensors = {checks.require.__name__, checks.SettingError.__name__, estimators.require_unit.__name__}
+    without_tensors = {estimators.require_unit.__name__}
     assert {name.split(",")[0] for name in MASKED | OTHERS} | without_tensors == set(public_names())

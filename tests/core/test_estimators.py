@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from src.core.checks import SettingError
 from src.core.estimators import (
     GAE,
     BatchMeanBaseline,
@@ -28,6 +27,7 @@ from src.core.estimators import (
     TotalReturn,
     ValueBaseline,
 )
+from src.errors import SettingError
 from src.types import Episodes
 
 GAMMA, LAM = 0.9, 0.6

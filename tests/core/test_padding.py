@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.core.padding import few_sizes, pad_left
+from src.core.padding import pad_left
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
@@ -25,14 +25,3 @@ def test_rows_may_be_tuples() -> None:
     ids, mask = pad_left([(4, 5), (6,)], pad_id=9)
     assert ids.tolist() == [[4, 5], [9, 6]]
     assert mask.tolist() == [[True, True], [False, True]]
-
-
-def test_few_sizes_hold_every_count_with_little_to_spare() -> None:
-    """At most a 32nd more; 32 sizes from a power of two to the next; a size is its own size."""
-    for count in range(1, 3000):
-        size = few_sizes(count)
-        assert count <= size <= count + count / 32
-        assert few_sizes(size) == size
-    for power in (5, 8, 11):
-        assert len({few_sizes(count) for count in range(2**power, 2 ** (power + 1))} - {2 ** (power + 1)}) == 32
-    assert few_sizes(0) == 0

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from src.core.aggregation import token_mean, weighted_sum
-from src.core.checks import SettingError
 from src.core.kl import k1, k2, k3
 from src.core.policy_losses import (
     ClippedSurrogate,
@@ -27,6 +26,7 @@ from src.core.policy_losses import (
     reinforce,
     surrogate,
 )
+from src.errors import SettingError
 
 LOW, HIGH = 0.2, 0.3
 LOSSES = {

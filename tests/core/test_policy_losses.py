@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from src.core.checks import SettingError
 from src.core.policy_losses import (
     MAX_LOG_RATIO,
     ClippedSurrogate,
@@ -22,6 +21,7 @@ from src.core.policy_losses import (
     dual_clipped_surrogate,
     probability_ratio,
 )
+from src.errors import SettingError
 
 LOW, HIGH, DUAL = 0.2, 0.3, 3.0
 CLIP = {"clip_low": LOW, "clip_high": HIGH}

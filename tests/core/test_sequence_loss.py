@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from src.core.aggregation import sequence_mean, weighted_sum
-from src.core.checks import SettingError
 from src.core.policy_losses import SequenceClippedSurrogate, clipped_surrogate, sequence_clipped_surrogate
+from src.errors import SettingError
 
 LOW, HIGH = 0.05, 0.1
 LENGTHS = [6, 2, 4, 0, 1, 3]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from src.core.checks import SettingError
 from src.core.value_losses import ClippedSquaredError, SquaredError, clipped_squared_error, squared_error
+from src.errors import SettingError
 
 CLIP = 0.5
 ONE = torch.ones(1, 1, dtype=torch.bool)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from src.core.checks import SettingError
 from src.data.modules import PromptData
+from src.errors import SettingError
 from tests.tiny import PROMPTS, TinyCorpus, tokenizer
 
 

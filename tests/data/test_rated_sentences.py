@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from src.data.rated_sentences import RatedSentences
-from src.data.tables import DataError
+from src.errors import DataError
 
 SPLITS = ("train", "validation", "test")
 

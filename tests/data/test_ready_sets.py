@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from src.config.compose import compose, instantiate
+from src.config.errors import CONF
 from src.data.table_corpus import TableCorpus
-from src.data.tables import SPLITS, DataError
+from src.data.tables import SPLITS
+from src.errors import DataError
 from src.rewards.verifiers import NumericMatch
-from src.utils.config import compose, instantiate
-from src.utils.explain import CONF
 from tests.data import sets
 from tests.families import tokenizer_of
 from tests.tiny import FOREIGN_WARNINGS

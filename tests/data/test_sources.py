@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from src.data.sources import Source, read_file
-from src.data.tables import DataError
+from src.errors import DataError
 from tests.data.sets import write_rows
 
 NAMES = {"train": "train", "validation": None, "test": None}

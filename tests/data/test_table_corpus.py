@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from src.core.checks import SettingError
 from src.data.forms import Columns, Comparisons, Dialogues, Form, TextStart
 from src.data.table_corpus import TableCorpus
-from src.data.tables import SPLITS, DataError
+from src.data.tables import SPLITS
+from src.errors import DataError, SettingError
 from tests.data.sets import chat, write_rows
 from tests.families import tokenizer_of
 from tests.tiny import FOREIGN_WARNINGS

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from src.data.tables import DataError, check_split, cut_prompt, read_jsonl
+from src.data.tables import check_split, cut_prompt, read_jsonl
+from src.errors import DataError
 
 
 def write(folder: Path, content: bytes) -> Path:

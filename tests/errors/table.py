@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from src.callbacks.checkpoint import checkpoints
-from src.callbacks.sealed import is_whole, seal
+from src.checkpointing.checkpoint import checkpoints
+from src.checkpointing.checksum import is_whole, seal
 from tests.errors.workshop import Place, mounted
 
 Make = Callable[[Place], Any]

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf.errors import OmegaConfBaseException
 
-from src.preflight import preflight
-from src.report import MENDABLE
-from src.resume import start_of
-from src.utils.config import compose
-from src.utils.explain import explain
-from src.utils.kinds import leaves
-from src.utils.run_folder import run_folder
+from src.checkpointing.resume import start_of
+from src.config.compose import compose
+from src.config.errors import explain
+from src.config.validate import preflight
+from src.config.value_types import leaves
+from src.runs.folder import run_folder
+from src.runs.report import MENDABLE
 from tests.errors.test_fuzz_readers import FEW
 
 BASES = {

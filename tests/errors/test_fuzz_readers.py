@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from src.data.forms import Columns, Comparisons, Dialogues, Form, TextStart
-from src.data.prompt_file import given_responses, read_prompts
 from src.data.rated_sentences import RatedSentences
 from src.data.table_corpus import TableCorpus
-from src.data.tables import DataError
+from src.errors import DataError
+from src.evaluate.prompt_file import given_responses, read_prompts
 
 FORMS: list[Form] = [
     Columns("q", "a"),

@@ -8,7 +8,7 @@ import torch
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from src.export import export
+from src.export.__main__ import export
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # lm_eval's own and its libraries'
 CHOICES = ("great .", "bad .")

@@ -14,11 +14,11 @@ from peft.tuners import lora as peft_lora
 from torch import Tensor
 from torch.testing import assert_close
 
-from src.core import linear
+from src.kernels import linear
+from src.kernels.double_backward import second_order
 from src.models import adapters
 from src.models.adapters import AdaptedLinear, add_adapter, lora_config
 from src.models.loading import load_causal_lm
-from src.models.second_order import second_order
 from src.models.settings import LoraSettings
 from tests.models import architectures
 from tests.tiny import FOREIGN_WARNINGS, model_settings

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from src.memory.estimate import peak_of
 from src.models import distribution
 from src.models.distribution import TokenDistribution
-from src.models.ledger import peak_of
 from src.models.roles import Roles
 from src.models.settings import LoraSettings
 from src.types import Rollout

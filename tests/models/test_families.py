@@ -9,14 +9,14 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from src.config.compose import compose, instantiate
+from src.config.errors import CONF
 from src.core.padding import pad_left
 from src.models.forward import next_token_logprobs
 from src.models.loading import load_causal_lm, load_tokenizer, unmatched_targets
 from src.models.roles import LoraRoles, build_roles
 from src.models.settings import LoraSettings
 from src.rollout.sampling import Sampler
-from src.utils.config import compose, instantiate
-from src.utils.explain import CONF
 from tests.families import CLASSES, TEXTS, config_of, tokenizer_of, write_family
 from tests.tiny import FOREIGN_WARNINGS, assert_rows_close, model_settings, plain_logprobs, ragged_rollout, rows_of
 

@@ -11,7 +11,8 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2ForSequenceClassification, PreTrainedTokenizerBase
 
 from src.data.tokenizers import byte_level_bpe
-from src.models.loading import ModelError, build_tokenizer, load_causal_lm, load_reward_model, load_tokenizer
+from src.errors import ModelError
+from src.models.loading import build_tokenizer, load_causal_lm, load_reward_model, load_tokenizer
 from tests.tiny import (
     FOREIGN_WARNINGS,
     TinyCorpus,

@@ -13,7 +13,8 @@ import torch
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from src.models.loading import ModelError, load_tokenizer
+from src.errors import ModelError
+from src.models.loading import load_tokenizer
 from src.models.reward_choices import OnBase, Pretrained
 from src.models.reward_net import RewardNet
 from src.models.scalar_head import BIAS_KEY

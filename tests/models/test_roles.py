@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from src.core.masking import masked
-from src.models.loading import ModelError
+from src.errors import ModelError
 from src.models.roles import FullRoles, LoraRoles, Roles
 from src.models.settings import LoraSettings
 from src.rollout.minibatches import join, micro_batches

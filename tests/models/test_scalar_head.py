@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from src.models.loading import ModelError, load_tokenizer
+from src.errors import ModelError
+from src.models.loading import load_tokenizer
 from src.models.reward_net import RewardNet
 from src.models.scalar_head import BIAS_KEY, output_layer, scale_scores, shift_scores
 from src.rewards.learned import LearnedReward

@@ -10,8 +10,9 @@ import torch
 from torch.testing import assert_close
 from transformers.pytorch_utils import Conv1D
 
+from src.errors import ModelError
 from src.models.forward import backbone_states, hidden_states, whole_sequence
-from src.models.loading import ModelError, load_causal_lm
+from src.models.loading import load_causal_lm
 from src.models.roles import Roles
 from src.models.trunk import split
 from src.rollout.minibatches import micro_batches

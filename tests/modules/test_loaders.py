@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from lightning.pytorch.utilities import CombinedLoader
 
+from src.config.compose import compose, leaves
 from src.data.loaders import OrderedLoader, StreamLoader
 from src.data.modules import PairData, PromptData, TextData
-from src.utils.config import compose, leaves
 from tests.tiny import TinyCorpus, tokenizer
 
 ROWS = [f"row {i}" for i in range(10)]

@@ -14,15 +14,15 @@ from lightning.pytorch import Callback
 from torch import Tensor
 from torch.testing import assert_close
 
-from src.callbacks.checkpoint import IterationCheckpoint, checkpoints
-from src.core.checks import SettingError
+from src.checkpointing.checkpoint import IterationCheckpoint, checkpoints
+from src.errors import NonFiniteError, SettingError
 from src.models.roles import Roles
-from src.modules.described import summary
+from src.modules.nan_report import summary
 from src.modules.ppo import PPOModule
-from src.report import friendly_errors
 from src.rollout.kl_controller import DoublingKL
+from src.runs.report import friendly_errors
 from src.types import Experience, Rollout
-from src.utils.nonfinite import FiniteGuard, NonFiniteError
+from src.utils.nonfinite import FiniteGuard
 from tests.modules import test_reward, test_sft
 from tests.tiny import (
     FOREIGN_WARNINGS,

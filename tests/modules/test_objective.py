@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.callbacks.checkpoint import IterationCheckpoint, checkpoints
+from src.checkpointing.checkpoint import IterationCheckpoint, checkpoints
 from src.core.kl import ExactKL, KLEstimator, SampledKL, k2, k3
 from src.core.policy_losses import ClippedSurrogate, Surrogate
 from src.models.roles import Roles
-from src.modules.averages import Averages
 from src.modules.objective import PolicyObjective
+from src.modules.weighted_means import Averages
 from src.rollout.kl_controller import DoublingKL, FixedKL
 from src.rollout.minibatches import micro_batches
 from src.types import Experience

@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers import get_constant_schedule
 
+from src.config.compose import compose, instantiate
+from src.config.errors import CONF
 from src.core.kl import SampledKL, k1
 from src.models.roles import Roles
 from src.modules.ppo import PPOModule, PPOSettings
@@ -17,8 +19,6 @@ from src.modules.trpo import TRPOModule
 from src.rollout.experience import ReferenceKL
 from src.rollout.kl_controller import FixedKL
 from src.rollout.sampling import Sampler
-from src.utils.config import compose, instantiate
-from src.utils.explain import CONF
 from tests.tiny import FOREIGN_WARNINGS, Recorder, fit, make_maker, make_roles, same_bits, snapshot, tokenizer, write_lm
 
 pytestmark = [*FOREIGN_WARNINGS]

@@ -15,16 +15,16 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from src.core.checks import SettingError
+from src.config.compose import compose, instantiate
 from src.core.policy_losses import ClippedSurrogate, Surrogate
 from src.core.value_losses import SquaredError
+from src.errors import ConfigError, SettingError
 from src.models.roles import Roles
 from src.models.settings import LoraSettings
-from src.modules.averages import Averages
+from src.modules.weighted_means import Averages
 from src.rewards.learned import LearnedReward
 from src.rollout.kl_controller import DoublingKL, FixedKL
 from src.types import Experience
-from src.utils.config import ConfigError, compose, instantiate
 from tests.tiny import (
     FOREIGN_WARNINGS,
     LORA,

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.core.aggregation import constant_length, sequence_mean, token_mean
-from src.core.checks import SettingError
 from src.core.policy_losses import Surrogate
+from src.errors import SettingError
 from src.models.roles import Roles
 from src.models.settings import LoraSettings
 from src.modules.trpo import TRPOModule, TrustRegion

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification
 
-from src.callbacks.checkpoint import IterationCheckpoint
-from src.core.checks import SettingError
-from src.models.loading import ModelError, load_tokenizer
+from src.checkpointing.checkpoint import IterationCheckpoint
+from src.errors import ModelError, SettingError
+from src.models.loading import load_tokenizer
 from src.models.reward_choices import OnBase
 from src.rewards.adapter import AdapterReward, token_rows
 from src.rewards.learned import LearnedReward

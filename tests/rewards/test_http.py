@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 from tenacity import wait_none
 
-from src.core.checks import SettingError
+from src.errors import RewardError, SettingError
 from src.rewards import http
-from src.rewards.errors import RewardError
 from src.rewards.http import HttpReward
 from tests.servers import FAULTS, free_port, misbehaving, score_of
 

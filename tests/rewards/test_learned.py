@@ -8,8 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from src.core.checks import SettingError
-from src.models.loading import ModelError
+from src.errors import ModelError, SettingError
 from src.rewards.learned import LearnedReward
 from tests.tiny import EOS, tokenizer, write_lm, write_reward_model
 

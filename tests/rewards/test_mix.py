@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from src.core.checks import SettingError
+from src.errors import SettingError
 from src.rewards.learned import LearnedReward
 from src.rewards.mix import MixReward
 from src.rewards.rules import LengthReward

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.core.checks import SettingError
+from src.errors import SettingError
 from src.rewards.rules import KeywordReward, LengthReward, RegexReward
 
 

@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.core.checks import SettingError
-from src.rewards.errors import RewardError
+from src.errors import RewardError, SettingError
 from src.rewards.verifiers import ExactMatch, NumericMatch, last_number
-from src.rollout.judging import Judge
+from src.rollout.scoring import Judge
 from tests.tiny import ragged_rollout
 
 

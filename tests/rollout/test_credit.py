@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from src.core.estimators import GreedyBaseline, RewardToGo, RunningMeanBaseline
+from src.errors import RewardError
 from src.models.roles import Roles
-from src.rewards.errors import RewardError
 from src.rollout.experience import ExperienceMaker
-from src.rollout.judging import Judge
 from src.rollout.kl_controller import AdaptiveKL, FixedKL
+from src.rollout.scoring import Judge
 from src.rollout.shaping import Normalise, NoScaling, ScoreShaping, SetMissingEos
 from src.types import Episodes, Experience, Prompts, Rollout
 from tests.tiny import (

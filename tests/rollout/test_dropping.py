@@ -12,12 +12,12 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from src.callbacks.checkpoint import IterationCheckpoint, checkpoints
+from src.checkpointing.checkpoint import IterationCheckpoint, checkpoints
 from src.core.estimators import GAE, Estimator, GroupRelative, LeaveOneOut
+from src.errors import RewardError
 from src.models.roles import Roles
-from src.rewards.errors import RewardError
 from src.rollout.experience import ExperienceMaker
-from src.rollout.judging import Judge
+from src.rollout.scoring import Judge
 from src.types import Experience, Rollout, select
 from tests.tiny import (
     FOREIGN_WARNINGS,

@@ -21,9 +21,8 @@ from transformers import (
 )  # fmt: skip
 
 from src.rollout import kv_cache
-from src.rollout.draws import BLOCK, inverse_cdf
 from src.rollout.kv_cache import GrowingLayer, prefill, trimmed
-from src.rollout.sampling import Sampler, without_gaps
+from src.rollout.sampling import BLOCK, Sampler, inverse_cdf, without_gaps
 
 SIZES = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 STOPS = torch.tensor([3, 11, 19, 27])

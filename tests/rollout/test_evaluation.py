@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from src.judged import over_prompts, rows_of
+from src.errors import RewardError
+from src.evaluate.prompts import over_prompts, rows_of
 from src.models.roles import Roles
-from src.rewards.errors import RewardError
 from src.rollout.evaluation import Answers, Evaluation, Evaluator, merge
-from src.rollout.judging import Judge
+from src.rollout.scoring import Judge
 from tests.tiny import (
     FOREIGN_WARNINGS,
     PROMPTS,

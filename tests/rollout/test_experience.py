@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from src.core.estimators import GAE
+from src.errors import RewardError
 from src.models.roles import Roles
-from src.rewards.errors import RewardError
 from src.rollout.experience import ExperienceMaker
 from src.rollout.kl_controller import AdaptiveKL, FixedKL
 from src.rollout.shaping import IgnoreMissingEos, NoScaling, ScoreShaping, SetMissingEos, SubtractMissingEos

@@ -12,11 +12,12 @@ import torch
 from torch.testing import assert_close
 
 from src.core.estimators import GreedyBaseline
+from src.errors import NonFiniteError
 from src.models.roles import Roles
 from src.rollout.kl_controller import AdaptiveKL
 from src.rollout.shaping import IgnoreMissingEos, Normalise, ScoreShaping
 from src.types import Experience
-from src.utils.nonfinite import FiniteGuard, NonFiniteError
+from src.utils.nonfinite import FiniteGuard
 from tests.modules.test_nonfinite import poison
 from tests.tiny import (
     FOREIGN_WARNINGS,

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from src.core.checks import SettingError
+from src.errors import SettingError
 from src.rollout.kl_controller import AdaptiveKL, DoublingKL, FixedKL
 
 

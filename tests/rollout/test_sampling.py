@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from src.core.checks import SettingError
+from src.errors import SettingError
 from src.rollout.sampling import Sampler
-from src.utils.ranks import Share
+from src.utils.distributed import Share
 from tests.tiny import EOS, PAD, PROMPTS, make_prompts, write_lm
 
 STOP = torch.tensor([EOS])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from src.core.checks import SettingError
+from src.errors import SettingError
 from src.rollout.shaping import (
     IgnoreMissingEos,
     MissingEos,

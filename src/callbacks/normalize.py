@@ -1,0 +1,64 @@
+"""Sets gain and bias of a fresh reward model: the SFT policy's own samples then score mean 0, variance 1."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from src.core.padding import pad_left
+from src.data.modules import PairData
+from src.models.loading import load_causal_lm, load_tokenizer, readable_length
+from src.models.settings import ModelSettings
+from src.models.text import encode_completions, response_text, shorten
+from src.modules.reward import RewardModule
+from src.rewards.learned import score_rows
+from src.rollout.sampling import Sampler
+from src.types import Corpus
+from src.utils.distributed import Share
+from src.utils.seeding import generator
+
+
+class NormaliseScores(Callback):
+    """Source: section 2.1 of Stiennon et al. (https://arxiv.org/abs/2009.01325), detail 4 of the N details.
+
+    Without an SFT policy (`model.path` null) the corpus's own texts stand for its samples.
+    """
+
+    def __init__(self, model: ModelSettings, sampler: Sampler, samples: int, seed: int) -> None:
+        self.model, self.sampler, self.samples, self.seed = model, sampler, samples, seed
+
+    def on_train_end(self, trainer: Trainer, pl_module: RewardModule) -> None:
+        """Score the samples, and change gain and bias."""
+        data: PairData = trainer.datamodule
+        if self.model.path is not None:
+            prompts, responses = self._sft_samples(data.corpus, data.batch_size)
+        else:
+            responses = data.corpus.texts("train")[: self.samples]
+            prompts = [""] * len(responses)
+        net, tokenizer = pl_module.net, pl_module.tokenizer
+        net.eval()
+        whole = encode_completions(tokenizer, prompts, responses, net.chat_template)
+        rows = [shorten(row, data.max_tokens, tokenizer) for row in whole]
+        scores = score_rows(net.scores, rows, tokenizer.pad_token_id, 256, pl_module.device)
+        net.normalise(float(scores.mean()), float(scores.std()))
+
+    def _sft_samples(self, corpus: Corpus, batch_size: int) -> tuple[list[str], list[str]]:
+        """Prompts and the policy's responses to them, `batch_size` at a time: another size draws the same.
+
+        The policy reads the end of a prompt that does not fit into its context together with the longest response.
+        """
+        trusted = self.model.trust_remote_code
+        lm, tokenizer = load_causal_lm(self.model), load_tokenizer(self.model.path or "", trusted=trusted)
+        prompts = [row.prompt for row in corpus.prompts("train")[: self.samples]]
+        limit, stop = readable_length(lm.config, tokenizer), torch.tensor([tokenizer.eos_token_id])
+        room = None if limit is None else limit - self.sampler.max_new_tokens
+        whole = tokenizer(prompts, return_attention_mask=False)["input_ids"]
+        rows = [shorten(row, room, tokenizer) for row in whole]
+        answers: list[str] = []
+        for index in torch.arange(len(rows)).split(batch_size):
+            ids, mask = pad_left([rows[i] for i in index], tokenizer.pad_token_id)
+            draws, share = generator(self.seed, "normalise"), Share(index, len(rows))
+            responses, kept, *_ = self.sampler.sample(lm, ids, mask, stop, tokenizer.pad_token_id, draws, share)
+            batch = zip(ids, mask, responses, kept, strict=True)
+            answers += [response_text(tokenizer, p[pm], r[rm]) for p, pm, r, rm in batch]
+        return prompts, answers

@@ -1,0 +1,1 @@
+"""Talk with a trained model: `python -m src.chat RUN`."""

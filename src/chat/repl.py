@@ -1,0 +1,199 @@
+"""A conversation in the terminal: lines in, streamed answers out, and the commands that begin with a slash."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from transformers import TextStreamer
+
+from src.chat.conversation import Conversation, valid
+from src.errors import RewardError
+from src.models.inference_roles import FinishedRoles
+from src.models.roles import Role
+from src.models.text import decode
+from src.rollout.sampling import Sampler
+from src.rollout.scoring import Judge
+from src.types import AnyReward, Rollout
+from src.utils.seeding import generator
+
+
+class Stream(TextStreamer):
+    """Shows an answer word by word, as soon as no later token can change it."""
+
+    def __init__(self, tokenizer: Any, console: Console) -> None:
+        super().__init__(tokenizer, skip_prompt=False, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        self.console = console
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Print without markup or a new line before the end."""
+        self.console.print(text, end="\n" if stream_end else "", markup=False, highlight=False, soft_wrap=True)
+
+
+class Talk:
+    """The loop and its commands. Nothing that is typed ends it but /exit and Ctrl-D."""
+
+    def __init__(
+        self,
+        roles: FinishedRoles,
+        conversation: Conversation,
+        rewards: dict[str, AnyReward],
+        judge: Judge,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+    ) -> None:
+        self.roles, self.conversation, self.rewards, self.judge = roles, conversation, rewards, judge
+        self.sampler, self.greedy = Sampler(max_new_tokens, temperature or 1.0), temperature == 0
+        self.seed, self.turn, self.console = seed, 0, Console()
+        self.asked: tuple[str, list[int]] | None = None  # the last prompt, as text and as ids
+        self.last: list[int] = []  # the ids of the last answer
+        self.commands: dict[str, Callable[[str], None]] = {
+            "/help": self.help,
+            "/compare": self.compare,
+            "/score": self.score,
+            "/system": self.system,
+            "/clear": self.clear,
+        }
+
+    def loop(self) -> None:
+        """Read lines until /exit or the end of the input."""
+        self.console.print("/help lists the commands, Ctrl-D ends" + self._kind(), markup=False, highlight=False)
+        while True:
+            try:
+                line = valid(input("> ")).strip()
+                if line == "/exit":
+                    return
+                if line:
+                    self.handle(line)
+            except EOFError:
+                print()
+                return
+            except KeyboardInterrupt:
+                self._say("\nstopped; /exit or Ctrl-D ends")
+
+    def handle(self, line: str) -> None:
+        """A command, or something to answer."""
+        name, _, rest = line.partition(" ")
+        if not line.startswith("/"):
+            self.answer(line)
+        elif name in self.commands:
+            self.commands[name](rest.strip())
+        else:
+            self._say(f"there is no command {name}; /help lists them")
+
+    def answer(self, text: str) -> None:
+        """Stream the policy's answer; what was said before Ctrl-C is kept."""
+        ids, note = self.conversation.ask(text)
+        if note:
+            self._say(note)
+        if not ids:
+            self._say("this text has no tokens: nothing to go on from")
+            return
+        tokenizer = self.roles.tokenizer
+        self.turn, self.last = self.turn + 1, []
+        self.asked = decode(tokenizer, torch.tensor(ids)), ids
+        stream = Stream(tokenizer, self.console)
+        try:
+            self.last = self._sample("policy", stream, self.last)
+        finally:
+            stream.end()
+            self.conversation.answered(decode(tokenizer, torch.tensor(self.last, dtype=torch.int64)))
+
+    def help(self, _: str) -> None:
+        """List the commands."""
+        for name, text in {
+            "/compare": "the last answer beside what the reference says to the same",
+            "/score": "what the run's reward (and gold reward) says of the last answer",
+            "/system TEXT": "what a model with a chat template is told beforehand; alone: nothing",
+            "/clear": "forget the conversation",
+            "/exit": "end, as Ctrl-D does; Ctrl-C stops an answer",
+        }.items():
+            self._say(f"{name:14} {text}")
+
+    def compare(self, _: str) -> None:
+        """Two columns: policy and reference, drawing from the same random stream."""
+        if "reference" not in self.roles.models:
+            self._say("there is no reference beside this model: /compare needs the folder of a PPO run")
+        elif self._answered():
+            table = Table("policy", "reference (before PPO)", show_lines=True)
+            other = self._sample("reference", None, [])
+            texts = (decode(self.roles.tokenizer, torch.tensor(ids)).strip() for ids in (self.last, other))
+            table.add_row(*map(escape, texts))
+            self.console.print(table)
+
+    def score(self, _: str) -> None:
+        """Reward and gold of the last answer."""
+        if not self.rewards:
+            self._say("no reward is known of this model: start with reward=vader, or give the folder of a PPO run")
+        elif self._answered():
+            for name, reward in self.rewards.items():
+                try:
+                    found = replace(self.judge, drop_failed=False).judge(reward, self._rollout()).scores.item()
+                    self._say(f"{name}: {found:.3f}")
+                except RewardError as error:
+                    self._say(f"{name}: {error}")
+
+    def system(self, text: str) -> None:
+        """Set the system message and begin anew."""
+        if not self.conversation.has_template:
+            self._say("this model has no chat template, so it knows no system message")
+            return
+        self.conversation.system = text or None
+        self.clear("")
+
+    def clear(self, _: str) -> None:
+        """Forget the turns."""
+        self.conversation.clear()
+        self.asked, self.last = None, []
+        self._say("cleared")
+
+    def _answered(self) -> bool:
+        if self.asked is None or not self.last:
+            self._say("nothing was answered yet")
+        return bool(self.asked and self.last)
+
+    def _sample(self, role: Role, stream: Stream | None, ids: list[int]) -> list[int]:
+        """Fill `ids` with the answer of a role, token by token, and return them."""
+        assert self.asked is not None
+        with self.roles.acting(role) as lm:
+            prompt = torch.tensor([self.asked[1]], device=lm.device)
+            draws = None if self.greedy else generator(self.seed, "chat", self.turn, device=lm.device)
+            steps = self.sampler.steps(
+                lm, prompt, torch.ones_like(prompt).bool(), self._stops().to(lm.device),
+                self.roles.tokenizer.pad_token_id, draws,
+            )  # fmt: skip
+            for token, _ in steps:
+                ids.append(int(token))
+                if stream is not None:
+                    stream.put(token.cpu())
+        return ids
+
+    def _stops(self) -> torch.Tensor:
+        """The tokenizer's end token, and those that the model's generation config names."""
+        with self.roles.acting("policy") as lm:
+            named = lm.generation_config.eos_token_id
+        named = named if isinstance(named, list) else [] if named is None else [named]
+        return torch.tensor(sorted({self.roles.tokenizer.eos_token_id, *named}))
+
+    def _rollout(self) -> Rollout:
+        """The last prompt and answer in the form that rewards are asked in."""
+        assert self.asked is not None
+        prompt, answer = torch.tensor([self.asked[1]]), torch.tensor([self.last])
+        one, ended = torch.zeros(1, dtype=torch.int64), torch.isin(answer[:, -1], self._stops())
+        text = decode(self.roles.tokenizer, torch.cat([prompt, answer], dim=1)[0])
+        return Rollout(
+            prompt, torch.ones_like(prompt).bool(), answer, torch.ones_like(answer).bool(), torch.zeros(answer.shape),
+            ended, one, one, (self.asked[0],), (text.removeprefix(self.asked[0]),), ({},), 0,
+        )  # fmt: skip
+
+    def _kind(self) -> str:
+        return "" if self.conversation.has_template else "; this model has no chat template: it continues each line"
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, style="dim", soft_wrap=True)

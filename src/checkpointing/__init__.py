@@ -1,0 +1,1 @@
+"""Checkpoints, their checksums and metadata, resuming, stopping on a signal."""

@@ -1,0 +1,164 @@
+"""Checkpoints of trainable tensors, at iteration boundaries only, each written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from src.checkpointing.checksum import PlainWrite, seal
+from src.errors import CheckpointError, require
+from src.loggers.csv import CsvTables
+
+ROLLOUT = "rollout/"  # begins the names of what an iteration measures of the policy before it learns
+BEST = "best.ckpt"  # a link to the best checkpoint
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class IterationCheckpoint(Callback):
+    """Saves `folder/iteration-N.ckpt` after every `every` batches and after the last.
+
+    The newest `keep` stay, and the best one: that with the highest (`best_mode` "min": lowest) value of the logged
+    number `best_metric` (None: none), to which `best.ckpt` is a link. What is measured of rollouts (`rollout/...`) in
+    iteration N + 1 is of the policy in `iteration-N.ckpt` and judges that one, so the last is not judged by it; any
+    other number judges the checkpoint of its own iteration. The rows that were logged are part of a checkpoint, so
+    tables and weights never differ in what they hold. Must be the last callback but `GracefulStop`.
+    """
+
+    def __init__(
+        self, folder: str, every: int, keep: int, best_metric: str | None = None, best_mode: str = "max"
+    ) -> None:
+        require(every >= 1, "every", every, "at least 1")
+        require(keep >= 1, "keep", keep, "at least 1")
+        require(best_mode in ("max", "min"), "best_mode", best_mode, "max or min")
+        self.folder, self.every, self.keep = Path(folder), every, keep
+        self.best_metric, self.best_mode = best_metric, best_mode
+        self.saved = 0  # iterations in the newest checkpoint
+        self.best: tuple[int, float] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Have checkpoints written where they are wanted."""
+        trainer.strategy.checkpoint_io = PlainWrite()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when it is time; the last iteration of a stage that validates at its end waits for that."""
+        if self._by_rollouts() and (self.folder / f"iteration-{batch_idx}.ckpt").is_file():
+            self._judge(trainer, batch_idx)
+        if at_end(trainer, batch_idx + 1) and trainer.enable_validation:
+            return
+        note_row(trainer)
+        if (batch_idx + 1) % self.every == 0 or at_end(trainer, batch_idx + 1):
+            self.save(trainer, batch_idx + 1)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the end of a stage together with its validation."""
+        done = trainer.fit_loop.total_batch_idx + 1
+        if trainer.state.fn == "fit" and at_end(trainer, done):
+            self.save(trainer, done)
+
+    def save(self, trainer: Trainer, done: int) -> None:
+        """Write the checkpoint of `done` iterations, if it is not the newest one already, and drop old ones.
+
+        Raises `CheckpointError` when the disk is full; the one before is left as it was.
+        """
+        if done == self.saved:
+            return
+        if not self._by_rollouts():
+            self._judge(trainer, done)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary, final = self.folder / "writing.tmp", self.folder / f"iteration-{done}.ckpt"
+        try:
+            trainer.save_checkpoint(temporary)
+            if trainer.is_global_zero:
+                seal(temporary, final)
+        except OSError as error:
+            if error.errno not in FULL_DISK:
+                raise
+            raise CheckpointError(self._no_room(final, error)) from error
+        finally:
+            if trainer.is_global_zero:
+                temporary.unlink(missing_ok=True)
+        self.saved = done
+        if trainer.is_global_zero:
+            self._tidy()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the rows logged so far."""
+        for logger in trainer.loggers:
+            if isinstance(logger, CsvTables):
+                checkpoint["tables"] = logger.state_dict()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put the tables back to what they were at that moment."""
+        for logger in trainer.loggers:
+            if isinstance(logger, CsvTables):
+                logger.load_state_dict(checkpoint.get("tables"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which checkpoint is the best one."""
+        return {"best": list(self.best) if self.best else None}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it up again; a best one that is not in this folder is forgotten."""
+        best = state_dict["best"]
+        if best is not None and (self.folder / f"iteration-{best[0]}.ckpt").is_file():
+            self.best = (best[0], best[1])
+
+    def _by_rollouts(self) -> bool:
+        """Whether the policy is judged by what it wrote, before it learns from that."""
+        return self.best_metric is not None and self.best_metric.startswith(ROLLOUT)
+
+    def _judge(self, trainer: Trainer, done: int) -> None:
+        """Take the checkpoint of `done` iterations for the best if `best_metric` beats that of the best so far."""
+        if self.best_metric is None:
+            return
+        logged = trainer.callback_metrics
+        allowed = f"null or a number that is logged: {', '.join(sorted(logged))}"
+        require(self.best_metric in logged, "best_metric", self.best_metric, allowed)
+        value = float(logged[self.best_metric])
+        sign = 1 if self.best_mode == "max" else -1
+        if value == value and (self.best is None or sign * value > sign * self.best[1]):
+            self.best = (done, value)
+
+    def _tidy(self) -> None:
+        """Drop all but the newest and the best, and point at the best."""
+        best = self.folder / f"iteration-{self.best[0]}.ckpt" if self.best else None
+        for old in checkpoints(self.folder)[: -self.keep]:
+            if old != best:
+                old.unlink()
+        if best is not None:
+            link = self.folder / "best.tmp"
+            link.unlink(missing_ok=True)
+            link.symlink_to(best.name)
+            link.replace(self.folder / BEST)
+
+    def _no_room(self, final: Path, error: OSError) -> str:
+        """What to say when the disk is full."""
+        saved = checkpoints(self.folder)
+        kept = f"{saved[-1]} is kept as it was" if saved else "there is none before it"
+        return f"{final} could not be written ({error.strerror}): {kept}; make room, then the same command goes on"
+
+
+def at_end(trainer: Trainer, done: int) -> bool:
+    """Whether no iteration follows."""
+    return done == trainer.num_training_batches or trainer.should_stop
+
+
+def note_row(trainer: Trainer) -> None:
+    """Hand this iteration's row to the tables before the checkpoint is written; Lightning does so after it."""
+    connector = trainer._logger_connector
+    if connector.should_update_logs:
+        row = {name: float(value) for name, value in connector.metrics["log"].items()}
+        step = int(row.pop("step", trainer.fit_loop.epoch_loop._batches_that_stepped))
+        for logger in trainer.loggers:
+            if isinstance(logger, CsvTables):
+                logger.log_metrics(row, step)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    return sorted(folder.glob("iteration-*.ckpt"), key=lambda path: int(path.stem.removeprefix("iteration-")))

@@ -1,0 +1,130 @@
+"""An orderly end on SIGTERM, Ctrl-C or Slurm's signal: finish the iteration, save, and say how to go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from src.checkpointing.checkpoint import IterationCheckpoint, at_end
+from src.errors import require
+from src.utils.distributed import gather
+from src.utils.signals import Interrupted
+
+SAME = 1.0  # seconds within which signals count as one: a terminal sends Ctrl-C to every process, and so may its parent
+
+
+class GracefulStop(Callback):
+    """Ends the run at the next iteration boundary after a signal; a second one, or `grace_seconds`, drops the rest.
+
+    In a Slurm job with auto-requeue the requeue signal (SIGUSR1 unless configured) does the same and then puts the job
+    back into the queue. Lightning would save in the middle of an iteration, into a file that it later prefers to
+    every newer checkpoint. Must come after `IterationCheckpoint`.
+    """
+
+    def __init__(self, grace_seconds: float) -> None:
+        require(grace_seconds > 0, "grace_seconds", grace_seconds, "greater than 0")
+        self.grace_seconds = grace_seconds
+        self.received: int | None = None
+        self._received_at = 0.0
+        self._overdue = False
+        self.learning = False  # inside the iterations; elsewhere there is nothing to finish
+        self.requeue_signal: int | None = None
+        self._timer: threading.Timer | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals for the length of the block, in the main thread; elsewhere nothing changes."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {signum: signal.signal(signum, self._receive) for signum in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            self._stop_waiting()
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lightning has put its own handlers in place of ours: take them back."""
+        self.learning = True
+        if signal.getsignal(signal.SIGINT) != self._receive:
+            return  # nobody listens
+        signal.signal(signal.SIGTERM, self._receive)
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            self.requeue_signal = environment.requeue_signal
+            signal.signal(self.requeue_signal, self._receive)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The boundary; the last iteration of a stage that validates at its end waits for that."""
+        if not (at_end(trainer, batch_idx + 1) and trainer.enable_validation):
+            self._end(trainer, batch_idx + 1)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The other boundary."""
+        if trainer.state.fn == "fit":
+            self._end(trainer, trainer.fit_loop.total_batch_idx + 1)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on a run is short to repeat, and stops at once."""
+        self.learning = False
+
+    def _end(self, trainer: Trainer, done: int) -> None:
+        """Save and go, if a signal has come to any rank."""
+        self.received = next((signum for signum in gather(self.received) if signum is not None), None)
+        if self.received is None:
+            return
+        for callback in trainer.callbacks:
+            if isinstance(callback, IterationCheckpoint):
+                callback.save(trainer, done)
+        self._stop_waiting()
+        if self.received == self.requeue_signal and trainer.is_global_zero:
+            requeue()
+        raise Interrupted(self.received)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        """Note the first signal; raise on the second, or when there is nothing to finish."""
+        if self.received is not None and not self._overdue and time.monotonic() - self._received_at < SAME:
+            return
+        if self.received is not None or not self.learning:
+            raise Interrupted(self.received or signum)
+        self.received, self._received_at = signum, time.monotonic()
+        limit = f"{self.grace_seconds:g} s at most; a second signal drops it"
+        say(f"\n{signal.Signals(signum).name}: the running iteration is finished and saved ({limit})\n")
+        self._timer = threading.Timer(self.grace_seconds, self._drop, (signum,))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _drop(self, signum: int) -> None:
+        self._overdue = True
+        os.kill(os.getpid(), signum)
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def say(text: str) -> None:
+    """Write to stderr from a signal handler, where `print` may fall over itself."""
+    os.write(2, text.encode())
+
+
+def requeue() -> None:
+    """Put this Slurm job back into the queue; the same command then finds its checkpoint."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+    failed = subprocess.run(["scontrol", "requeue", job], check=False).returncode
+    say(f"job {job} could not be requeued\n" if failed else f"job {job} is requeued\n")

@@ -1,0 +1,52 @@
+"""What a user can mend: one class for each place where it goes wrong, all under one base.
+
+The message is one sentence: what is wrong, where, and how to mend it.
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something a user can mend; commands print the message alone and exit with code 2."""
+
+
+class ConfigError(UserError, ValueError):
+    """The configuration is wrong: a key, its value, or two choices that exclude each other."""
+
+
+class SettingError(UserError, ValueError):
+    """A setting is out of its range; carries the setting's name, its value and the allowed range in words."""
+
+    def __init__(self, name: str, value: object, allowed: str) -> None:
+        super().__init__(f"{name} must be {allowed}, but is {value!r}")
+        self.name, self.value, self.allowed = name, value, allowed
+
+
+class DataError(UserError, ValueError):
+    """A data file cannot be used; the message names file, line and column."""
+
+
+class ModelError(UserError, RuntimeError):
+    """A model or tokenizer cannot be loaded or used as asked."""
+
+
+class RewardError(UserError, RuntimeError):
+    """A reward cannot score a text; the message names the reward, the text and what came back."""
+
+
+class CheckpointError(UserError, RuntimeError):
+    """A checkpoint cannot be written, read or resumed from."""
+
+
+class NonFiniteError(UserError, RuntimeError):
+    """A number that the model computed is NaN or infinite, and the run may not skip it."""
+
+
+class RankError(UserError, RuntimeError):
+    """One process of a distributed run failed, and the run with it."""
+
+
+def require(ok: bool, name: str, value: object, allowed: str) -> None:
+    """Raise `SettingError` unless `ok`."""
+    if not ok:
+        raise SettingError(name, value, allowed)

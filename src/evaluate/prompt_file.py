@@ -1,0 +1,83 @@
+"""A user's own file of prompts, and the answers to them where it holds some."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from src.data.tables import read_bytes, read_jsonl
+from src.errors import DataError
+from src.types import PreferencePair, PromptRow
+
+
+@dataclass(frozen=True)
+class PromptFile:
+    """Prompts to answer, as a corpus without anything else in it; every split holds all of them."""
+
+    rows: list[PromptRow]
+
+    def prompts(self, split: str) -> list[PromptRow]:
+        """All of them."""
+        return self.rows
+
+    def texts(self, split: str) -> list[str]:
+        """There are none."""
+        return []
+
+    def pairs(self, split: str) -> list[PreferencePair]:
+        """There are none."""
+        return []
+
+    def quality(self, texts: list[str]) -> dict[str, list[float]]:
+        """Nothing is known of them."""
+        return {}
+
+
+def read_prompts(path: str) -> PromptFile:
+    """Prompts of a `.jsonl` file (column `prompt`, all others as metadata) or any other file, one a line.
+
+    Raises `DataError` that names file, line and column.
+    """
+    if Path(path).suffix == ".jsonl":
+        rows = read_jsonl(path, ["prompt"])
+    else:
+        rows = [{"prompt": line} for line in _lines(path)]
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row["prompt"], str) or not row["prompt"]:
+            raise DataError(f"{path}:{number}: column 'prompt' must be a text that is not empty, not {row['prompt']!r}")
+    return PromptFile([PromptRow(row["prompt"], {k: v for k, v in row.items() if k != "prompt"}) for row in rows])
+
+
+def given_responses(path: str, prompts: PromptFile) -> list[list[str]] | None:
+    """The column `responses` of each row, a text or a list of texts; None when no row has it.
+
+    Raises `DataError` when some rows have it and others do not, or when it holds something else.
+    """
+    found: list[Any] = [row.metadata.get("responses") for row in prompts.rows]
+    if all(cell is None for cell in found):
+        return None
+    for number, cell in enumerate(found, start=1):
+        texts = cell if isinstance(cell, list) else [cell]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise DataError(f"{path}:{number}: column 'responses' must be a text or a list of texts, not {cell!r}")
+    return [cell if isinstance(cell, list) else [cell] for cell in found]
+
+
+def _lines(path: str) -> list[Any]:
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"there is no file {file}, looked for at {file.absolute()}")
+    lines = read_bytes(file).rstrip(b"\r\n").split(b"\n")
+    if lines == [b""]:
+        raise DataError(f"{file} is empty, but must have one prompt on each line")
+    return [_text(line, f"{file}:{number}") for number, line in enumerate(lines, start=1)]
+
+
+def _text(line: bytes, where: str) -> str:
+    try:
+        return line.removesuffix(b"\r").decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where} is not valid UTF-8: byte {error.start + 1} of the line is {line[error.start]:#04x}"
+        ) from None

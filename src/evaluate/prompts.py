@@ -1,0 +1,173 @@
+"""Answers to a file of prompts and what is measured of them, by the formulas of a run's own final comparison."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import isnan
+from statistics import mean
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from src.callbacks.rollout import as_prompts
+from src.config.compose import instantiate
+from src.config.validate import preflight
+from src.core.padding import pad_left
+from src.evaluate.prompt_file import PromptFile, given_responses, read_prompts
+from src.evaluate.text_metrics import distinct_ngrams, repetition
+from src.models.inference_roles import load_finished
+from src.models.loading import load_tokenizer
+from src.models.roles import Role
+from src.models.settings import ModelSettings
+from src.models.text import encode_with_end
+from src.rewards.adapter import AdapterReward
+from src.rollout.evaluation import Answers, Evaluation, Evaluator, joined, with_figure
+from src.types import AnyReward, Rollout
+from src.utils.device import device
+from src.utils.statistics import Figure, bootstrap_mean
+
+
+@dataclass(frozen=True)
+class Found:
+    """Figures by group, and a row for every answer."""
+
+    figures: dict[str, dict[str, Figure]]
+    rows: list[dict[str, Any]]
+
+
+def generate(config: DictConfig, policy: str, reference: str | None, path: str) -> Found:
+    """Let the policy and, if there is one, the reference answer every prompt, drawing from the same random stream."""
+    prompts = read_prompts(path)
+    preflight(config)
+    config.ppo.eval_prompts = len(prompts.rows)
+    settings: ModelSettings = instantiate(config.model)
+    tokenizer = load_tokenizer(policy, trusted=settings.trust_remote_code)
+    roles = load_finished(settings, tokenizer, policy, reference).to(device())
+    rewards = load_rewards(config)
+    loader = instantiate(config.datamodule)(corpus=prompts, tokenizer=tokenizer).test_dataloader()
+    evaluator = Evaluator(instantiate(config.checks.maker), prompts, config.seed)
+    answers: dict[Role, list[Answers]] = {"reference": [], "policy": []} if reference else {"policy": []}
+    with progress() as bar:
+        task = bar.add_task("answering", total=len(prompts.rows))
+        for number, batch in enumerate(loader):
+            asked = as_prompts(
+                {k: v.to(device()) if isinstance(v, torch.Tensor) else v for k, v in batch["prompts"].items()}
+            )
+            for role, parts in answers.items():
+                parts.append(evaluator.answers(roles, role, rewards, asked, number, kl=reference is not None))
+            bar.advance(task, len(asked.texts))
+    whole = {role: with_repetition(joined(parts)) for role, parts in answers.items()}
+    both = Evaluation(whole["reference"], whole["policy"]).paired() if reference is not None else None
+    compared: dict[Role, Answers] = whole if both is None else {"reference": both.reference, "policy": both.policy}
+    figures: dict[str, dict[str, Figure]] = {
+        role: found.figures() | diversity(list(found.responses)) for role, found in compared.items()
+    }
+    if both is not None:
+        figures |= {"rise": both.rise(), "win_rate": both.win_rate()}
+    return Found(figures, [row for role, found in whole.items() for row in rows_of(role, found)])
+
+
+def score_given(config: DictConfig, model: str, path: str) -> Found | None:
+    """Score the answers in the file's column `responses`; None when it has no such column.
+
+    Several answers to a prompt count as their mean, so that intervals are over prompts.
+    """
+    prompts = read_prompts(path)
+    responses = given_responses(path, prompts)
+    if responses is None:
+        return None
+    preflight(config)
+    rewards, maker = load_rewards(config), instantiate(config.checks.maker)
+    rollout = as_rollout(prompts, responses, model)
+    measures = {
+        "response_length": (rollout.response_mask.sum(1)).float().tolist(),
+        "repetition": [repetition(text) for text in rollout.responses],
+    }
+    with progress() as bar:
+        task = bar.add_task("scoring", total=len(rewards))
+        for name, reward in rewards.items():
+            measures[name] = maker.judge.scores(reward, rollout).tolist()
+            bar.advance(task)
+    found = Answers(rollout.prompts, rollout.responses, measures)
+    figures = {
+        name: over_prompts(values, rollout.prompt_index.tolist()) for name, values in with_figure(measures).items()
+    }
+    return Found({"given": figures | diversity(list(found.responses))}, rows_of("given", found))
+
+
+def as_rollout(prompts: PromptFile, responses: list[list[str]], model: str) -> Rollout:
+    """Given answers in the form that rewards are asked in; each counts as finished."""
+    tokenizer = load_tokenizer(model)
+    flat = [
+        (i, row, text) for i, (row, texts) in enumerate(zip(prompts.rows, responses, strict=True)) for text in texts
+    ]
+    prompt_ids, prompt_mask = pad_left(
+        tokenizer([row.prompt for _, row, _ in flat])["input_ids"], tokenizer.pad_token_id
+    )
+    rows = encode_with_end(tokenizer, [text for _, _, text in flat])
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[tokenizer.pad_token_id] * (width - len(row))] for row in rows])
+    mask = torch.arange(width) < torch.tensor([len(row) for row in rows]).unsqueeze(1)
+    index = torch.tensor([i for i, _, _ in flat])
+    return Rollout(
+        prompt_ids, prompt_mask, ids, mask, torch.zeros(mask.shape), torch.ones(len(flat), dtype=torch.bool),
+        index, index, tuple(row.prompt for _, row, _ in flat), tuple(text for _, _, text in flat),
+        tuple({k: v for k, v in row.metadata.items() if k != "responses"} for _, row, _ in flat), 0,
+    )  # fmt: skip
+
+
+def load_rewards(config: DictConfig) -> dict[str, AnyReward]:
+    """The reward as "score" and, where there is one, the second judge as "gold"."""
+    rewards = {"score": instantiate(config.reward), "gold": instantiate(config.gold_reward)}
+    if isinstance(rewards["score"], AdapterReward):  # a finished policy is merged: there is no base to share
+        rewards["score"] = rewards["score"].standalone()
+    for reward in rewards.values():
+        if isinstance(reward, nn.Module):
+            reward.to(device())
+    return {name: reward for name, reward in rewards.items() if reward is not None}
+
+
+def with_repetition(answers: Answers) -> Answers:
+    """With the share of repeated 4-grams of each response."""
+    return replace(answers, measures=answers.measures | {"repetition": [repetition(r) for r in answers.responses]})
+
+
+def diversity(responses: list[str]) -> dict[str, Figure]:
+    """distinct-1 and distinct-2 of all responses together; no interval, as resampling repeats them."""
+    return {f"distinct_{n}": Figure(distinct_ngrams(responses, n), len(responses), None) for n in (1, 2)}
+
+
+def over_prompts(values: list[float], index: list[int]) -> Figure:
+    """The mean over prompts of the mean over each one's answers; one without a score (NaN) is left out."""
+    groups: dict[int, list[float]] = {}
+    for i, value in zip(index, values, strict=True):
+        if not isnan(value):
+            groups.setdefault(i, []).append(value)
+    return bootstrap_mean([mean(group) for group in groups.values()])
+
+
+def rows_of(role: str, answers: Answers) -> list[dict[str, Any]]:
+    """Prompt, response and measures of each answer; None where the reward could not judge it."""
+    return [
+        {"role": role, "prompt": prompt, "response": response}
+        | {name: None if isnan(values[i]) else values[i] for name, values in answers.measures.items()}
+        for i, (prompt, response) in enumerate(zip(answers.prompts, answers.responses, strict=True))
+    ]
+
+
+class RateColumn(ProgressColumn):
+    """How many are done in a second."""
+
+    def render(self, task: Task) -> str:
+        """Empty until something is done."""
+        return f"{task.speed:.1f} per second" if task.speed else ""
+
+
+def progress() -> Progress:
+    """A bar with count, rate and time left."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn()
+    )

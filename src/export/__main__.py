@@ -1,0 +1,127 @@
+"""Take a run's model out as a folder that plain transformers loads, with a model card.
+
+python -m src.export logs/ppo/default                  into logs/ppo/default/export
+python -m src.export logs/pipeline/default out=FOLDER  of a pipeline, its PPO stage; into another folder
+
+The folder holds the merged model (safetensors), the tokenizer with its chat template, generation_config.json (samples
+as in training), README.md (the model card) and, for a LoRA policy, adapter/ for peft. At the end it is loaded and
+compared with the run's own model. Of an unfinished run its last checkpoint is taken, and the card says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig
+
+from src.checkpointing.checkpoint import checkpoints
+from src.config.compose import instantiate
+from src.errors import ConfigError, ModelError
+from src.export.model_card import model_card
+from src.export.parity import largest_difference
+from src.models.loading import load_tokenizer
+from src.runs.find import Run, find_run, own_settings
+from src.runs.report import friendly_errors, quiet_libraries
+
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}  # nats; merging an adapter rounds, in half precision much more
+HALF_TOLERANCE = 0.5
+
+
+def export(given: str, out: str | None) -> Path:
+    """Write the folder, compare, and return where it is. Raises `ConfigError` or `ModelError` and leaves nothing."""
+    run = find_run(given)
+    if run is None:
+        raise ConfigError(f"{given}: this is a model folder already; give the folder of a run")
+    target = Path(out).expanduser() if out else run.folder / "export"
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target} is there and not empty: remove it, or give another folder with out=FOLDER")
+    with tempfile.TemporaryDirectory() as scratch:
+        source, iteration = (run.folder, None) if run.finished else (Path(scratch), restore(run, Path(scratch)))
+        working = target.with_name(f"{target.name}.tmp")
+        shutil.rmtree(working, ignore_errors=True)
+        try:
+            adapter = write(run, source, working, iteration)
+            print(compare(run, source, working))
+        except BaseException:
+            shutil.rmtree(working, ignore_errors=True)
+            raise
+    if target.exists():
+        target.rmdir()
+    working.replace(target)
+    print(f"{target}: " + ", ".join(sorted(path.name for path in target.iterdir())))
+    if adapter and run.before is not None and Path(run.before).exists():
+        print(f"adapter/ needs its base, which lies at {run.before}; the merged model needs nothing")
+    return target
+
+
+def restore(run: Run, folder: Path) -> int:
+    """Write what the last checkpoint of an unfinished run holds, as the run itself would; returns its iteration."""
+    saved = checkpoints(run.folder / "checkpoints")
+    if not saved:
+        raise ConfigError(f"{run.folder}: the run is unfinished and has no checkpoint yet")
+    corpus = instantiate(run.config.data)
+    tokenizer = instantiate(run.config.tokenizer)(corpus=corpus)
+    module = instantiate(run.config.module)(tokenizer=tokenizer)
+    state = torch.load(saved[-1], map_location="cpu", weights_only=True)
+    module.on_load_checkpoint(state)
+    module.load_state_dict(state["state_dict"], strict=False)
+    module.save(folder)
+    iteration = int(saved[-1].stem.removeprefix("iteration-"))
+    print(f"{run.folder}: the run is unfinished; this is its checkpoint of step {iteration}, without results")
+    return iteration
+
+
+def write(run: Run, source: Path, folder: Path, iteration: int | None) -> bool:
+    """Copy what the run saved, and add generation config and card; returns whether there is an adapter."""
+    shutil.copytree(source / "model", folder)
+    adapter = (source / "adapter").is_dir()
+    if adapter:
+        shutil.copytree(source / "adapter", folder / "adapter")
+        (folder / "adapter" / "README.md").unlink(missing_ok=True)  # peft's empty form; the card says it all
+    if run.stage != "reward":
+        generation_config(run, folder).save_pretrained(folder)
+    model_card(run, adapter, iteration).save(folder / "README.md")
+    return adapter
+
+
+def generation_config(run: Run, folder: Path) -> GenerationConfig:
+    """Sampling as in training: the whole distribution at the run's temperature (1 for SFT), until the end token."""
+    tokenizer = load_tokenizer(str(folder))
+    rollout = run.config.get("rollout") or {}
+    length = {"max_new_tokens": rollout["max_new_tokens"]} if rollout else {}
+    return GenerationConfig(
+        do_sample=True, temperature=rollout.get("temperature", 1.0), top_k=0, top_p=1.0, **length,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )  # fmt: skip
+
+
+def compare(run: Run, source: Path, folder: Path) -> str:
+    """One sentence on how far the exported model is from the run's. Raises `ModelError` when too far."""
+    found = largest_difference(source, folder, run.before, run.stage == "reward")
+    allowed = TOLERANCE.get(found.dtype, HALF_TOLERANCE)
+    if found.difference > allowed:
+        raise ModelError(f"{folder}: its outputs differ by up to {found.difference:.2g} from those of {found.original}")
+    return f"loaded again: outputs differ by at most {found.difference:.2g} from those of {found.original} on a probe"
+
+
+def main() -> None:
+    """Entry of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="folder of a run or of a pipeline")
+    parser.add_argument("settings", nargs="*", help="out=FOLDER (default: RUN/export)")
+    arguments = parser.parse_args()
+    quiet_libraries()
+    with friendly_errors(arguments.settings):
+        own, others = own_settings(arguments.settings, {"out": None})
+        if others:
+            raise ConfigError(f"{others[0]}: export knows no other setting than out=FOLDER")
+        export(arguments.run, own["out"])
+
+
+if __name__ == "__main__":
+    main()

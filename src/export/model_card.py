@@ -1,0 +1,105 @@
+"""The model card of an exported model: what it is, how it came about, how good it is, and what is not known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
+from omegaconf import OmegaConf
+
+from src.runs.find import Run
+from src.runs.folder import FINISHED
+
+TEMPLATE = Path(__file__).with_name("model_card.jinja")
+KINDS = {
+    "sft": "A language model fine-tuned on text.",
+    "reward": "A reward model: a sequence classifier with one output, trained on pairs of preferred and other text.",
+    "ppo": "A language model trained with PPO against a reward.",
+}
+LOAD = {
+    "text-generation": """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model, tokenizer = AutoModelForCausalLM.from_pretrained(FOLDER), AutoTokenizer.from_pretrained(FOLDER)
+ids = tokenizer("...", return_tensors="pt")
+print(tokenizer.decode(model.generate(**ids)[0]))  # samples as in training: generation_config.json""",
+    "text-classification": """from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+model, tokenizer = AutoModelForSequenceClassification.from_pretrained(FOLDER), AutoTokenizer.from_pretrained(FOLDER)
+ids = tokenizer("..." + tokenizer.eos_token, return_tensors="pt")  # texts end with the end token
+print(model(**ids).logits[0, 0])""",
+}
+
+
+def model_card(run: Run, adapter: bool, iteration: int | None) -> ModelCard:
+    """The card of a run's model; `iteration` names the checkpoint it was taken from, None when the run is finished."""
+    base, task = run.before, "text-classification" if run.stage == "reward" else "text-generation"
+    licence = licence_of(base)
+    on_hub = base is not None and not Path(base).exists()
+    data = ModelCardData(
+        base_model=base if on_hub else None, license=licence, library_name="transformers", pipeline_tag=task,
+        tags=[run.stage, "lightning-ppo"],
+    )  # fmt: skip
+    settings = OmegaConf.to_container(run.config, resolve=False)
+    assert isinstance(settings, dict)
+    result = _result(run)
+    return ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        name=f"{run.folder.name} ({run.stage})",
+        stage=run.stage,
+        summary=KINDS[run.stage] + (f" Taken from the checkpoint of step {iteration} of an unfinished run." if iteration else ""),  # noqa: E501
+        data={k: v for k, v in settings["data"].items() if not (isinstance(v, dict) or k.startswith("_") or "${" in str(v))},  # noqa: E501
+        choices={group: option for group, option in settings["choices"].items() if option != "none"},
+        command=" ".join([f"python -m src.train stage={run.stage}", *_without_stage(run)]),
+        seed=run.config.seed,
+        commit=result.get("git_revision"),
+        rows=rows(result),
+        results_note="`rise` is PPO minus the reference, prompt by prompt." if run.stage == "ppo" and result else
+        "the run is not finished." if not result else "Held-out rows; docs/results_format.md says what each figure is.",
+        base_note=_base_note(base),
+        licence_note=f"Licence of the base model: {licence}." if licence else
+        "Licence: to be filled in (`license:` at the top of this file) by whoever publishes the model.",
+        code=LOAD[task].replace("FOLDER", '"..."'),
+        adapter_note=f"`adapter/` holds the same policy as a LoRA adapter (peft) on `{base}`." if adapter else "",
+    )  # fmt: skip
+
+
+def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every figure of a result with its interval and n."""
+    found = []
+    for group, figures in result.items():
+        if isinstance(figures, dict) and "interval" in figures:
+            for name in figures["n"]:
+                ends = figures["interval"].get(name)
+                interval = "" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
+                line = {"name": f"{group}.{name}", "value": f"{figures[name]:.3f}", "interval": interval}
+                found.append(line | {"n": figures["n"][name]})
+    return found
+
+
+def licence_of(base: str | None) -> str | None:
+    """What the card of the base model says, where it lies beside its weights or in the hub's cache."""
+    if base is None:
+        return None
+    card = Path(base) / "README.md"
+    if not card.is_file():
+        cached = None if Path(base).exists() else try_to_load_from_cache(base, "README.md")
+        if not isinstance(cached, str):
+            return None
+        card = Path(cached)
+    return ModelCard.load(card).data.license
+
+
+def _base_note(base: str | None) -> str:
+    return "Made from nothing, on the data named above." if base is None else f"Started from `{base}`."
+
+
+def _result(run: Run) -> dict[str, Any]:
+    file = run.folder / FINISHED
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _without_stage(run: Run) -> list[str]:
+    return [override for override in run.config.overrides if not override.startswith("stage=")]

@@ -1,0 +1,121 @@
+"""The matrix products of a linear layer and its adapter, by the faster of PyTorch's two libraries for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ROWS = 256  # of x that the order is chosen for; it suits fewer and more as well
+
+
+class _OneDNN(torch.autograd.Function):
+    """x W^T + b by oneDNN; so are its gradients, and theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        return _product(x, weight if packed is None else packed, bias)
+
+    @staticmethod
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x = linear(above, weight.t()) if ctx.needs_input_grad[0] else None
+        rows = above.flatten(0, -2)
+        of_weight = linear(rows.t(), x.flatten(0, -2).t()) if ctx.needs_input_grad[1] else None
+        return of_x, of_weight, rows.sum(0) if ctx.needs_input_grad[2] else None, None
+
+
+class _LowRank(torch.autograd.Function):
+    """Scales the few numbers between the two matrices, not the many behind them."""
+
+    @staticmethod
+    def forward(ctx: Any, base: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+        inner = linear(x, a) * scaling
+        ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, inner if ctx.needs_input_grad[3] else None, a, b)
+        ctx.scaling = scaling
+        return linear(inner, b).add_(base)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
+        x, inner, a, b = ctx.saved_tensors
+        of_inner = linear(above, b.t()) * ctx.scaling
+        of_x = linear(of_inner, a.t()) if ctx.needs_input_grad[1] else None
+        of_a = linear(_columns(of_inner), _columns(x)) if ctx.needs_input_grad[2] else None
+        of_b = linear(_columns(inner), _columns(above)).t() if ctx.needs_input_grad[3] else None
+        return above, of_x, of_a, of_b, None
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Tensor | None = None) -> Tensor:
+    """x W^T + b. Shapes: (..., K), (N, K), (N,) -> (..., N). `packed`: what `prepacked` made of this very weight.
+
+    In float32 on a CPU by oneDNN; PyTorch itself would take MKL, at half the speed on CPUs that are not Intel's. Up
+    to rounding the same; PyTorch's compiler calls the same operator. Elsewhere, and in a build without that operator,
+    `torch.nn.functional.linear`. May be differentiated as often as one likes.
+    """
+    if packed is not None and torch.is_autocast_enabled("cpu"):
+        x = x.to(weight.dtype)
+    if packed is None and not _float32_on_cpu(x, weight):
+        return F.linear(x.contiguous(), weight, bias)  # of a slice of a batch it would copy the weight for every row
+    if not torch.is_grad_enabled():
+        return _product(x, weight if packed is None else packed, bias)
+    result: Tensor = _OneDNN.apply(x, weight, bias, packed)  # type: ignore[no-untyped-call]
+    return result
+
+
+def low_rank(base: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    """base + B u with u = s A x.
+
+        d / dbase = g,   d / dx = A^T h,   d / dA = h x^T,   d / dB = g u^T,   h = s B^T g for the result's gradient g
+
+    Source: "LoRA: Low-Rank Adaptation of Large Language Models" (https://arxiv.org/abs/2106.09685). Shapes: (..., N),
+    (..., K), (R, K), (N, R) -> (..., N), all of one precision. The gradients cannot be differentiated again: that
+    raises `RuntimeError`.
+    """
+    result: Tensor = _LowRank.apply(base, x, a, b, scaling)  # type: ignore[no-untyped-call]
+    return result
+
+
+def prepacked(weight: Tensor) -> Tensor | None:
+    """A copy of a weight (N, K) in the order that oneDNN reads it in; None where its product is not oneDNN's.
+
+    Without it every product puts the weight into that order anew. In float32 and bfloat16 on a CPU, unless autocast
+    computes in another precision than the weight's.
+    """
+    computed_in = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
+    plain = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+    if not plain or computed_in != weight.dtype or not _has_onednn():
+        return None
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+    return packed
+
+
+def few_sizes(count: int) -> int:
+    """The next of 32 sizes between a power of two and its double: at most a 32nd more than `count`.
+
+    For each size of a matrix that it meets oneDNN makes a program of its own, in milliseconds and half a megabyte.
+    """
+    step = max(1, 2 ** (count.bit_length() - 1) // 32) if count else 1
+    return -(-count // step) * step
+
+
+def _columns(x: Tensor) -> Tensor:
+    """(..., N) as (N, rows)."""
+    return x.reshape(-1, x.shape[-1]).t()
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
+
+
+def _float32_on_cpu(x: Tensor, weight: Tensor) -> bool:
+    plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel() > 0 and x.dim() > 1
+    return plain and not torch.is_autocast_enabled("cpu") and _has_onednn()
+
+
+def _has_onednn() -> bool:
+    return torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")

@@ -1,0 +1,147 @@
+"""A decoder's pass over rows of different length without their padding.
+
+All rows lie one after the other in a single one; linear layers and norms work on tokens and need not know. Attention
+alone looks at other tokens: it is done row by row, by a function registered with transformers as an implementation of
+attention, which the models hand what they are called with.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from src.core.masking import position_ids
+from src.kernels.attention import short_rows
+from src.kernels.double_backward import is_second_order
+from src.kernels.linear import few_sizes
+
+NAME = "row_by_row"
+DECODERS = ("gpt2", "gpt_neox", "llama", "qwen2")  # that hand attention what they are called with: tested
+SHORT = {torch.bfloat16: 512, torch.float32: 256}  # longest rows for which single products are faster on a CPU
+SPARED = 2**19  # of padding per row, times the width squared: from here on a CPU gains more than the calls cost
+
+
+def allow(model: PreTrainedModel) -> None:
+    """Let a model that was loaded with PyTorch's attention take rows without padding, if its kind is known to."""
+    if model.config._attn_implementation == "sdpa" and model.config.model_type in DECODERS:
+        model.set_attn_implementation(NAME)
+
+
+def pays(backbone: nn.Module, mask: Tensor) -> bool:
+    """Whether a pass over the tokens of a mask (B, S) is better done without padding.
+
+    Only on a CPU, where an operator costs little to call: by rows there are B times as many of them in attention.
+    """
+    config: Any = backbone.config
+    if config._attn_implementation != NAME or mask.device.type != "cpu":
+        return False
+    padding = mask.numel() - int(mask.sum())
+    return padding * config.hidden_size**2 > SPARED * len(mask)
+
+
+def states(backbone: nn.Module, mask: Tensor, cache: DynamicCache | None = None, **inputs: Tensor) -> Tensor:
+    """The last hidden states (B, S, H) of the tokens of a mask (B, S), 0 elsewhere; inputs (B, S) or (B, S, H).
+
+    An empty cache of plain layers takes in their keys and values as (B, heads, S, D), 0 elsewhere too.
+    Tokens of no meaning fill up their number to one of few; at the end of the last row nothing sees them.
+    """
+    lengths = [length for length in mask.sum(dim=1).tolist() if length]
+    spare = few_sizes(sum(lengths)) - sum(lengths)
+    lengths[-1] += spare
+
+    def tokens(x: Tensor) -> Tensor:
+        counted = x[mask]
+        return torch.cat([counted, counted[:spare]]).unsqueeze(0) if spare else counted.unsqueeze(0)
+
+    packed = None if cache is None else DynamicCache()
+    found = backbone(
+        **{name: tokens(x) for name, x in inputs.items()},
+        position_ids=tokens(position_ids(mask)),
+        attention_mask=mask.new_empty(1, 1, 0, 0),  # one of four dimensions is handed through: none is made
+        past_key_values=packed,
+        use_cache=packed is not None,
+        row_lengths=lengths,
+    ).last_hidden_state
+    if cache is not None and packed is not None:
+        for layer, own in zip(cache.layers, packed.layers, strict=True):
+            layer.update(*(_in_rows(x.transpose(1, 2), mask).transpose(1, 2) for x in (own.keys, own.values)))
+            own.keys = own.values = None  # not all of them twice
+    return _in_rows(found, mask)
+
+
+def _in_rows(x: Tensor, mask: Tensor) -> Tensor:
+    """x (1, N, ...), the tokens of a mask (B, S) and some to spare, as (B, S, ...), 0 elsewhere."""
+    places = mask.flatten().nonzero().squeeze(1)
+    whole = x.new_zeros(mask.numel(), *x.shape[2:]).index_copy(0, places, x[0, : len(places)])
+    return whole.unflatten(0, mask.shape)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    row_lengths: list[int] | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """softmax(q k^T / sqrt(D)) v within each row: (1, heads, N, D), N the tokens of all rows -> (1, N, heads, D).
+
+    Without `row_lengths` the plain one: (B, heads, S, D) under a mask.
+    """
+    if row_lengths is None:
+        return _attend(module, query, key, value, attention_mask, **options), None
+    window = options.get("sliding_window")
+    if max(row_lengths) <= _short(query) and not options.get("dropout"):
+        return short_rows(query, key, value, row_lengths, options["scaling"], window), None
+    rows = zip(*(x.split(row_lengths, dim=2) for x in (query, key, value)), strict=True)
+    return torch.cat([_attend(module, q, k, v, _band(q, window), **options) for q, k, v in rows], dim=1), None
+
+
+def _band(query: Tensor, window: int | None) -> Tensor | None:
+    """What each token of a row sees of it where that is less than all before: the last `window`, itself included."""
+    length = query.shape[2]
+    if window is None or length <= window:
+        return None
+    seen = torch.ones(length, length, dtype=torch.bool, device=query.device)
+    return seen.tril().triu(1 - window)[None, None]
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+) -> Tensor:
+    """Causal without a mask. (B, heads, S, D) -> (B, S, heads, D)."""
+    if query.dtype == torch.bfloat16 and key.shape[2] <= _short(query) and not options.get("dropout"):
+        return _plain(query, key, value, mask, options["scaling"])
+    return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
+
+
+def _short(query: Tensor) -> int:
+    """The longest row that is done in single products."""
+    on_cpu = query.device.type == "cpu" and type(query) is Tensor  # not a stand-in for a GPU
+    return SHORT.get(query.dtype, 0) if on_cpu and not is_second_order() else 0
+
+
+def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """The same in single products, which keep the weights for the way back; heads that share keys are done at once.
+
+    Without a mask the last query sees all keys: a token that is drawn sees the whole cache.
+    """
+    rows, heads, length, _ = query.shape
+    groups = heads // key.shape[1]
+    if mask is None:
+        seen = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device)
+        mask = seen.tril(key.shape[2] - length)[None, None]
+    scores = query.reshape(rows, -1, groups * length, query.shape[-1]) @ key.transpose(2, 3) * scaling
+    scores = scores.unflatten(2, (groups, length)).masked_fill(~mask.unsqueeze(2), torch.finfo(scores.dtype).min)
+    found = scores.softmax(dim=-1).flatten(2, 3) @ value
+    return found.unflatten(2, (groups, length)).flatten(1, 2).transpose(1, 2)
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

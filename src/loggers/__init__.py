@@ -1,0 +1,1 @@
+"""Where metrics go: CSV tables and Weights & Biases."""

@@ -1,0 +1,1 @@
+"""What a run keeps in memory, before it starts: `python -m src.memory`."""

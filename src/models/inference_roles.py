@@ -1,0 +1,70 @@
+"""Models that are done with training, in the roles they had."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from src.errors import ModelError
+from src.models.loading import load_causal_lm
+from src.models.reward_adapter import RewardAdapter
+from src.models.roles import Role, Roles
+from src.models.settings import ModelSettings
+
+
+class FinishedRoles(Roles):
+    """A trained policy and, where there is one, its reference: plain models, nothing of which is trained."""
+
+    def __init__(
+        self, policy: PreTrainedModel, reference: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        super().__init__(policy, tokenizer, checkpointing=False, critic=False)
+        self.models = nn.ModuleDict({"policy": policy} | ({"reference": reference} if reference is not None else {}))
+        self.models.requires_grad_(False)
+        self.eval()
+
+    @contextmanager
+    def acting(self, role: Role) -> Iterator[PreTrainedModel]:
+        """The model of that role. Raises `ModelError` for one that is not there."""
+        if role not in self.models:
+            raise ModelError(f"there is no {role} beside this model")
+        yield self.models[role]
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        """Nothing is trained."""
+        return []
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """Nothing is trained."""
+        return []
+
+    def add_reward(self, adapter: RewardAdapter) -> None:
+        """There is no shared base."""
+        raise ModelError("a finished policy is merged into its base and takes no reward adapter: use reward=learned")
+
+    def save_adapter(self, folder: Path) -> bool:
+        """There is no adapter."""
+        return False
+
+    def merged_policy(self) -> PreTrainedModel:
+        """A copy of the policy."""
+        return copy.deepcopy(self.models["policy"])
+
+
+def load_finished(
+    model: ModelSettings, tokenizer: PreTrainedTokenizerBase, policy: str, reference: str | None
+) -> FinishedRoles:
+    """Both from folders. Raises `ModelError`, also when their vocabularies differ, as no KL could be taken then."""
+    lm = load_causal_lm(model, policy)
+    other = load_causal_lm(model, reference) if reference is not None else None
+    if other is not None and other.config.vocab_size != lm.config.vocab_size:
+        raise ModelError(
+            f"the reference {reference!r} has a vocabulary of {other.config.vocab_size} tokens, "
+            f"{policy!r} one of {lm.config.vocab_size}: they cannot be compared"
+        )
+    return FinishedRoles(lm, other, tokenizer)

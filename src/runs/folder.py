@@ -1,0 +1,74 @@
+"""The folder of a run: named after what was asked for, so that the same command finds it again."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from src.errors import ConfigError
+
+FINISHED = "result.json"  # written last: a folder with this file is a finished run
+NOT_IN_NAMES = ("resume=auto", "resume=never", "resume_changed=", "stage=", "log_dir=", "name=")
+
+
+def run_folder(parent: Path, name: str | None, overrides: list[str], resume: str) -> Path:
+    """`parent`/NAME, NAME-2, NAME-3...: the unfinished one to go on with, or the first free one.
+
+    Without a name the overrides make one. With `resume="never"` an unfinished folder is left alone.
+    """
+    base = name_of(overrides) if name is None else str(name)
+    number = 1
+    while True:
+        folder = parent / (base if number == 1 else f"{base}-{number}")
+        if not folder.exists() or (resume != "never" and not (folder / FINISHED).exists()):
+            return folder
+        number += 1
+
+
+def name_of(overrides: list[str]) -> str:
+    """A readable file name made of command-line overrides, as `ppo.clip-0.1_seed-2`.
+
+    It has no `=` and no comma, so that a folder can be given as the value of an override. A long name, or one in which
+    other characters had to go, ends in a hash of the whole: different overrides never share a folder.
+    """
+    chosen = sorted(override for override in overrides if not override.startswith(NOT_IN_NAMES))
+    if not chosen:
+        return "default"
+    name = "_".join(re.sub(r"[^\w.+-]+", "-", _short(override)) for override in chosen)
+    exact = all(re.fullmatch(r"[\w.+-]+=[\w.+-]+", override) for override in chosen)
+    if exact and len(name) <= 80:
+        return name
+    return f"{name[:71]}-{hashlib.sha256(chr(0).join(chosen).encode()).hexdigest()[:8]}"
+
+
+def _short(override: str) -> str:
+    """`key-value`, of a path its last part only."""
+    key, _, value = override.partition("=")
+    return "-".join((key, value.strip("'\"/").rsplit("/", 1)[-1]))
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder. Raises `OSError` when nothing can be written there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / ".writable"
+    probe.touch()
+    probe.unlink(missing_ok=True)  # a parallel job may have looked at the same time
+
+
+def own_folder(folder: Path) -> FileLock:
+    """Make the folder and keep other runs out of it for as long as the lock that is returned lives.
+
+    Raises `ConfigError` while another process is at work there. The system lets go of the lock of a killed process.
+    """
+    make_folder(folder)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ConfigError(
+            f"{folder}: another process is training there; wait for it, stop it, or give this run another name=..."
+        ) from error
+    return lock

@@ -1,0 +1,1 @@
+"""Studies that are made of the parts of `src`."""

@@ -1,0 +1,1 @@
+"""The gradient of every estimator on the same rollouts: variance, norm, direction."""

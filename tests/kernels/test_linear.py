@@ -1,0 +1,155 @@
+"""The faster product against the plain one: numbers, gradients and second derivatives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.testing import assert_close
+
+from src.kernels.linear import few_sizes, linear, low_rank, prepacked
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+def inputs(shape: tuple[int, ...], bias: bool, transposed: bool) -> list[Tensor]:
+    draws = torch.Generator().manual_seed(0)
+    weight = torch.randn(5, shape[-1], generator=draws)
+    if transposed:  # the same numbers in the other order of memory
+        weight = weight.t().contiguous().t()
+    tensors = [torch.randn(shape, generator=draws), weight, *([torch.randn(5, generator=draws)] if bias else [])]
+    return [tensor.requires_grad_() for tensor in tensors]
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(3, 7), (2, 3, 7), (1, 1, 7)])
+def test_it_is_the_plain_product_with_its_gradients(shape: tuple[int, ...], bias: bool, transposed: bool) -> None:
+    given = inputs(shape, bias, transposed)
+    found, expected = linear(*given), F.linear(*given)
+    assert_close(found, expected, **CLOSE)
+    above = torch.linspace(-1, 1, found.numel()).view_as(found)
+    assert_close(torch.autograd.grad(found, given, above), torch.autograd.grad(expected, given, above), **CLOSE)
+    with torch.no_grad():
+        assert_close(linear(*given), expected, **CLOSE)
+
+
+def test_frozen_weights_and_inputs_get_no_gradient() -> None:
+    x, weight = inputs((3, 7), False, False)
+    linear(x, weight.detach()).sum().backward()
+    assert_close(x.grad, weight.detach().sum(0).expand(3, 7), **CLOSE)
+    linear(x.detach(), weight).sum().backward()
+    assert_close(weight.grad, x.detach().sum(0).expand(5, 7), **CLOSE)
+
+
+def test_it_can_be_differentiated_twice() -> None:
+    """As the Fisher-vector products of TRPO need."""
+    given = inputs((3, 7), True, False)
+
+    def second(product: object) -> tuple[Tensor, ...]:
+        first = torch.autograd.grad(product(*given).tanh().sum(), given, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), given)
+
+    assert_close(second(linear), second(F.linear), **CLOSE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions_are_left_as_they_are(dtype: torch.dtype) -> None:
+    given = [tensor.detach().to(dtype) for tensor in inputs((3, 7), True, False)]
+    assert torch.equal(linear(*given), F.linear(*given))
+
+
+def test_autocast_is_heard() -> None:
+    given = inputs((3, 7), True, False)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(*given).dtype == torch.bfloat16
+
+
+def test_rows_without_elements_pass() -> None:
+    assert linear(torch.zeros(0, 7), torch.zeros(5, 7)).shape == (0, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(3, 7), (2, 300, 7), (1, 1, 7)])
+def test_a_prepacked_weight_gives_the_plain_product_with_its_gradient(
+    shape: tuple[int, ...], bias: bool, transposed: bool, dtype: torch.dtype
+) -> None:
+    x, weight, *rest = [tensor.detach().to(dtype) for tensor in inputs(shape, bias, transposed)]
+    packed = prepacked(weight)
+    assert packed is not None
+    x.requires_grad_()
+    close = CLOSE if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.02}
+    found, expected = linear(x, weight, *rest, packed=packed), F.linear(x, weight, *rest)
+    assert found.dtype == dtype
+    assert_close(found, expected, **close)
+    above = torch.linspace(-1, 1, found.numel()).view_as(found).to(dtype)
+    assert_close(torch.autograd.grad(found, x, above), torch.autograd.grad(expected, x, above), **close)
+    with torch.no_grad():
+        assert_close(linear(x, weight, *rest, packed=packed), expected, **close)
+
+
+def test_autocast_decides_whether_a_weight_is_prepacked() -> None:
+    """Where it computes in the weight's precision; a wider input is then narrowed, as autocast would."""
+    x, weight = (tensor.detach() for tensor in inputs((3, 7), False, False))
+    half = weight.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert prepacked(weight) is None
+        packed = prepacked(half)
+        assert packed is not None
+        found = linear(x, half, packed=packed)
+        assert_close(found, F.linear(x, half), atol=0.05, rtol=0.02)
+    assert found.dtype == torch.bfloat16
+    assert prepacked(weight.double()) is None
+
+
+def adapter(dtype: torch.dtype, rows: tuple[int, ...]) -> list[Tensor]:
+    """A layer's output, its input, and the two matrices of an adapter."""
+    draws = torch.Generator().manual_seed(0)
+    shapes = [(*rows, 5), (*rows, 7), (2, 7), (5, 2)]
+    return [torch.randn(shape, generator=draws).to(dtype).requires_grad_() for shape in shapes]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("rows", [(9,), (2, 3), (0,)])
+def test_an_adapter_is_added_as_in_plain_products(rows: tuple[int, ...], dtype: torch.dtype) -> None:
+    """With the gradients of all four tensors."""
+    given = adapter(dtype, rows)
+    exact = [tensor.detach().double().requires_grad_() for tensor in given]
+    found = low_rank(*given, 1.5)
+    base, x, a, b = exact
+    wanted = base + 1.5 * x @ a.t() @ b.t()
+    above = torch.linspace(-1, 1, found.numel()).view_as(found).to(dtype)
+    close = CLOSE if dtype != torch.bfloat16 else {"atol": 0.05, "rtol": 0.02}
+    assert found.dtype == dtype
+    assert_close(found.double(), wanted, **close)
+    gradients = torch.autograd.grad(found, given, above)
+    expected = torch.autograd.grad(wanted, exact, above.double())
+    assert_close([g.double() for g in gradients], list(expected), **close)
+
+
+def test_of_an_adapter_only_what_trains_gets_a_gradient() -> None:
+    for trained in range(4):
+        given = [t.detach().requires_grad_(i == trained) for i, t in enumerate(adapter(torch.float32, (9,)))]
+        low_rank(*given, 1.5).sum().backward()
+        assert [tensor.grad is not None for tensor in given] == [i == trained for i in range(4)]
+
+
+def test_the_gradient_of_an_adapter_is_not_differentiated_again() -> None:
+    given = adapter(torch.float32, (9,))
+    (slope,) = torch.autograd.grad(low_rank(*given, 1.5).square().sum(), given[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        slope.sum().backward()
+
+
+def test_few_sizes_hold_every_count_with_little_to_spare() -> None:
+    """At most a 32nd more; 32 sizes from a power of two to the next; a size is its own size."""
+    for count in range(1, 3000):
+        size = few_sizes(count)
+        assert count <= size <= count + count / 32
+        assert few_sizes(size) == size
+    for power in (5, 8, 11):
+        assert len({few_sizes(count) for count in range(2**power, 2 ** (power + 1))} - {2 ** (power + 1)}) == 32
+    assert few_sizes(0) == 0

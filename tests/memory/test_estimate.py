@@ -1,0 +1,125 @@
+"""The memory ledger against bytes that are really there, closed forms, and published sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import src.memory.__main__
+from benchmarks import memory_tables
+from src.config.compose import compose
+from src.kernels.fast_layers import with_fast_layers
+from src.memory.estimate import ADAM_STATES, PREPACKED, LiveBytes, Workload, _update, ledger
+from src.models.adapters import add_adapter
+from src.models.loading import load_config
+from tests.tiny import FOREIGN_WARNINGS, LORA, gpt2_config, make_roles, model_settings, write_lm
+
+pytestmark = FOREIGN_WARNINGS
+LOAD = Workload(rollout_rows=4, scoring_rows=3, update_rows=2, prompt_tokens=5, response_tokens=7)
+
+
+def of(config, lora=LORA, load=LOAD, critic=True, **changes):
+    return ledger(config, model_settings("x", lora, **changes), None, load, critic)
+
+
+def held(parameters):
+    return sum(p.numel() * p.element_size() for p in parameters)
+
+
+@pytest.mark.parametrize("lora", [LORA, None])
+def test_weights_and_gradients_are_those_of_the_roles(lora, tmp_path):
+    path = write_lm(tmp_path / "lm")
+    roles, said = make_roles(path, lora), of(load_config(path), lora)
+    assert sum(said.weights.values()) == held(roles.parameters())
+    assert said.gradients == {"policy": held(roles.policy_parameters()), "critic": held(roles.critic_parameters())}
+    assert said.optimizer == {role: ADAM_STATES * taken for role, taken in said.gradients.items()}
+
+
+def test_fake_and_real_tensors_take_the_same_bytes():
+    lm = with_fast_layers(GPT2LMHeadModel(gpt2_config()).eval())
+    add_adapter(lm, LORA, "policy")
+    real = _update(lm, model_settings("x"), LOAD, 0)
+    assert of(gpt2_config(), critic=False).phases["update of the policy: activations, gradients"] == real
+
+
+def test_live_bytes_are_freed_with_the_last_view():
+    with LiveBytes() as counter:
+        a = torch.ones(1000)
+        view = a[:10]
+        b = a + 1
+        assert (counter.live, counter.peak) == (8000, 8000)
+        del a
+        assert counter.live == 8000
+        del view
+        assert (counter.live, counter.peak) == (4000, 8000)
+        b.add_(1)
+    assert counter.peak == 8000
+
+
+def test_the_cache_grows_with_rows_layers_and_tokens():
+    """KV cache = 2 x layers x rows x tokens x width x 4 bytes; the difference of two."""
+    name = "rollout: KV cache, next-token scores"
+    config = gpt2_config(n_positions=4096)
+    long, short = (of(config, load=Workload(4, 1, 1, 1, n)).phases[name] for n in (4001, 2001))
+    cache = 2 * 2 * 4 * 2000 * 16 * 4
+    assert cache <= long - short <= 1.6 * cache  # one of the two layers is there twice while it grows, and masks
+
+
+def test_smaller_pieces_and_checkpointing_take_less():
+    update = "update of the policy: activations, gradients"
+    config = gpt2_config(n_layer=6)
+    whole = of(config).phases[update]
+    assert of(config, gradient_checkpointing=True).phases[update] < whole
+    assert of(config, load=Workload(4, 3, 1, 5, 7)).phases[update] < whole
+
+
+def test_without_a_critic_nothing_of_it_is_counted():
+    said = of(gpt2_config(), critic=False)
+    assert set(said.gradients) == {"policy"}
+    assert not [phase for phase in said.phases if "critic" in phase]
+
+
+def test_a_gpt2_has_the_published_number_of_parameters():
+    said = of(GPT2Config(n_positions=1024), critic=False)
+    assert said.weights["base (is the reference)"] == 124_439_808 * 4
+
+
+@pytest.mark.slow
+def test_the_page_says_what_the_code_says():
+    assert memory_tables.PAGE.read_text(encoding="utf-8") == memory_tables.page()
+
+
+def test_a_run_says_it_where_it_is_a_question(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large model before it is loaded; of a small one and in other stages nothing; an odd one costs no run."""
+    path = write_lm(tmp_path)
+    config = compose(["stage=ppo", "reward=length", "reward.target_words=3", f"model.path={path}"])
+    said = []
+    for large, odd in ((10**9, False), (1, False), (1, True)):
+        monkeypatch.setattr(src.memory.__main__, "WORTH_SAYING", large)
+        if odd:
+            monkeypatch.setattr(src.memory.__main__, "ledger_of", lambda _: int("no number"))
+        src.memory.say_memory(config)
+        said.append(capsys.readouterr().out)
+    assert said[0] == ""
+    assert "memory at most" in said[1]
+    assert said[2].startswith("how much memory this run takes cannot be told beforehand: ValueError")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [("float32", 2 * 4 * 2 * 768 * 4 * 768), ("bfloat16", 2 * 2 * (768 * 3 * 768 + 2 * 768 * 4 * 768))],
+)
+def test_prepacked_weights_are_those_of_large_frozen_layers_and_main_memory(dtype: str, expected: int) -> None:
+    """GPT-2's two or three large layers of each block; none where every weight is trained, or where told so."""
+    config = GPT2Config(n_layer=2)
+    said = of(config, dtype=dtype)
+    assert said.weights[PREPACKED] == expected
+    plain = of(config, dtype=dtype, prepack=False)
+    assert PREPACKED not in plain.weights
+    assert said.peak - plain.peak == expected
+    assert said.on_gpu == plain.on_gpu
+    assert PREPACKED not in of(config, lora=None).weights
