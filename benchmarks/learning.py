@@ -23,7 +23,7 @@ from src.loggers.csv import read_table
 from src.utils.statistics import Figure
 
 RESULTS = Path(__file__).parent / "results"
-SHARED = ("rollout.samples_per_prompt=4", "ppo.iterations=25", "ppo.eval_prompts=256", "resume=never")
+SHARED = ("rollout.samples_per_prompt=4", "ppo.num_iterations=25", "ppo.eval_prompts=256", "resume=never")
 DEFAULT = {"advantage": "gae", "policy_loss": "clip"}
 EXTRA = {"gspo": ["aggregation=sequence_mean"]}
 

@@ -39,8 +39,8 @@ SHAPES: dict[str, dict[str, int]] = {
     "GPT-2 medium, 355M": {"n_layer": 24, "n_head": 16, "n_embd": 1024},
 }
 SIZES = (
-    "experiment=quick reward=vader model=gpt2 trainer.accelerator=cpu ppo.iterations=2 ppo.batch_size=16 "
-    "ppo.minibatch_size=16 ppo.micro_batch_size=16 ppo.epochs=1 ppo.eval_prompts=4 rollout.batch_size=16 "
+    "experiment=quick reward=vader model=gpt2 trainer.accelerator=cpu ppo.num_iterations=2 ppo.batch_size=16 "
+    "ppo.minibatch_size=16 ppo.micro_batch_size=16 ppo.epochs=1 ppo.eval_prompts=4 rollout.scoring_batch_size=16 "
     "rollout.max_prompt_tokens=16 rollout.max_new_tokens=48 resume=never"
 ).split()
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536"}

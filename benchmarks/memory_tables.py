@@ -68,12 +68,12 @@ runs it in earnest, and the bytes that live at once are counted (`src/memory/est
 This page is made by `python -m benchmarks.memory_tables` from the same code; a test compares.
 
 Peak in GB (10^9 bytes) on a GPU, with a critic and without a reward model: {LOAD.rollout_rows} responses sampled at a
-time, {LOAD.scoring_rows} judged at a time, micro-batches of {LOAD.update_rows}; {LOAD.prompt_tokens} prompt and
+time, {LOAD.scoring_rows} scored at a time, micro-batches of {LOAD.update_rows}; {LOAD.prompt_tokens} prompt and
 {LOAD.response_tokens} response tokens; LoRA of rank 16 on every linear layer; Adam.
 """
 TAIL = f"""
 "Fits": the peak is at most {RESERVE:.0%} of the card. To make a run smaller, in this order: `ppo.micro_batch_size` and
-`rollout.batch_size` (change no result), `model.gradient_checkpointing=true` (the same numbers, more time),
+`rollout.scoring_batch_size` (change no result), `model.gradient_checkpointing=true` (the same numbers, more time),
 `model.dtype=bfloat16`, `value_loss=none` with an estimator that needs no critic.
 
 ## How far off it is
@@ -82,7 +82,7 @@ TAIL = f"""
 It counts tensors, exactly. It does not count what an allocator keeps back: glibc holds on to freed pieces that
 later tensors do not fit into, so a CPU run can be larger than its tensors; `MALLOC_MMAP_THRESHOLD_=65536` gives them
 back, at some cost in time. Not counted either: libraries' workspaces, a trainer's mixed precision, the third loss
-(`ppo.lm_coef`), exact KLs.
+(`ppo.ptx_coef`), exact KLs.
 Saving copies the model in main memory, also when training was on a GPU.
 """
 

@@ -1,4 +1,4 @@
-"""Optimise a weak reward model too far, with and without the stop on gold, with several seeds.
+"""Optimize a weak reward model too far, with and without the stop on gold, with several seeds.
 
     python -m benchmarks.overoptimization --seeds 1 2 3
 

@@ -24,7 +24,7 @@ ROWS = (
     ("reward-model accuracy, all pairs", "reward_model", "accuracy_all_pairs"),
     ("gold, SFT policy", "sft", "gold"),
     ("gold, PPO policy", "ppo", "gold"),
-    ("rise of gold", "rise", "gold"),
+    ("improvement of gold", "improvement", "gold"),
     ("score, SFT policy", "sft", "score"),
     ("score, PPO policy", "ppo", "score"),
     ("score of greedy responses, SFT policy", "sft", "greedy_score"),

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 from omegaconf import DictConfig, OmegaConf
 
-from src.checkpointing.resume import LENGTHS, changed_keys, is_safe, plain, said_changes
+from src.checkpointing.resume import LENGTHS, changed_keys, describe_changes, is_safe, plain
 from src.config.compose import compose, taken, with_value
 from src.config.errors import key_of, quoted, repeated
 from src.config.validate import preflight
@@ -92,7 +92,7 @@ def _needs_reward_model(overrides: list[str]) -> bool:
 def refuse_other_settings(config: DictConfig, folder: Path) -> None:
     """Raise `ConfigError` if the stage in `folder` was finished with settings that would have given another result.
 
-    What stages hand to one another (weights) counts for nothing; `resume_changed=true` takes the stage as it is.
+    What stages hand to one another (weights) counts for nothing; `allow_config_change=true` takes the stage as it is.
     """
     if not (folder / FINISHED).exists() or not (folder / "config.yaml").exists():
         return
@@ -106,12 +106,12 @@ def refuse_other_settings(config: DictConfig, folder: Path) -> None:
     ]
     if not changed:
         return
-    if config.resume_changed:
+    if config.allow_config_change:
         print(f"taking {folder} as it is, although it was finished with other settings: {', '.join(changed)}")
         return
     raise ConfigError(
-        f"{folder} was finished with other settings: {said_changes(before, config, changed)}; give the same again, or "
-        f"resume_changed=true takes it as it is; resume=never or another name starts anew"
+        f"{folder} was finished with other settings: {describe_changes(before, config, changed)}; give the same again, "
+        f"or allow_config_change=true takes it as it is; resume=never or another name starts anew"
     )
 
 
@@ -128,7 +128,7 @@ def _run_stage(stage: str, overrides: list[str], folder: Path) -> dict[str, Any]
 def _finish(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
     """Merge the stages' results, write them and say where everything lies."""
     result = results["ppo"] | {"stage": "pipeline"}
-    result["sft"] = results["ppo"]["sft"] | {"nats_per_token": results["sft"]["sft"]["nats_per_token"]}
+    result["sft"] = results["ppo"]["sft"] | {"nll_per_token": results["sft"]["sft"]["nll_per_token"]}
     if "reward" in results:
         result["reward_model"] = results["reward"]["reward_model"]
         print(f"reward model: {result['reward_model']['accuracy']:.3f} of held-out pairs ordered rightly")

@@ -24,8 +24,8 @@ from rich.console import Console
 
 from src.checkpointing.checkpoint import IterationCheckpoint, checkpoints
 from src.checkpointing.graceful_stop import GracefulStop
-from src.checkpointing.metadata import RunRecord
-from src.checkpointing.resume import plain, start_of
+from src.checkpointing.metadata import RunMetadata
+from src.checkpointing.resume import find_checkpoint, plain
 from src.config.compose import compose, instantiate
 from src.config.errors import CONF, quoted, repeated, unreadable
 from src.config.help import help_page
@@ -68,7 +68,7 @@ def _train(config: DictConfig, folder: Path, held: ExitStack) -> dict[str, Any]:
     started = time.perf_counter()
     quiet_libraries()
     preflight(config)
-    start = start_of(config)
+    start = find_checkpoint(config)
     corpus = instantiate(config.data)
     trainer = _trainer(config)
     if trainer.is_global_zero:
@@ -107,7 +107,7 @@ def run(overrides: list[str]) -> dict[str, Any]:
     preflight(config)
     if "strategy" in config.trainer and launched():
         _refuse_what_ranks_cannot_share(config)
-    start_of(config)  # whatever is wrong with it is said before a model is trained for this run
+    find_checkpoint(config)  # whatever is wrong with it is said before a model is trained for this run
     ensure(config, train)
     return train(config)
 
@@ -129,7 +129,7 @@ def _trainer(config: DictConfig) -> Trainer:
     """Lightning's Trainer with the callbacks and loggers of the run. Raises `ConfigError` for what it refuses."""
     callbacks = [callback for callback in instantiate(config.callbacks).values() if callback is not None]
     callbacks.sort(key=lambda callback: (isinstance(callback, GracefulStop), isinstance(callback, IterationCheckpoint)))
-    record = RunRecord(plain(config), git_revision(), config.resume_changed)
+    record = RunMetadata(plain(config), git_revision(), config.allow_config_change)
     loggers = [logger for logger in instantiate(config.logger).values() if logger is not None]
     make = instantiate(config.trainer)
     try:
@@ -169,7 +169,7 @@ def _refuse_what_ranks_cannot_share(config: DictConfig) -> None:
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def job(config: DictConfig) -> float:
-    """One run; returns the figure that sweepers maximise (`sweep_metric`)."""
+    """One run; returns the figure that sweepers maximize (`sweep_metric`)."""
     quiet_libraries()
     task = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     overrides = [str(override) for override in task]  # as they were typed, with their ${...}

@@ -28,7 +28,7 @@ class PromptRow:
 class PreferencePair:
     """Two completions of one prompt, `chosen` preferred to `rejected`.
 
-    `gap` is how far apart the two truly are on the scale of whoever judged them (>= 0), when that is known.
+    `gap` is how far apart the two truly are on the scale of their true scores (>= 0), when that is known.
     """
 
     prompt: str
@@ -39,7 +39,7 @@ class PreferencePair:
 
 @dataclass(frozen=True)
 class Prompts:
-    """A batch of tokenised prompts, padded on the left."""
+    """A batch of tokenized prompts, padded on the left."""
 
     ids: Tensor  # (B, P) int64
     mask: Tensor  # (B, P) bool
@@ -57,7 +57,7 @@ class Rollout:
     prompt_mask: Tensor  # (B, P) bool
     response_ids: Tensor  # (B, T) int64, padded on the right
     response_mask: Tensor  # (B, T) bool, True up to and including the first stop token
-    behaviour_logprobs: Tensor  # (B, T) nats, log pi of the sampling engine; 0 outside the mask
+    behavior_logprobs: Tensor  # (B, T) nats, log pi of the sampling engine; 0 outside the mask
     finished: Tensor  # (B,) bool, the response ended with a stop token
     prompt_index: Tensor  # (B,) int64
     group_ids: Tensor  # (B,) int64
@@ -103,7 +103,7 @@ class Experience:
 
 
 class Reward(Protocol):
-    """Anything that judges whole sequences."""
+    """Anything that scores whole sequences."""
 
     def score(self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> Tensor | list[float]:
         """r(x, y): one finite number per sequence, in the order given."""
@@ -121,7 +121,7 @@ class TokenReward(Protocol):
 
 @runtime_checkable
 class RolloutReward(Protocol):
-    """A reward that reads the tokens of a rollout, never text that was tokenised again."""
+    """A reward that reads the tokens of a rollout, never text that was tokenized again."""
 
     def score_rollout(self, rollout: Rollout) -> Tensor:
         """r(x, y), (B,) finite numbers."""

@@ -36,7 +36,7 @@ def tiny_run(tmp_path_factory):
 
 TINY_RUN = [
     *("experiment=quick", "model=gpt2", "reward=vader", "trainer.accelerator=cpu", "model.lora.rank=2"),
-    *("ppo.iterations=2", "ppo.batch_size=8", "ppo.minibatch_size=8", "ppo.epochs=1", "ppo.lr=0.05"),
-    *("ppo.eval_prompts=6", "rollout.batch_size=4", "rollout.max_prompt_tokens=8", "rollout.max_new_tokens=6"),
+    *("ppo.num_iterations=2", "ppo.batch_size=8", "ppo.minibatch_size=8", "ppo.epochs=1", "ppo.lr=0.05"),
+    *("ppo.eval_prompts=6", "rollout.scoring_batch_size=4", "rollout.max_prompt_tokens=8", "rollout.max_new_tokens=6"),
     *("rollout.temperature=0.9", "data.n_pairs=10", "callbacks.checkpoint.every=1"),
 ]

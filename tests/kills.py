@@ -24,9 +24,9 @@ import torch
 ROOT = Path(__file__).parents[1]
 TINY = ("experiment=quick", "trainer.accelerator=cpu", "data.n_reviews=300", "data.n_pairs=40")
 PPO = (
-    *("stage=ppo", "ppo.iterations=6", "ppo.batch_size=8", "ppo.minibatch_size=4", "ppo.micro_batch_size=4"),
+    *("stage=ppo", "ppo.num_iterations=6", "ppo.batch_size=8", "ppo.minibatch_size=4", "ppo.micro_batch_size=4"),
     *("ppo.eval_prompts=8", "callbacks.checkpoint.every=2", "callbacks.samples.every=2"),
-    *("kl_controller=adaptive", "score_scaling=normalise"),
+    *("kl_controller=adaptive", "score_scaling=normalize"),
 )
 GROUPS = (*PPO, "advantage=rloo", "value_loss=none", "rollout.samples_per_prompt=2")
 # 250 prompts: the passes over them end exactly at the checkpoints of iterations 2 and 4
@@ -36,7 +36,7 @@ EDGES = (*PPO, "ppo.batch_size=125", "ppo.minibatch_size=125", "ppo.micro_batch_
 SFT = ("stage=sft", "sft.steps=15", "sft.batch_size=50", "sft.eval_rows=20", "callbacks.checkpoint.every=5",
        "log_every=2")  # fmt: skip
 REWARD = ("stage=reward", "reward_model.steps=12", "reward_model.batch_size=10", "callbacks.checkpoint.every=4",
-          "log_every=3", "reward_model.normalise_samples=16")  # fmt: skip
+          "log_every=3", "reward_model.normalization_samples=16")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Fault:
 
 
 ROLLOUT = "src.rollout.sampling:Sampler.sample"
-SCORING = "src.rollout.scoring:Judge.judge"
+SCORING = "src.rollout.scoring:Scorer.score"
 MINIBATCH = "src.modules.ppo:PPOModule._learn_minibatch"
 OPTIMIZERS = "src.modules.ppo:PPOModule._learn_values"
 WRITE = "lightning.pytorch:Trainer.save_checkpoint"

@@ -84,9 +84,9 @@ def test_what_meets_on_two_devices_is_refused(gpu: list[torch.device]) -> None:
     "overrides",
     [
         "model.lora.layers=1",
-        "model.lora=null model.gradient_checkpointing=true ppo.lm_coef=0.5",
+        "model.lora=null model.gradient_checkpointing=true ppo.ptx_coef=0.5",
         "advantage=rloo rollout.samples_per_prompt=4 kl=loss kl_estimator=exact",
-        "advantage=remax policy_loss=kl_penalty ppo.epochs=2 old_kl=exact score_scaling=normalise",
+        "advantage=remax policy_loss=kl_penalty ppo.epochs=2 old_kl=exact score_scaling=normalize",
         "policy_loss=trpo preset=ppo_max",
     ],
 )
@@ -105,10 +105,11 @@ def test_a_whole_run_stays_on_its_device(overrides: str, tmp_path: Any, gpu: lis
 
 
 def test_all_stages_stay_on_it(tmp_path: Any, gpu: list[torch.device]) -> None:
-    """SFT, a reward model on the base, its normalisation, and PPO with the reward as a role."""
-    small = "experiment=quick trainer.accelerator=cpu sft.steps=2 sft.eval_rows=8 reward_model.steps=2 ppo.iterations=1"
-    smaller = "reward_model.normalise_samples=8 ppo.eval_prompts=4 ppo.epochs=1 reward_net=adapter reward=adapter"
-    result = run_pipeline([*small.split(), *smaller.split(), f"log_dir={tmp_path}", "name=there"])
+    """SFT, a reward model on the base, its normalization, and PPO with the reward as a role."""
+    small = "experiment=quick trainer.accelerator=cpu sft.steps=2 sft.eval_rows=8 reward_model.steps=2"
+    smaller = "ppo.num_iterations=1 reward_model.normalization_samples=8 ppo.eval_prompts=4 ppo.epochs=1"
+    on_base = "reward_net=adapter reward=adapter"
+    result = run_pipeline([*small.split(), *smaller.split(), *on_base.split(), f"log_dir={tmp_path}", "name=there"])
     assert {"sft", "reward_model", "ppo"} <= set(result)
     assert set(gpu) == {GPU}
 

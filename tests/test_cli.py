@@ -30,7 +30,7 @@ pytestmark = [
 # ruff: noqa: E501, whole sentences stay on their line
 ROOT = Path(__file__).parents[1]
 FAST = ["experiment=quick", "trainer.accelerator=cpu"]
-TINY = [*FAST, "ppo.iterations=2", "ppo.batch_size=8", "ppo.minibatch_size=8", "ppo.epochs=1", "ppo.eval_prompts=8"]
+TINY = [*FAST, "ppo.num_iterations=2", "ppo.batch_size=8", "ppo.minibatch_size=8", "ppo.epochs=1", "ppo.eval_prompts=8"]
 FILES = (
     "config.yaml",
     "metrics.csv",
@@ -80,15 +80,15 @@ def logs(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def artefacts(logs):
+def artifacts(logs):
     """(SFT model, reward model) that the first run trained."""
-    return [str(next(logs.glob(f"artefacts/{stage}-*/model"))) for stage in ("sft", "reward")]
+    return [str(next(logs.glob(f"artifacts/{stage}-*/model"))) for stage in ("sft", "reward")]
 
 
 @pytest.fixture(scope="session")
-def given(logs, artefacts):
+def given(logs, artifacts):
     """Overrides that name both models, so that nothing is looked for."""
-    return [*TINY, f"log_dir={logs}", f"model.path={artefacts[0]}", f"reward.path={artefacts[1]}"]
+    return [*TINY, f"log_dir={logs}", f"model.path={artifacts[0]}", f"reward.path={artifacts[1]}"]
 
 
 @pytest.fixture(scope="session")
@@ -110,8 +110,8 @@ def test_a_sweep_runs_every_job_and_leaves_whole_folders(sweep, logs):
         assert len(rows(folder / "metrics.csv")) == len(rows(folder / "timing.csv")) == 2
     configs = [OmegaConf.load(folder / "config.yaml") for folder in made]
     assert sorted((c.ppo.clip, c.seed) for c in configs) == [(0.1, 1), (0.1, 2), (0.2, 1), (0.2, 2)]
-    assert len(list(logs.glob("artefacts/*.tmp"))) == 0
-    assert len([a for a in (logs / "artefacts").iterdir() if a.is_dir()]) == 2  # trained once for all of them
+    assert len(list(logs.glob("artifacts/*.tmp"))) == 0
+    assert len([a for a in (logs / "artifacts").iterdir() if a.is_dir()]) == 2  # trained once for all of them
 
 
 @pytest.mark.slow
@@ -173,17 +173,18 @@ def test_wandb_offline_holds_numbers_and_samples(sweep):
 def test_result_json_has_each_figure_with_n_and_interval(logs):
     folder = folders(logs, "name=first")[0]
     result = json.loads((folder / "result.json").read_text())
-    assert {"format", "stage", "seconds", "git_revision", "config_hash", "seed", "sft", "ppo", "rise"} <= set(result)
+    groups = {"sft", "ppo", "improvement"}
+    assert {"format", "stage", "seconds", "git_revision", "config_hash", "seed", *groups} <= set(result)
     assert result["format"] == 1
     named = {"score", "gold", "kl", "response_length", "eos_fraction", "grammatical", "distinct"}
-    for group, names in (("sft", named), ("ppo", named), ("rise", {"score", "gold"})):
+    for group, names in (("sft", named), ("ppo", named), ("improvement", {"score", "gold"})):
         assert names <= set(result[group])
         assert {result[group]["n"][name] for name in names} == {8}
         for name in names - {"distinct"}:
             low, high = result[group]["interval"][name]
             assert low <= result[group][name] <= high
     assert result["sft"]["kl"] == 0
-    assert result["rise"]["score"] == pytest.approx(result["ppo"]["score"] - result["sft"]["score"])
+    assert result["improvement"]["score"] == pytest.approx(result["ppo"]["score"] - result["sft"]["score"])
 
 
 def test_the_same_command_gives_the_same_numbers(given, logs):
@@ -211,10 +212,10 @@ def gpt2_folder(folder, vocab_size=None, **shape):
 
 def test_a_gpt2_folder_trains(tmp_path, logs):
     folder = gpt2_folder(tmp_path / "gpt2", n_layer=2, n_head=2, n_embd=32, n_positions=128)
-    before = set((logs / "artefacts").iterdir())
+    before = set((logs / "artifacts").iterdir())
     result = run([*TINY, "model=gpt2", f"model.path={folder}", "ppo.clip=0.2", f"log_dir={logs}"])
     assert result["ppo"]["n"]["score"] == 8
-    assert set((logs / "artefacts").iterdir()) == before  # the embedded reward model serves any policy
+    assert set((logs / "artifacts").iterdir()) == before  # the embedded reward model serves any policy
     (made,) = folders(logs, "model=gpt2")
     assert len(rows(made / "metrics.csv")) == 2
     assert json.loads((made / "model/config.json").read_text())["n_embd"] == 32
@@ -223,12 +224,13 @@ def test_a_gpt2_folder_trains(tmp_path, logs):
 @pytest.mark.slow
 def test_gpt2_small_trains_within_6_gib(tmp_path, logs):
     folder = gpt2_folder(tmp_path / "gpt2", vocab_size=50257)  # the shape of GPT-2 small: 124M parameters
-    sizes = ["ppo.iterations=1", "ppo.batch_size=8", "ppo.minibatch_size=8", "ppo.micro_batch_size=2", "ppo.epochs=1"]
+    sizes = ["ppo.num_iterations=1", "ppo.batch_size=8", "ppo.minibatch_size=8", "ppo.micro_batch_size=2"]
     lengths = [
         "rollout.max_prompt_tokens=16",
         "rollout.max_new_tokens=24",
-        "rollout.batch_size=8",
+        "rollout.scoring_batch_size=8",
         "ppo.eval_prompts=8",
+        "ppo.epochs=1",
     ]
     overrides = [*FAST, *sizes, *lengths, "model=gpt2", f"model.path={folder}", "ppo.clip=0.2", f"log_dir={logs}"]
     process = start(*overrides, "name=gpt2_small")
@@ -247,7 +249,7 @@ def test_gpt2_small_trains_within_6_gib(tmp_path, logs):
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(given, logs):
-    overrides = [*given, "ppo.iterations=40", "callbacks.checkpoint.every=1", "name=stopped"]
+    overrides = [*given, "ppo.num_iterations=40", "callbacks.checkpoint.every=1", "name=stopped"]
     folder = logs / "ppo/stopped"
     process = start(*overrides)
     deadline = time.time() + 120
@@ -282,13 +284,13 @@ def test_an_unfinished_run_is_gone_on_with_by_the_same_settings_only(given, logs
 
 
 def test_a_run_starts_from_the_checkpoint_of_another(given, logs):
-    longer = ["lr_schedule=constant", "ppo.iterations=4", f"resume={logs / 'ppo/constant'}"]
+    longer = ["lr_schedule=constant", "ppo.num_iterations=4", f"resume={logs / 'ppo/constant'}"]
     run([*given, "lr_schedule=constant", "name=constant"])
-    run([*given, "lr_schedule=constant", "ppo.iterations=4", "name=whole4"])
+    run([*given, "lr_schedule=constant", "ppo.num_iterations=4", "name=whole4"])
     run([*given, *longer, "name=longer"])
     for name in ("metrics.csv", "model/model.safetensors"):
         assert (logs / "ppo/longer" / name).read_bytes() == (logs / "ppo/whole4" / name).read_bytes()
-    assert "resume_changed=true" in refusal([*given, *longer, "name=other", "seed=5"])
+    assert "allow_config_change=true" in refusal([*given, *longer, "name=other", "seed=5"])
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input
@@ -312,7 +314,7 @@ OUT_OF_RANGE = {
     "ppo.epochs=0": "ppo.epochs=0: must be at least 1",
     "ppo.minibatch_size=999": "ppo.minibatch_size=999: must be between 1 and ppo.batch_size (16)",
     "ppo.micro_batch_size=0": "ppo.micro_batch_size=0: must be at least 1",
-    "ppo.iterations=0": "ppo.iterations=0: must be at least 1",
+    "ppo.num_iterations=0": "ppo.num_iterations=0: must be at least 1",
     "ppo.lr=-1": "ppo.lr=-1: must be at least 0",
     "ppo.kl_coef=-1": "ppo.kl_coef=-1: must be at least 0",
     "rollout.temperature=0": "rollout.temperature=0: must be greater than 0",
@@ -361,8 +363,8 @@ def test_a_model_that_is_not_there(tmp_path):
     assert not (tmp_path / "logs").exists()
 
 
-def test_a_language_model_is_no_reward_model(artefacts, tmp_path):
-    said = refusal(["experiment=quick", f"reward.path={artefacts[0]}", f"log_dir={tmp_path}"])
+def test_a_language_model_is_no_reward_model(artifacts, tmp_path):
+    said = refusal(["experiment=quick", f"reward.path={artifacts[0]}", f"log_dir={tmp_path}"])
     assert "there is a GPT2LMHeadModel, but a reward model is a sequence classifier with one output" in said
 
 

@@ -23,8 +23,8 @@ from src.core.value_losses import SquaredError
 from src.errors import RewardError
 from src.models.roles import Roles
 from src.rollout.kl_controller import AdaptiveKL
-from src.rollout.scoring import Judge
-from src.rollout.shaping import IgnoreMissingEos, Normalise, ScoreShaping
+from src.rollout.scoring import Scorer
+from src.rollout.shaping import IgnoreMissingEos, Normalize, ScoreShaping
 from src.types import Experience
 from src.utils import distributed as shared
 from src.utils.launch import SummedGradients
@@ -123,7 +123,7 @@ def learn(folder: Path, base: str, aggregation: str, lora: Any, settings: dict[s
     text = {"ids": rows.response_ids, "mask": rows.response_mask}
     gradients = Gradients()
     module = make_module(
-        roles, minibatch_size=3, micro_batch_size=2, entropy_coef=0.1, lm_coef=0.3, batch_size=7,
+        roles, minibatch_size=3, micro_batch_size=2, entropy_coef=0.1, ptx_coef=0.3, batch_size=7,
         aggregation=AGGREGATIONS[aggregation], **settings,
     )  # fmt: skip
     recorder, _ = fit(module, folder, iterations=1, callbacks=(Inject(experience, text), gradients), **together())
@@ -147,7 +147,7 @@ def test_gradients_of_two_ranks_are_those_of_one(
 
 def test_the_early_stop_is_decided_by_all_ranks(ranks: Ranks, base: str, tmp_path: Path) -> None:
     """Checklist 48, 55. On the mean KL(old || new) of the whole minibatch: at the same step, on both ranks."""
-    arguments = tmp_path, base, "token_mean", LORA, {"old_kl_limit": 0.05, "lr": 0.03}
+    arguments = tmp_path, base, "token_mean", LORA, {"early_stop_kl": 0.05, "lr": 0.03}
     alone = learn(*arguments)
     assert alone["logged"][1]["policy/early_stop"] == 1
     assert 1 <= alone["logged"][1]["train/optimizer_steps"] <= 5
@@ -206,12 +206,13 @@ def test_a_natural_gradient_step_of_two_ranks_is_that_of_one(ranks: Ranks, base:
 
 def experience(base: str, kind: str) -> dict[str, Any]:
     """Two batches of experience, the state that is left, and what was measured."""
-    judge, prompts, reward = Judge(timeout=None, drop_failed=kind == "dropped"), make_prompts(PROMPTS), ScriptedReward()
+    scorer = Scorer(timeout=None, drop_failed=kind == "dropped")
+    prompts, reward = make_prompts(PROMPTS), ScriptedReward()
     estimator: Any = GAE(gamma=1.0, lam=0.95, critic_lam=0.95)
     if kind == "dropped":
         reward = FailsOn([1, 4, 5, 6, 7])  # every row of the second rank, and one of the first
     if kind == "raising":
-        judge = dataclasses.replace(judge, drop_failed=True)
+        scorer = dataclasses.replace(scorer, drop_failed=True)
         reward = FailsOn([0, 1, 2, 3], ValueError("cannot"))  # every row of the first rank
     if kind == "groups":
         estimator, prompts = (
@@ -224,8 +225,8 @@ def experience(base: str, kind: str) -> dict[str, Any]:
     if kind == "running":
         estimator = RunningMeanBaseline(gamma=1.0, baseline_decay=0.9)
     maker = make_maker(
-        advantage=estimator, judge=judge, whiten_rewards=kind == "gae",
-        shaping=ScoreShaping(Normalise(), score_clip=1.5, missing_eos=IgnoreMissingEos()),
+        advantage=estimator, scorer=scorer, whiten_rewards=kind == "gae",
+        shaping=ScoreShaping(Normalize(), score_clip=1.5, missing_eos=IgnoreMissingEos()),
         kl_controller=AdaptiveKL(0.1, 1.0, 100),
     )  # fmt: skip
     roles, made = roles_at(base), []
@@ -259,7 +260,7 @@ def test_nothing_left_on_any_rank_is_said_by_all(ranks: Ranks, base: str) -> Non
 
 
 def nothing_left(base: str) -> str:
-    maker = make_maker(judge=Judge(timeout=None, drop_failed=True))
+    maker = make_maker(scorer=Scorer(timeout=None, drop_failed=True))
     reward = FailsOn(list(range(8)), ValueError("NaN where a number was due"))
     with pytest.raises(RewardError) as error:
         maker.make(roles_at(base), reward, make_prompts(PROMPTS), 0, generator(5, "sampling", 0, 0))
@@ -280,7 +281,7 @@ def sft(folder: Path, base: str) -> dict[str, Any]:
 def reward_model(folder: Path) -> dict[str, Any]:
     """A step with every term of the loss, and what is measured on held-out pairs."""
     module = test_reward.make().double()
-    module.margin_coef, module.centre_coef = 0.5, 0.1
+    module.margin_coef, module.center_coef = 0.5, 0.1
     module.make_optimizer = partial(torch.optim.SGD, lr=0.1)
     recorder = Recorder()
     data = test_reward.data(4)
@@ -314,8 +315,8 @@ def test_every_row_falls_to_one_rank(monkeypatch: pytest.MonkeyPatch, world: int
     blocks, dealt = [], []
     for rank in range(world):
         monkeypatch.setattr(shared, "rank", lambda rank=rank: rank)
-        blocks.append(shared.share(rows).index.tolist())
-        dealt.append(list(shared.dealt(torch.arange(rows).split(shared.even(rows, 3)))))
+        blocks.append(shared.row_shard(rows).index.tolist())
+        dealt.append(list(shared.round_robin(torch.arange(rows).split(shared.per_rank_size(rows, 3)))))
     assert [row for block in blocks for row in block] == list(range(rows))
     assert max(map(len, blocks)) - min(map(len, blocks)) <= 1
     assert sorted(row for hand in dealt for piece in hand for row in piece.tolist()) == list(range(rows))
@@ -343,7 +344,7 @@ def test_gradients_are_summed_and_what_nobody_used_has_none(ranks: Ranks) -> Non
 
 def agreed() -> Tensor:
     weight = nn.Parameter(torch.full((3,), float(shared.rank())))
-    shared.agree([weight])
+    shared.broadcast_([weight])
     return weight.detach()
 
 

@@ -26,7 +26,8 @@ ROOT = Path(__file__).parents[1]
 # float64: Adam makes a step of any size out of a gradient that is 0 but for rounding; logged numbers stay float32
 TINY = "experiment=quick trainer.accelerator=cpu model.dtype=float64 logger=csv".split()
 PPO = "reward=length gold_reward=vader ppo.drop_failed=true".split()
-SHORT = "sft.steps=12 sft.eval_rows=30 reward_model.steps=8 reward_model.normalise_samples=16 ppo.iterations=3".split()
+SHORT = ["sft.steps=12", "sft.eval_rows=30", "reward_model.steps=8", "ppo.num_iterations=3"]
+SHORT += ["reward_model.normalization_samples=16"]
 close = {"rtol": 1e-6, "atol": 1e-6}
 
 
@@ -105,8 +106,8 @@ def test_ppo_by_two_ranks(sft: Path, tmp_path: Path) -> None:
     given = [
         *PPO,
         f"model.path={sft / 'model'}",
-        "ppo.lm_coef=0.1",
-        "score_scaling=normalise",
+        "ppo.ptx_coef=0.1",
+        "score_scaling=normalize",
         "kl_controller=adaptive",
     ]
     folders = run(tmp_path / "one", "ppo", *given), run(tmp_path / "two", "ppo", *given, "trainer=ddp")
@@ -116,7 +117,7 @@ def test_ppo_by_two_ranks(sft: Path, tmp_path: Path) -> None:
 def test_a_rank_that_is_killed_ends_the_run_which_can_be_gone_on_with(sft: Path, tmp_path: Path) -> None:
     """The other rank waits for nobody: one sentence, exit code 2, within a minute; the same command goes on."""
     given = [*TINY, *PPO, f"model.path={sft / 'model'}", "trainer=ddp", "callbacks.checkpoint.every=1"]
-    command = [*given, "ppo.iterations=6", "name=killed", f"log_dir={tmp_path}"]
+    command = [*given, "ppo.num_iterations=6", "name=killed", f"log_dir={tmp_path}"]
     process, folder = start(*command), tmp_path / "ppo/killed"
     while not checkpoints(folder / "checkpoints"):
         assert process.poll() is None, process.communicate()[1]

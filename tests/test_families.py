@@ -27,10 +27,10 @@ pytestmark = [
 SHORT = [
     "trainer.accelerator=cpu",
     "sft.steps=2", "sft.batch_size=4", "sft.eval_rows=4", "sft.lr=1e-2", "sft.warmup=0",
-    "reward_model.steps=2", "reward_model.batch_size=4", "reward_model.normalise_samples=4",
-    "reward_model.normalise_new_tokens=4", "reward_model.warmup=0",
-    "ppo.iterations=2", "ppo.batch_size=4", "ppo.minibatch_size=4", "ppo.micro_batch_size=2", "ppo.eval_prompts=4",
-    "ppo.epochs=2", "ppo.critic_warmup=0", "ppo.lr=1e-3", "rollout.max_new_tokens=6", "rollout.batch_size=4",
+    "reward_model.steps=2", "reward_model.batch_size=4", "reward_model.normalization_samples=4",
+    "reward_model.normalization_max_new_tokens=4", "reward_model.warmup=0",
+    "ppo.num_iterations=2", "ppo.batch_size=4", "ppo.minibatch_size=4", "ppo.micro_batch_size=2", "ppo.eval_prompts=4",
+    "ppo.epochs=2", "ppo.critic_warmup=0", "ppo.lr=1e-3", "rollout.max_new_tokens=6", "rollout.scoring_batch_size=4",
 ]  # fmt: skip
 EXPERIMENTS = {  # experiment -> model and set
     "imdb_gpt2": ("gpt2", "imdb"),

@@ -94,7 +94,7 @@ def test_sft_killed_equals_the_run_that_was_not(runner: Runner, fault: Fault) ->
 @pytest.mark.parametrize("fault", faults_of_supervised(random.Random(22), "src.modules.reward:RewardModule.save", 12),
                          ids=lambda fault: fault.phase)  # fmt: skip
 def test_a_reward_model_killed_equals_the_one_that_was_not(runner: Runner, fault: Fault) -> None:
-    """Checklist 61, 62. Its head is normalised once, whenever the kill came."""
+    """Checklist 61, 62. Its head is normalized once, whenever the kill came."""
     assert_equal_after(runner, REWARD, fault.phase.replace(" ", "-").replace(",", ""), fault)
 
 

@@ -24,7 +24,7 @@ def test_embedded_default_raises_the_gold_score_it_never_trained_on(tmp_path: Pa
     assert result["sft"]["grammatical"] >= 0.9
     assert result["ppo"]["grammatical"] >= 0.8
     assert result["ppo"]["distinct"] >= 0.9
-    assert result["rise"]["interval"]["gold"][0] > 0
+    assert result["improvement"]["interval"]["gold"][0] > 0
 
 
 @pytest.mark.slow
@@ -37,4 +37,4 @@ def test_four_roles_on_one_base_learn_the_same_task(tmp_path: Path) -> None:
     assert result["reward_model"]["accuracy"] >= 0.88
     assert result["ppo"]["gold"] >= 0.6
     assert result["ppo"]["grammatical"] >= 0.8
-    assert result["rise"]["interval"]["gold"][0] > 0
+    assert result["improvement"]["interval"]["gold"][0] > 0

@@ -16,8 +16,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Found .* in eval mode:UserWarning"),  # Lightning, of what is so by design
 ]
 
-SMALL = ["experiment=quick", "trainer.accelerator=cpu", "sft.steps=4", "reward_model.steps=3", "ppo.iterations=1"]
-SMALLER = ["sft.eval_rows=20", "reward_model.normalise_samples=16", "ppo.eval_prompts=8", "ppo.epochs=1"]
+SMALL = ["experiment=quick", "trainer.accelerator=cpu", "sft.steps=4", "reward_model.steps=3", "ppo.num_iterations=1"]
+SMALLER = ["sft.eval_rows=20", "reward_model.normalization_samples=16", "ppo.eval_prompts=8", "ppo.epochs=1"]
 
 
 def test_each_override_goes_to_the_stages_that_read_it():
@@ -61,7 +61,7 @@ def test_with_another_reward_there_is_no_reward_stage(tmp_path, monkeypatch):
     def pretend(config):
         stages.append((config.stage, config.model.path))
         Path(config.run_dir).mkdir(parents=True)
-        return {"stage": config.stage, "sft": {"nats_per_token": 1.0}}
+        return {"stage": config.stage, "sft": {"nll_per_token": 1.0}}
 
     monkeypatch.setattr(pipeline, "train", pretend)
     result = run_pipeline(["experiment=quick", "reward=vader", f"log_dir={tmp_path}"])
@@ -105,7 +105,7 @@ def test_a_finished_stage_is_not_taken_for_one_with_other_settings(tmp_path, mon
             run_pipeline(["experiment=quick", "name=mine", f"log_dir={tmp_path}", "sft.lr=1e-3", *others])
         assert trained == []
     capsys.readouterr()
-    assert stages_of("sft.lr=2e-3", "resume_changed=true") == ["ppo"]
+    assert stages_of("sft.lr=2e-3", "allow_config_change=true") == ["ppo"]
     assert "although it was finished with other settings: sft.lr" in capsys.readouterr().out
 
 
@@ -120,8 +120,8 @@ def test_the_pipeline_runs_and_goes_on_after_an_interruption(tmp_path, monkeypat
     folder = tmp_path / "a=b,c/pipeline/all"
     assert result == json.loads((folder / "result.json").read_text())
     assert result["stage"] == "pipeline"
-    assert {"sft", "ppo", "rise", "reward_model", "seconds"} <= set(result)
-    assert result["sft"]["nats_per_token"] > 0
+    assert {"sft", "ppo", "improvement", "reward_model", "seconds"} <= set(result)
+    assert result["sft"]["nll_per_token"] > 0
     assert 0 <= result["reward_model"]["accuracy"] <= 1
     for stage in ("sft", "reward", "ppo"):
         assert (folder / stage / "model/config.json").is_file()

@@ -33,7 +33,7 @@ CORPUS = ["data.n_reviews=240", "data.n_pairs=20"]
 FAST = ["trainer.accelerator=cpu", "model=tiny", "callbacks.curves=null"]
 TINY = [
     *FAST,
-    *("ppo.iterations=1", "ppo.batch_size=8", "ppo.minibatch_size=8", "ppo.micro_batch_size=8", "ppo.epochs=1"),
+    *("ppo.num_iterations=1", "ppo.batch_size=8", "ppo.minibatch_size=8", "ppo.micro_batch_size=8", "ppo.epochs=1"),
     *("ppo.eval_prompts=8", "rollout.max_new_tokens=12"),
 ]
 MODULE = '''
@@ -228,7 +228,7 @@ def test_drop_failed_holds_for_the_final_comparison_and_the_gold_score_too(mine:
     assert 0 < len(samples) == 8 - numbers["rollout/dropped"] < 8
     assert math.isfinite(numbers["rollout/gold"])
     n = result["ppo"]["n"]
-    assert 0 < n["score"] == n["gold"] == result["sft"]["n"]["score"] == result["rise"]["n"]["score"] < 8
+    assert 0 < n["score"] == n["gold"] == result["sft"]["n"]["score"] == result["improvement"]["n"]["score"] < 8
     assert n["kl"] == 8
 
 

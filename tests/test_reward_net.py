@@ -51,14 +51,14 @@ def test_four_roles_run_on_one_base_in_one_command(tmp_path: Path) -> None:
     assert (chosen.reward.path, chosen.choices.reward) == (str(folder / "reward"), "adapter")
     saved = torch.load(next((folder / "ppo/checkpoints").glob("*.ckpt")), weights_only=True)
     assert not [name for name in saved["state_dict"] if ".reward." in name]
-    judge = load_rewards(chosen)["score"]  # for the finished policy, which shares no base any more
-    assert isinstance(judge, LearnedReward)
+    scorer = load_rewards(chosen)["score"]  # for the finished policy, which shares no base any more
+    assert isinstance(scorer, LearnedReward)
     plain = LearnedReward(str(folder / "reward/model"), 4).score(["The film"], [" was good."], [{}])
-    assert torch.equal(judge.score(["The film"], [" was good."], [{}]), plain)
+    assert torch.equal(scorer.score(["The film"], [" was good."], [{}]), plain)
 
 
 def test_an_adapter_that_nobody_gave_is_trained_on_the_model_at_hand(tmp_path: Path) -> None:
-    """And kept: another seed finds it; a reward model of its own is another artefact."""
+    """And kept: another seed finds it; a reward model of its own is another artifact."""
     stages: list[Any] = []
 
     def pretend(config: Any) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def test_without_an_adapter_in_ppo_the_reward_stage_is_run_all_the_same(
     def pretend(config: Any) -> dict[str, Any]:
         given.append((config.stage, config.model.path, config.reward.get("path")))
         Path(config.run_dir).mkdir(parents=True)
-        figures: dict[str, Any] = {"nats_per_token": 1.0, "accuracy": 1.0}
+        figures: dict[str, Any] = {"nll_per_token": 1.0, "accuracy": 1.0}
         return {"stage": config.stage, "sft": figures, "reward_model": figures}
 
     monkeypatch.setattr(pipeline, "train", pretend)

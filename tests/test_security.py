@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from src.checkpointing.checksum import seal
-from src.checkpointing.resume import start_of
+from src.checkpointing.resume import find_checkpoint
 from src.config.compose import compose, instantiate
 from src.config.validate import preflight
 from src.errors import CheckpointError, ConfigError, ModelError
@@ -57,7 +57,7 @@ def test_a_checkpoint_with_a_payload_is_not_opened(given: bool, tmp_path: Path) 
     config = compose([f"resume={file}"] if given else [])
     config.run_dir = str(tmp_path / "other" if given else tmp_path)
     with pytest.raises(CheckpointError, match=r"iteration-1\.ckpt holds more than tensors"):
-        start_of(config)
+        find_checkpoint(config)
     assert not (tmp_path / "marker").exists()
 
 

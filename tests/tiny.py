@@ -34,7 +34,7 @@ from src.modules.ppo import PPOModule, PPOSettings
 from src.rollout.experience import ExperienceMaker, ReferenceKL
 from src.rollout.kl_controller import FixedKL
 from src.rollout.sampling import Sampler
-from src.rollout.scoring import Judge
+from src.rollout.scoring import Scorer
 from src.rollout.shaping import IgnoreMissingEos, NoScaling, ScoreShaping
 from src.types import Experience, PreferencePair, PromptRow, Prompts, Rollout
 
@@ -160,7 +160,7 @@ def ragged_rollout(rows: int = 7, prompt: int = 5, response: int = 6, seed: int 
         prompt_mask=prompt_mask,
         response_ids=response_ids.where(response_mask, PAD),
         response_mask=response_mask,
-        behaviour_logprobs=torch.zeros(rows, response),
+        behavior_logprobs=torch.zeros(rows, response),
         finished=finished,
         prompt_index=torch.arange(rows),
         group_ids=torch.arange(rows),
@@ -226,7 +226,7 @@ def make_maker(**changes: Any) -> ExperienceMaker:
     temperature = changes.pop("temperature", 1.0)
     plain: dict[str, Any] = {
         "sampler": Sampler(max_new_tokens=6, temperature=temperature),
-        "judge": Judge(timeout=None, drop_failed=False),
+        "scorer": Scorer(timeout=None, drop_failed=False),
         "shaping": ScoreShaping(NoScaling(), score_clip=None, missing_eos=IgnoreMissingEos()),
         "reference_kl": KL_IN_REWARD,
         "kl_controller": FixedKL(0.1),
@@ -261,8 +261,8 @@ def make_module(roles: Roles, **changes: Any) -> PPOModule:
         "micro_batch_size": 3,
         "max_grad_norm": 1.0,
         "entropy_coef": 0.0,
-        "lm_coef": 0.0,
-        "old_kl_limit": None,
+        "ptx_coef": 0.0,
+        "early_stop_kl": None,
         "critic_warmup": 0,
         "temperature": 1.0,
     }
@@ -348,7 +348,7 @@ def fit(
         eval_batch_size=3,
         max_prompt_tokens=8,
         max_text_tokens=12,
-        lm_coef=settings.lm_coef,
+        ptx_coef=settings.ptx_coef,
         seed=seed,
     )
     recorder = Recorder()

@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadMo
 
 from benchmarks.compare.workload import VOCABULARY, Workload
 from src.data.tokenizers import word_level
-from src.models.reward_choices import OnBase
+from src.models.reward_choices import SharedBaseAdapter
 from src.models.settings import LoraSettings, ModelSettings
 
 BEGIN = "begin"
@@ -55,7 +55,8 @@ def write_reward_adapter(workload: Workload, folder: Path) -> None:
     """`reward_adapter`: a fresh LoRA adapter and score head on the policy's base."""
     lora = LoraSettings(workload.rank, 2 * workload.rank, 0.0, ["c_attn"])
     settings = ModelSettings("policy", str(folder / "policy"), "float32", "sdpa", False, lora, None)
-    OnBase(settings, lora).build(make_tokenizer(), 0, False).save(folder / "reward_adapter", make_tokenizer())
+    net = SharedBaseAdapter(settings, lora).build(make_tokenizer(), 0, False)
+    net.save(folder / "reward_adapter", make_tokenizer())
 
 
 def write_prompts(workload: Workload, folder: Path) -> None:

@@ -61,9 +61,10 @@ def overrides(workload: Workload, folder: Path) -> list[str]:
         *(f"data.splits.{split}={folder}/{split}.jsonl" for split in ("validation", "test")),
         *("model.lora.targets=[c_attn]", f"model.lora.rank={workload.rank}", f"model.lora.alpha={2 * workload.rank}"),
         *("reward=learned", f"reward.path={folder}/reward", f"reward.batch_size={workload.rows // 2}"),
-        *(f"ppo.iterations={workload.iterations}", f"ppo.batch_size={workload.rows}", f"ppo.epochs={workload.epochs}"),
+        *(f"ppo.num_iterations={workload.iterations}", f"ppo.epochs={workload.epochs}"),
+        f"ppo.batch_size={workload.rows}",
         *(f"ppo.minibatch_size={workload.minibatch}", f"ppo.micro_batch_size={workload.minibatch}", "ppo.lr=1e-5"),
-        *("ppo.eval_prompts=1", f"rollout.batch_size={workload.rows // 2}"),
+        *("ppo.eval_prompts=1", f"rollout.scoring_batch_size={workload.rows // 2}"),
         *(f"rollout.max_prompt_tokens={workload.longest}", f"rollout.max_new_tokens={workload.new_tokens}"),
         "+callbacks.clock._target_=benchmarks.compare.ours.PhaseClock",
     ]

@@ -54,7 +54,7 @@ What is not comparable:
   trims each minibatch and runs the head on response tokens. The limit counts real tokens and response positions for
   both.
 - TRL takes the old log-probabilities from the sampler; this project computes them again by the path that trains.
-- This project's reward model reads text that is decoded and tokenised again, with an end token appended; TRL's
+- This project's reward model reads text that is decoded and tokenized again, with an end token appended; TRL's
   reads ids.
 - Responses are drawn for all prompts at once in both programs; TRL also scores them at once, this project half of them
   at a time.

@@ -14,7 +14,7 @@ from torch import Tensor
 from src.core.overoptimization import fit_gao_form, gao_form, turning_point
 from src.errors import require
 from src.loggers.csv import read_table
-from src.models.weights import write
+from src.models.weights import restore
 from src.modules.ppo import PPOModule
 
 
@@ -73,7 +73,7 @@ class GoldStop(Callback):
         if self._ends():
             trainer.should_stop = True
             with torch.no_grad():
-                write(self.best_policy, pl_module.roles.policy_parameters())
+                restore(self.best_policy, pl_module.roles.policy_parameters())
             rank_zero_only(print)(
                 f"stopped after iteration {batch_idx + 1}, gold falls while the score rises: "
                 f"back to the policy that iteration {(best(windows) + 1) * self.window} measured"
@@ -141,7 +141,7 @@ def draw(rows: list[list[float]], path: Path) -> None:
     grid = torch.linspace(0, distance.max().item(), 200, dtype=torch.float64)
     axis.plot(grid, start + gao_form(grid, alpha, beta), label=f"gold, d ({alpha:.3g} - {beta:.3g} log d)")
     if turn is not None and turn <= distance.max():
-        axis.axvline(turn, linestyle=":", color="grey", label=f"turning point, d = {turn:.2g}")
+        axis.axvline(turn, linestyle=":", color="gray", label=f"turning point, d = {turn:.2g}")
     axis.set_xlabel("d = sqrt(KL(policy || reference)), KL in nats per sequence")
     axis.legend()
     axis.grid(alpha=0.3)

@@ -14,11 +14,11 @@ from src.modules.reward import RewardModule
 from src.rewards.learned import score_rows
 from src.rollout.sampling import Sampler
 from src.types import Corpus
-from src.utils.distributed import Share
+from src.utils.distributed import RowShard
 from src.utils.seeding import generator
 
 
-class NormaliseScores(Callback):
+class NormalizeScores(Callback):
     """Source: section 2.1 of Stiennon et al. (https://arxiv.org/abs/2009.01325), detail 4 of the N details.
 
     Without an SFT policy (`model.path` null) the corpus's own texts stand for its samples.
@@ -40,7 +40,7 @@ class NormaliseScores(Callback):
         whole = encode_completions(tokenizer, prompts, responses, net.chat_template)
         rows = [shorten(row, data.max_tokens, tokenizer) for row in whole]
         scores = score_rows(net.scores, rows, tokenizer.pad_token_id, 256, pl_module.device)
-        net.normalise(float(scores.mean()), float(scores.std()))
+        net.normalize(float(scores.mean()), float(scores.std()))
 
     def _sft_samples(self, corpus: Corpus, batch_size: int) -> tuple[list[str], list[str]]:
         """Prompts and the policy's responses to them, `batch_size` at a time: another size draws the same.
@@ -57,7 +57,7 @@ class NormaliseScores(Callback):
         answers: list[str] = []
         for index in torch.arange(len(rows)).split(batch_size):
             ids, mask = pad_left([rows[i] for i in index], tokenizer.pad_token_id)
-            draws, share = generator(self.seed, "normalise"), Share(index, len(rows))
+            draws, share = generator(self.seed, "normalize"), RowShard(index, len(rows))
             responses, kept, *_ = self.sampler.sample(lm, ids, mask, stop, tokenizer.pad_token_id, draws, share)
             batch = zip(ids, mask, responses, kept, strict=True)
             answers += [response_text(tokenizer, p[pm], r[rm]) for p, pm, r, rm in batch]

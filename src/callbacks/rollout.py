@@ -35,7 +35,7 @@ class RolloutCallback(Callback):
                 pl_module.roles, pl_module.reward, prompts, batch_idx, draws, pl_module.nonfinite
             )
         if pl_module.gold_reward is not None:
-            gold = self.maker.judge.judge(pl_module.gold_reward, experience.rollout)
+            gold = self.maker.scorer.score(pl_module.gold_reward, experience.rollout)
             measures["rollout/gold"] = gold.scores.mean().item()
         trim()  # what sampling and scoring have left is cut to other sizes than learning needs
         batch["experience"] = experience

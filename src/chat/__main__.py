@@ -23,7 +23,7 @@ from src.config.errors import key_of
 from src.config.validate import preflight
 from src.errors import ConfigError, require
 from src.evaluate.prompts import load_rewards
-from src.models.inference_roles import load_finished
+from src.models.inference_roles import load_inference_roles
 from src.models.loading import context_length, load_config, load_tokenizer
 from src.runs.find import find_run, own_settings, settings_of
 from src.runs.report import friendly_errors, quiet_libraries
@@ -54,17 +54,17 @@ def open_talk(given: str, arguments: list[str]) -> Talk:
     lengths = [f"rollout.max_new_tokens={own['max_new_tokens']}", "rollout.max_prompt_tokens=1"]
     config = settings_of(run, given, [*overrides, *lengths])
     preflight(config)
-    judged = trained or any(key_of(override).split(".")[0] == "reward" for override in overrides)
-    if judged and config.reward.get("path", "given") is None:
+    scored = trained or any(key_of(override).split(".")[0] == "reward" for override in overrides)
+    if scored and config.reward.get("path", "given") is None:
         raise ConfigError(f"{given}: which reward model? add reward.path=FOLDER, or reward=vader")
     tokenizer = load_tokenizer(policy, trusted=trusted)
     before = run.before if run is not None and trained else None
-    roles = load_finished(instantiate(config.model), tokenizer, policy, before).to(device())
+    roles = load_inference_roles(instantiate(config.model), tokenizer, policy, before).to(device())
     return Talk(
         roles,
         Conversation(tokenizer, None if limit is None else limit - own["max_new_tokens"]),
-        load_rewards(config) if judged else {},
-        instantiate(config.checks.maker).judge,
+        load_rewards(config) if scored else {},
+        instantiate(config.checks.maker).scorer,
         own["max_new_tokens"],
         own["temperature"],
         config.seed,

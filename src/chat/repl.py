@@ -14,11 +14,11 @@ from transformers import TextStreamer
 
 from src.chat.conversation import Conversation, valid
 from src.errors import RewardError
-from src.models.inference_roles import FinishedRoles
+from src.models.inference_roles import InferenceRoles
 from src.models.roles import Role
 from src.models.text import decode
 from src.rollout.sampling import Sampler
-from src.rollout.scoring import Judge
+from src.rollout.scoring import Scorer
 from src.types import AnyReward, Rollout
 from src.utils.seeding import generator
 
@@ -40,15 +40,15 @@ class Talk:
 
     def __init__(
         self,
-        roles: FinishedRoles,
+        roles: InferenceRoles,
         conversation: Conversation,
         rewards: dict[str, AnyReward],
-        judge: Judge,
+        scorer: Scorer,
         max_new_tokens: int,
         temperature: float,
         seed: int,
     ) -> None:
-        self.roles, self.conversation, self.rewards, self.judge = roles, conversation, rewards, judge
+        self.roles, self.conversation, self.rewards, self.scorer = roles, conversation, rewards, scorer
         self.sampler, self.greedy = Sampler(max_new_tokens, temperature or 1.0), temperature == 0
         self.seed, self.turn, self.console = seed, 0, Console()
         self.asked: tuple[str, list[int]] | None = None  # the last prompt, as text and as ids
@@ -134,7 +134,7 @@ class Talk:
         elif self._answered():
             for name, reward in self.rewards.items():
                 try:
-                    found = replace(self.judge, drop_failed=False).judge(reward, self._rollout()).scores.item()
+                    found = replace(self.scorer, drop_failed=False).score(reward, self._rollout()).scores.item()
                     self._say(f"{name}: {found:.3f}")
                 except RewardError as error:
                     self._say(f"{name}: {error}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from src.checkpointing.checksum import PlainWrite, seal
+from src.checkpointing.checksum import DirectWrite, seal
 from src.errors import CheckpointError, require
 from src.loggers.csv import CsvTables
 
@@ -40,7 +40,7 @@ class IterationCheckpoint(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Have checkpoints written where they are wanted."""
-        trainer.strategy.checkpoint_io = PlainWrite()
+        trainer.strategy.checkpoint_io = DirectWrite()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

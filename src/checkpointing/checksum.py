@@ -14,7 +14,7 @@ SEAL = b"sha256:"  # a sealed file ends in this and the 32 bytes of the SHA-256 
 LENGTH = len(SEAL) + 32
 
 
-class PlainWrite(TorchCheckpointIO):
+class DirectWrite(TorchCheckpointIO):
     """Writes straight to the path it is given; Lightning's own takes the way through the folder for temporary files."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
@@ -52,7 +52,7 @@ def rename(temporary: Path, final: Path) -> None:
         os.close(folder)
 
 
-def is_whole(path: Path) -> bool:
+def checksum_matches(path: Path) -> bool:
     """Whether the file ends in the checksum of all before its end; False also for one that cannot be read."""
     try:
         with path.open("rb") as file:

@@ -17,10 +17,10 @@ from src.rewards.learned import LearnedReward
 FORMAT = 1
 LIBRARIES = ("torch", "lightning", "transformers", "tokenizers", "peft", "numpy")
 READING = ".reading"  # ends the names of the fingerprints of what decides a learned reward's scores beside its weights
-TOLD = "resume_changed=true goes on all the same"
+TOLD = "allow_config_change=true goes on all the same"
 
 
-class RunRecord(Callback):
+class RunMetadata(Callback):
     """Adds `format` and `run` to each checkpoint: configuration, versions, processes, revision, fingerprints.
 
     `config` is the resolved configuration in plain types, `git_revision` the commit or None. Going on with other

@@ -14,36 +14,37 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from src.checkpointing.checkpoint import checkpoints
-from src.checkpointing.checksum import is_whole
+from src.checkpointing.checksum import checksum_matches
 from src.checkpointing.metadata import FORMAT, TOLD
 from src.config.compose import source_key
 from src.errors import CheckpointError, ConfigError
 
 WITH_A_MEMORY = ("ppo.advantage", "ppo.kl_controller", "ppo.old_kl_controller", "ppo.score_scaling")
-LENGTHS = ("ppo.iterations", "sft.steps", "reward_model.steps")
+LENGTHS = ("ppo.num_iterations", "sft.steps", "reward_model.steps")
 SAFE = (
-    *("overrides", "choices", "run_dir", "log_dir", "name", "resume_changed"),  # what the run is called, where it lies
-    *("logger", "log_every", "unit", "sweep_metric"),  # what is said of it
+    *("overrides", "choices", "run_dir", "log_dir", "name"),  # what the run is called, where it lies
+    "allow_config_change",
+    *("logger", "log_every", "progress_unit", "sweep_metric"),  # what is said of it
     *("callbacks.checkpoint", "callbacks.stop", "callbacks.progress", "callbacks.samples"),
     *("callbacks.curves", "callbacks.gold"),
     *("trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.default_root_dir"),
     *("ppo.eval_prompts", "sft.eval_rows"),  # of the comparison at the end
-    *("ppo.micro_batch_size", "rollout.batch_size"),  # memory; results up to rounding
-    *("ppo.reward_timeout", "nonfinite", "sequence_tokens"),  # limits that raise an error and change no number
+    *("ppo.micro_batch_size", "rollout.scoring_batch_size"),  # memory; results up to rounding
+    *("ppo.reward_timeout", "nonfinite", "max_sequence_length"),  # limits that raise an error and change no number
     *("model.path", "model.name", "reward.path", "data.path"),  # weights, tokenizer and rows are compared themselves
 )
 
 
-def start_of(config: DictConfig) -> Path | None:
+def find_checkpoint(config: DictConfig) -> Path | None:
     """The checkpoint that the run in `config.run_dir` goes on from; None: it starts at its beginning.
 
     With `resume=auto` it is the run's own; with `resume=PATH` (a checkpoint or a run folder) that one, until the run
     has its own. Raises `CheckpointError` when none of a folder's checkpoints can be read, and `ConfigError` when
-    settings that change results differ from the checkpoint's and `resume_changed` is not set.
+    settings that change results differ from the checkpoint's and `allow_config_change` is not set.
     """
     if config.resume == "never":
         return None
-    found = newest_sound(Path(config.run_dir) / "checkpoints", set_aside=True)
+    found = newest_intact(Path(config.run_dir) / "checkpoints", set_aside=True)
     if found is None and config.resume != "auto":
         found = given(config.resume)
     if found is not None:
@@ -55,25 +56,25 @@ def given(resume: str) -> Path:
     """The checkpoint that `resume=PATH` names."""
     path = Path(resume).expanduser()
     if path.is_dir():
-        found = newest_sound(path / "checkpoints" if (path / "checkpoints").is_dir() else path, set_aside=False)
+        found = newest_intact(path / "checkpoints" if (path / "checkpoints").is_dir() else path, set_aside=False)
         if found is None:
             raise ConfigError(f"resume={resume}: there is no checkpoint in that folder")
         return found
     if not path.is_file():
         raise ConfigError(f"resume={resume}: must be auto, never, a checkpoint or a run folder; there is no such file")
-    if not is_whole(path):
+    if not checksum_matches(path):
         raise CheckpointError(f"resume={resume}: the file is torn or was changed, its checksum is wrong")
     return path
 
 
-def newest_sound(folder: Path, *, set_aside: bool) -> Path | None:
+def newest_intact(folder: Path, *, set_aside: bool) -> Path | None:
     """The newest checkpoint with a right checksum; None when there is none at all.
 
     Damaged ones are named in a warning and, with `set_aside`, renamed, so that they count for nothing any more.
     """
     saved = checkpoints(folder)
     damaged: list[Path] = []
-    while saved and not is_whole(saved[-1]):
+    while saved and not checksum_matches(saved[-1]):
         damaged.append(saved.pop())
     if not damaged:
         return saved[-1] if saved else None
@@ -96,7 +97,7 @@ def changed_keys(before: dict[str, Any], config: DictConfig) -> list[str]:
     return sorted({source_key(config, key) for key in differing})
 
 
-def said_changes(before: dict[str, Any], config: DictConfig, keys: list[str]) -> str:
+def describe_changes(before: dict[str, Any], config: DictConfig, keys: list[str]) -> str:
     """What the first eight of the keys were and are, in words."""
     old, new = flat(before), flat(plain(config))
     said = ", ".join(f"{key} ({old.get(key, 'not set')} -> {new.get(key, 'not set')})" for key in keys[:8])
@@ -142,10 +143,11 @@ def _refuse_changes(config: DictConfig, path: Path) -> None:
     own = path.parent.parent == Path(config.run_dir)
     changed = [key for key in changed_keys(before, config) if own or key != "resume"]
     unsafe = [key for key in changed if not is_safe(key, config)]
-    if unsafe and not config.resume_changed:
+    if unsafe and not config.allow_config_change:
         raise ConfigError(
-            f"{path} was made with other settings, and these change results: {said_changes(before, config, unsafe)}; "
-            f"give the same again, or {TOLD}; resume=never or another name starts anew"
+            f"{path} was made with other settings, and these change results: "
+            f"{describe_changes(before, config, unsafe)}; give the same again, or {TOLD}; resume=never or another name "
+            f"starts anew"
         )
     now, silent = flat(plain(config)), ("overrides", "choices", "run_dir")
     made_here = [key for key in ("model.path", "reward.path") if now.get(key) is None]  # and found again later

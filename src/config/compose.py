@@ -71,7 +71,7 @@ def settings_hash(config: DictConfig, *others: str) -> str:
     """SHA-256 of what a run is asked to do; where its folder lies and what it is called (and `others`) do not count."""
     settings = OmegaConf.to_container(config, resolve=False)
     assert isinstance(settings, dict)
-    for name in ("overrides", "choices", "run_dir", "log_dir", "name", "resume", "resume_changed", *others):
+    for name in ("overrides", "choices", "run_dir", "log_dir", "name", "resume", "allow_config_change", *others):
         settings.pop(name, None)
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 

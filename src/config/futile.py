@@ -16,12 +16,12 @@ def refuse_futile(config: DictConfig, estimator: Estimator) -> None:
     if config.trainer.get("max_epochs") != 1:
         raise ConfigError(
             f"trainer.max_epochs={said(config.trainer.get('max_epochs'))}: a second pass would run the same iterations "
-            f"again with a learning rate of 0: trainer.max_epochs=1, and ppo.iterations for a longer run"
+            f"again with a learning rate of 0: trainer.max_epochs=1, and ppo.num_iterations for a longer run"
         )
-    if estimator.needs_values and ppo.critic_warmup >= ppo.iterations:
+    if estimator.needs_values and ppo.critic_warmup >= ppo.num_iterations:
         raise ConfigError(
-            f"ppo.critic_warmup={ppo.critic_warmup}: must be smaller than ppo.iterations ({ppo.iterations}), or the "
-            f"policy never learns"
+            f"ppo.critic_warmup={ppo.critic_warmup}: must be smaller than ppo.num_iterations ({ppo.num_iterations}), "
+            f"or the policy never learns"
         )
     if choices.kl_controller == "adaptive" and ppo.kl_horizon <= 0.2 * ppo.batch_size:
         raise ConfigError(
@@ -35,5 +35,5 @@ def refuse_futile(config: DictConfig, estimator: Estimator) -> None:
             f"policy moves, so it is 0 and the coefficient halves for ever: ppo.epochs=2, or a ppo.minibatch_size "
             f"below ppo.batch_size ({ppo.batch_size})"
         )
-    if ppo.lm_coef == 0 and "ppo.lm_max_tokens" in [key_of(override) for override in config.overrides]:
-        raise ConfigError("ppo.lm_coef=0 leaves the third loss out, so nothing reads ppo.lm_max_tokens: remove it")
+    if ppo.ptx_coef == 0 and "ppo.ptx_max_tokens" in [key_of(override) for override in config.overrides]:
+        raise ConfigError("ppo.ptx_coef=0 leaves the third loss out, so nothing reads ppo.ptx_max_tokens: remove it")

@@ -39,15 +39,15 @@ class Range:
 
 
 RANGES = (
-    Range("ppo.iterations ppo.batch_size ppo.eval_prompts", 1),
-    Range("rollout.samples_per_prompt rollout.max_prompt_tokens rollout.batch_size", 1),
+    Range("ppo.num_iterations ppo.batch_size ppo.eval_prompts", 1),
+    Range("rollout.samples_per_prompt rollout.max_prompt_tokens rollout.scoring_batch_size", 1),
     Range(
         "sft.steps sft.batch_size sft.eval_rows reward_model.steps reward_model.batch_size reward_model.max_tokens", 1
     ),
-    Range("sft.max_tokens ppo.lm_max_tokens reward_model.normalise_samples", 2),
+    Range("sft.max_tokens ppo.ptx_max_tokens reward_model.normalization_samples", 2),
     Range("ppo.lr ppo.critic_lr sft.lr reward_model.lr sft.weight_decay reward_model.weight_decay", 0),
     Range("ppo.warmup sft.warmup reward_model.warmup reward_model.min_gap", 0),
-    Range("reward_model.margin_coef reward_model.centre_coef reward_model.lm_coef", 0),
+    Range("reward_model.margin_coef reward_model.center_coef reward_model.lm_coef", 0),
     Range("ppo.adam_eps sft.max_grad_norm reward_model.max_grad_norm", 0, open_ended=True),
     Range("callbacks.samples.every callbacks.samples.rows", 1),
 )
@@ -76,7 +76,7 @@ def preflight(config: DictConfig) -> None:
         _check_targets(config, model, architecture)
     if config.stage == "reward":
         _check_reward_net(config)
-        _check_normalising(config, architecture)
+        _check_normalizing(config, architecture)
     if config.stage == "ppo":
         _check_shared_base(config, model)
         _check_pairs(config)
@@ -183,7 +183,7 @@ def _check_trust_region(config: DictConfig, model: ModelSettings) -> None:
             f"model.attn_implementation={value}: policy_loss=trpo differentiates twice, which this cannot; "
             f"use sdpa or eager"
         )
-    for key, off in {"model.gradient_checkpointing": False, "ppo.lm_coef": 0, "ppo.old_kl_limit": None}.items():
+    for key, off in {"model.gradient_checkpointing": False, "ppo.ptx_coef": 0, "ppo.early_stop_kl": None}.items():
         value = OmegaConf.select(config, key)
         if value != off:
             wanted = "null" if off is None else str(off).lower()
@@ -192,10 +192,10 @@ def _check_trust_region(config: DictConfig, model: ModelSettings) -> None:
 
 def _check_length(config: DictConfig, model: ModelSettings, architecture: PretrainedConfig) -> None:
     """What the stage reads at most must fit into the model's context."""
-    limit, lengths = context_length(architecture), OmegaConf.to_container(config.sequence_tokens, resolve=False)
+    limit, lengths = context_length(architecture), OmegaConf.to_container(config.max_sequence_length, resolve=False)
     assert isinstance(lengths, list)
     keys = [match[1] for length in lengths if (match := re.fullmatch(r"\$\{(.+)\}", str(length)))]
-    needed = sum(config.sequence_tokens)
+    needed = sum(config.max_sequence_length)
     if limit is not None and needed > limit:
         total = " + ".join(f"{key} ({OmegaConf.select(config, key)})" for key in keys)
         raise ConfigError(f"{total} may reach {needed} tokens, but model {model.name!r} reads at most {limit}")
@@ -239,13 +239,14 @@ def _check_reward_net(config: DictConfig) -> None:
     _check_layers(choice.lora, architecture, "reward_model.net.lora", "of the reward stage")
 
 
-def _check_normalising(config: DictConfig, architecture: PretrainedConfig | None) -> None:
+def _check_normalizing(config: DictConfig, architecture: PretrainedConfig | None) -> None:
     """The SFT policy must be able to read a prompt and write the samples that gain and bias are set on."""
-    limit, longest = None if architecture is None else context_length(architecture), config.reward_model
-    if limit is not None and longest.normalise_new_tokens >= limit and config.callbacks.get("normalise") is not None:
+    limit = None if architecture is None else context_length(architecture)
+    longest = config.reward_model.normalization_max_new_tokens
+    if limit is not None and longest >= limit and config.callbacks.get("normalize") is not None:
         raise ConfigError(
-            f"reward_model.normalise_new_tokens={longest.normalise_new_tokens}: must be smaller than {limit}, which is "
-            f"all that model {config.model.name!r} reads, prompt included"
+            f"reward_model.normalization_max_new_tokens={longest}: must be smaller than {limit}, which is all that "
+            f"model {config.model.name!r} reads, prompt included"
         )
 
 

@@ -1,1 +1,1 @@
-"""Pure tensor maths: imports torch and `src.types`, nothing else."""
+"""Pure tensor math: imports torch, `src.types` and `src.errors`, nothing else."""

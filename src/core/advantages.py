@@ -126,11 +126,11 @@ def group_relative(scores: Tensor, group_ids: Tensor, *, scale: bool) -> Tensor:
     Shapes: scores (B,), group_ids (B,) -> (B,).
     """
     size = group_sum(torch.ones_like(scores), group_ids)
-    centred = scores - group_sum(scores, group_ids) / size
+    centered = scores - group_sum(scores, group_ids) / size
     if scale:
-        variance = group_sum(centred.square(), group_ids) / (size - 1).clamp(min=1)
-        centred = centred / (variance.sqrt() + 1e-6)
-    return torch.where(unequal(scores, group_ids), centred, torch.zeros_like(scores))
+        variance = group_sum(centered.square(), group_ids) / (size - 1).clamp(min=1)
+        centered = centered / (variance.sqrt() + 1e-6)
+    return torch.where(unequal(scores, group_ids), centered, torch.zeros_like(scores))
 
 
 def per_token(scores: Tensor, mask: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """How per-token losses become one number: weights (B, T) such that loss = sum(weights * losses).
 
-Weights are computed once over the whole (global) minibatch and cut into micro-batches afterwards. The loss is linear
+Weights are computed once over the whole (global) minibatch and cut into micro-batches afterward. The loss is linear
 in them, so micro-batch size, padding and the number of ranks change nothing.
 """
 

@@ -34,7 +34,7 @@ def require_unit(owner: Any, *names: str) -> None:
         require(0 <= getattr(owner, name) <= 1, name, getattr(owner, name), "between 0 and 1")
 
 
-def known(x: Tensor | None) -> Tensor:
+def require_given(x: Tensor | None) -> Tensor:
     """What an estimator says it needs. Raises `ValueError` where it was not given."""
     if x is None:
         raise ValueError("the episodes lack what this estimator needs (see needs_values and needs_greedy)")
@@ -102,7 +102,7 @@ class BatchMeanBaseline(DiscountedEstimator):
         return batch_mean_baseline(episodes.rewards, episodes.mask, self.gamma)
 
 
-class NormalisedReturn(DiscountedEstimator):
+class NormalizedReturn(DiscountedEstimator):
     """Phi_t = (G_t - mean) / std over the tokens of the batch: REINFORCE++ (https://arxiv.org/abs/2501.03262)."""
 
     def advantages(self, episodes: Episodes) -> Tensor:
@@ -162,7 +162,7 @@ class CriticEstimator(Estimator, ABC):
 
     def returns(self, episodes: Episodes) -> Tensor:
         """The lambda-return."""
-        values = known(episodes.old_values)
+        values = require_given(episodes.old_values)
         return lambda_returns(episodes.rewards, values, episodes.mask, self.gamma, self.critic_lam)
 
 
@@ -172,7 +172,7 @@ class ValueBaseline(CriticEstimator):
     def advantages(self, episodes: Episodes) -> Tensor:
         """G_t minus the value."""
         to_go = reward_to_go(episodes.rewards, episodes.mask, self.gamma)
-        return to_go - masked(known(episodes.old_values), episodes.mask)
+        return to_go - masked(require_given(episodes.old_values), episodes.mask)
 
 
 class TDError(CriticEstimator):
@@ -180,12 +180,12 @@ class TDError(CriticEstimator):
 
     def advantages(self, episodes: Episodes) -> Tensor:
         """delta_t."""
-        return td_errors(episodes.rewards, known(episodes.old_values), episodes.mask, self.gamma)
+        return td_errors(episodes.rewards, require_given(episodes.old_values), episodes.mask, self.gamma)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GAE(CriticEstimator):
-    """Phi_t = generalised advantage estimate."""
+    """Phi_t = generalized advantage estimate."""
 
     lam: float
 
@@ -196,7 +196,7 @@ class GAE(CriticEstimator):
 
     def advantages(self, episodes: Episodes) -> Tensor:
         """A_t."""
-        return gae(episodes.rewards, known(episodes.old_values), episodes.mask, self.gamma, self.lam)
+        return gae(episodes.rewards, require_given(episodes.old_values), episodes.mask, self.gamma, self.lam)
 
 
 class LeaveOneOut(Estimator):
@@ -235,4 +235,4 @@ class GreedyBaseline(DiscountedEstimator):
     def advantages(self, episodes: Episodes) -> Tensor:
         """G_t minus the greedy score."""
         to_go = reward_to_go(episodes.rewards, episodes.mask, self.gamma)
-        return masked(to_go - known(episodes.greedy_scores).unsqueeze(1), episodes.mask)
+        return masked(to_go - require_given(episodes.greedy_scores).unsqueeze(1), episodes.mask)

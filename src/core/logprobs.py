@@ -10,7 +10,7 @@ def _scaled(logits: Tensor, temperature: float) -> Tensor:
     return (logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits) / temperature
 
 
-def normalised_logits(logits: Tensor, temperature: float = 1.0) -> Tensor:
+def normalized_logits(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """log pi(v) = z_v - logsumexp(z), z = logits / temperature. Shapes: (..., V) -> (..., V) nats."""
     return _scaled(logits, temperature).log_softmax(dim=-1)
 

@@ -21,8 +21,8 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 def masked_variance(x: Tensor, mask: Tensor) -> Tensor:
     """Unbiased variance (divided by n - 1) of the counted elements; 0 when fewer than two count. Result: scalar."""
-    centred = masked(x - masked_mean(x, mask), mask)
-    return centred.square().sum() / (mask.sum() - 1).clamp(min=1)
+    centered = masked(x - masked_mean(x, mask), mask)
+    return centered.square().sum() / (mask.sum() - 1).clamp(min=1)
 
 
 def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:

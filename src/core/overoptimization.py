@@ -1,4 +1,4 @@
-"""How a true score answers to optimising a proxy of it."""
+"""How a true score answers to optimizing a proxy of it."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def reinforce(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: 
 
 
 def surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> TokenLoss:
-    """L_t = -rho_t A_t: what TRPO maximises within a bound on KL(old || new), and PPO-penalty beside a multiple of it.
+    """L_t = -rho_t A_t: what TRPO maximizes within a bound on KL(old || new), and PPO-penalty beside a multiple of it.
 
     Source: TRPO, eq. 14 (https://arxiv.org/abs/1502.05477). Shapes: all (B, T).
     """

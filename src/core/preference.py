@@ -15,8 +15,8 @@ def pairwise_loss(chosen_scores: Tensor, rejected_scores: Tensor, margin: Tensor
     return -F.logsigmoid(chosen_scores - rejected_scores - margin)
 
 
-def centring(chosen_scores: Tensor, rejected_scores: Tensor) -> Tensor:
-    """(r_w + r_l)^2 per pair: pulls scores, which the pairwise loss leaves free to drift together, towards 0.
+def centering(chosen_scores: Tensor, rejected_scores: Tensor) -> Tensor:
+    """(r_w + r_l)^2 per pair: pulls scores, which the pairwise loss leaves free to drift together, toward 0.
 
     Source: Eisenstein et al., section 2 (https://arxiv.org/abs/2312.09244). Shapes: (B,) -> (B,).
     """

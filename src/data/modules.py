@@ -131,7 +131,7 @@ class PromptData(LightningDataModule):
         eval_batch_size: int,
         max_prompt_tokens: int,
         max_text_tokens: int,
-        lm_coef: float,
+        ptx_coef: float,
         seed: int,
     ) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class PromptData(LightningDataModule):
         self.batch_size, self.iterations = batch_size, iterations
         self.eval_prompts, self.eval_batch_size = eval_prompts, eval_batch_size
         self.max_prompt_tokens, self.max_text_tokens = max_prompt_tokens, max_text_tokens
-        self.with_texts, self.seed = lm_coef > 0, seed
+        self.with_texts, self.seed = ptx_coef > 0, seed
 
     def train_dataloader(self) -> CombinedLoader:
         """Batches {prompts: fields of `src.types.Prompts`} and, with the third loss, {text: {ids, mask}}."""
@@ -196,7 +196,7 @@ class PromptData(LightningDataModule):
 def text_stream(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, batch_size: int, batches: int, max_tokens: int, seed: int
 ) -> StreamLoader[list[int]]:
-    """Training texts, tokenised once, each ended by the end token and cut to `max_tokens`."""
+    """Training texts, tokenized once, each ended by the end token and cut to `max_tokens`."""
     rows = [row[:max_tokens] for row in encode_with_end(tokenizer, corpus.texts("train"))]
     collate = partial(collate_texts, tokenizer.pad_token_id)
     return StreamLoader(rows, collate, batch_size=batch_size, batches=batches, seed=seed, stream="texts")

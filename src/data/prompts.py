@@ -11,7 +11,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from src.data.forms import Message, Prompt
+from src.data.row_formats import Message, Prompt
 from src.data.sources import Row
 from src.errors import DataError
 from src.models.loading import load_tokenizer

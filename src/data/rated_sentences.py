@@ -20,7 +20,7 @@ MAX_ROUNDS = 1_000
 class RatedSentences:
     """Sentences of a file, split by sentence into 80 % train, 10 % validation and 10 % test, fixed by the seed.
 
-    White space is normalised to single spaces first, so that prompt + rest is the sentence exactly. Then fall, counted
+    White space is normalized to single spaces first, so that prompt + rest is the sentence exactly. Then fall, counted
     in `dropped`: repeated sentences (the first is kept), sentences of more than `max_words` words, and sentences of no
     more than `prompt_words` words, which leave nothing to write.
     """
@@ -89,7 +89,7 @@ class RatedSentences:
         return {}
 
     def _kept(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Check every row and return those that pass the filters, with normalised text."""
+        """Check every row and return those that pass the filters, with normalized text."""
         kept: dict[str, dict[str, Any]] = {}
         seen: set[str] = set()
         for line, row in enumerate(rows, start=1):

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from src.data.forms import Example, Form
 from src.data.prompts import PromptWriter
+from src.data.row_formats import Example, RowFormat
 from src.data.sources import Row, Source
 from src.data.tables import SPLITS, check_split
 from src.errors import DataError, require
@@ -61,7 +61,7 @@ class TableCorpus:
     def __init__(
         self,
         path: str,
-        columns: Form,
+        columns: RowFormat,
         splits: dict[str, str | None],
         name: str | None = None,
         revision: str | None = None,

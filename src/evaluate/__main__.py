@@ -1,7 +1,7 @@
 """Measure a model on your own prompts: reward, gold, KL, length, repetition, diversity, win rate.
 
 python -m src.evaluate logs/ppo/default prompts=prompts.jsonl            the run's policy beside its reference
-python -m src.evaluate logs/ppo/default prompts=p.txt reward=vader       judged by another reward
+python -m src.evaluate logs/ppo/default prompts=p.txt reward=vader       scored by another reward
 python -m src.evaluate FOLDER prompts=p.txt reward=vader                 a plain model, without a reference
 python -m src.evaluate FOLDER prompts=p.txt reward=vader reference=BASE  and with one
 python -m src.evaluate logs/ppo/default prompts=answered.jsonl           the column `responses` is scored
@@ -25,7 +25,7 @@ from typing import Any
 from rich.console import Console
 
 from src.errors import ConfigError
-from src.evaluate.prompts import Found, generate, score_given
+from src.evaluate.prompts import Evaluated, generate, score_given
 from src.runs.find import Run, find_run, own_settings, settings_of
 from src.runs.folder import FINISHED, make_folder, run_folder
 from src.runs.report import figures_table, friendly_errors, make_result, quiet_libraries, write_json
@@ -82,7 +82,7 @@ def said(given: str, arguments: list[str]) -> str:
     return f"python -m src.evaluate {shlex.join([given, *arguments])}"
 
 
-def write_rows(path: Path, found: Found) -> None:
+def write_rows(path: Path, found: Evaluated) -> None:
     """One JSON object per answer."""
     lines = [json.dumps(row, ensure_ascii=False) for row in found.rows]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="replace")

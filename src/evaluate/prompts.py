@@ -18,7 +18,7 @@ from src.config.validate import preflight
 from src.core.padding import pad_left
 from src.evaluate.prompt_file import PromptFile, given_responses, read_prompts
 from src.evaluate.text_metrics import distinct_ngrams, repetition
-from src.models.inference_roles import load_finished
+from src.models.inference_roles import load_inference_roles
 from src.models.loading import load_tokenizer
 from src.models.roles import Role
 from src.models.settings import ModelSettings
@@ -31,21 +31,21 @@ from src.utils.statistics import Figure, bootstrap_mean
 
 
 @dataclass(frozen=True)
-class Found:
+class Evaluated:
     """Figures by group, and a row for every answer."""
 
     figures: dict[str, dict[str, Figure]]
     rows: list[dict[str, Any]]
 
 
-def generate(config: DictConfig, policy: str, reference: str | None, path: str) -> Found:
+def generate(config: DictConfig, policy: str, reference: str | None, path: str) -> Evaluated:
     """Let the policy and, if there is one, the reference answer every prompt, drawing from the same random stream."""
     prompts = read_prompts(path)
     preflight(config)
     config.ppo.eval_prompts = len(prompts.rows)
     settings: ModelSettings = instantiate(config.model)
     tokenizer = load_tokenizer(policy, trusted=settings.trust_remote_code)
-    roles = load_finished(settings, tokenizer, policy, reference).to(device())
+    roles = load_inference_roles(settings, tokenizer, policy, reference).to(device())
     rewards = load_rewards(config)
     loader = instantiate(config.datamodule)(corpus=prompts, tokenizer=tokenizer).test_dataloader()
     evaluator = Evaluator(instantiate(config.checks.maker), prompts, config.seed)
@@ -66,11 +66,11 @@ def generate(config: DictConfig, policy: str, reference: str | None, path: str) 
         role: found.figures() | diversity(list(found.responses)) for role, found in compared.items()
     }
     if both is not None:
-        figures |= {"rise": both.rise(), "win_rate": both.win_rate()}
-    return Found(figures, [row for role, found in whole.items() for row in rows_of(role, found)])
+        figures |= {"improvement": both.improvement(), "win_rate": both.win_rate()}
+    return Evaluated(figures, [row for role, found in whole.items() for row in rows_of(role, found)])
 
 
-def score_given(config: DictConfig, model: str, path: str) -> Found | None:
+def score_given(config: DictConfig, model: str, path: str) -> Evaluated | None:
     """Score the answers in the file's column `responses`; None when it has no such column.
 
     Several answers to a prompt count as their mean, so that intervals are over prompts.
@@ -89,13 +89,13 @@ def score_given(config: DictConfig, model: str, path: str) -> Found | None:
     with progress() as bar:
         task = bar.add_task("scoring", total=len(rewards))
         for name, reward in rewards.items():
-            measures[name] = maker.judge.scores(reward, rollout).tolist()
+            measures[name] = maker.scorer.scores(reward, rollout).tolist()
             bar.advance(task)
     found = Answers(rollout.prompts, rollout.responses, measures)
     figures = {
         name: over_prompts(values, rollout.prompt_index.tolist()) for name, values in with_figure(measures).items()
     }
-    return Found({"given": figures | diversity(list(found.responses))}, rows_of("given", found))
+    return Evaluated({"given": figures | diversity(list(found.responses))}, rows_of("given", found))
 
 
 def as_rollout(prompts: PromptFile, responses: list[list[str]], model: str) -> Rollout:
@@ -120,7 +120,7 @@ def as_rollout(prompts: PromptFile, responses: list[list[str]], model: str) -> R
 
 
 def load_rewards(config: DictConfig) -> dict[str, AnyReward]:
-    """The reward as "score" and, where there is one, the second judge as "gold"."""
+    """The reward as "score" and, where there is one, the gold reward as "gold"."""
     rewards = {"score": instantiate(config.reward), "gold": instantiate(config.gold_reward)}
     if isinstance(rewards["score"], AdapterReward):  # a finished policy is merged: there is no base to share
         rewards["score"] = rewards["score"].standalone()
@@ -150,7 +150,7 @@ def over_prompts(values: list[float], index: list[int]) -> Figure:
 
 
 def rows_of(role: str, answers: Answers) -> list[dict[str, Any]]:
-    """Prompt, response and measures of each answer; None where the reward could not judge it."""
+    """Prompt, response and measures of each answer; None where the reward could not score it."""
     return [
         {"role": role, "prompt": prompt, "response": response}
         | {name: None if isnan(values[i]) else values[i] for name, values in answers.measures.items()}

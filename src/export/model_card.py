@@ -35,10 +35,10 @@ print(model(**ids).logits[0, 0])""",
 def model_card(run: Run, adapter: bool, iteration: int | None) -> ModelCard:
     """The card of a run's model; `iteration` names the checkpoint it was taken from, None when the run is finished."""
     base, task = run.before, "text-classification" if run.stage == "reward" else "text-generation"
-    licence = licence_of(base)
+    license = license_of(base)
     on_hub = base is not None and not Path(base).exists()
     data = ModelCardData(
-        base_model=base if on_hub else None, license=licence, library_name="transformers", pipeline_tag=task,
+        base_model=base if on_hub else None, license=license, library_name="transformers", pipeline_tag=task,
         tags=[run.stage, "lightning-ppo"],
     )  # fmt: skip
     settings = OmegaConf.to_container(run.config, resolve=False)
@@ -56,11 +56,11 @@ def model_card(run: Run, adapter: bool, iteration: int | None) -> ModelCard:
         seed=run.config.seed,
         commit=result.get("git_revision"),
         rows=rows(result),
-        results_note="`rise` is PPO minus the reference, prompt by prompt." if run.stage == "ppo" and result else
+        results_note="`improvement` is PPO minus the reference, prompt by prompt." if run.stage == "ppo" and result else
         "the run is not finished." if not result else "Held-out rows; docs/results_format.md says what each figure is.",
         base_note=_base_note(base),
-        licence_note=f"Licence of the base model: {licence}." if licence else
-        "Licence: to be filled in (`license:` at the top of this file) by whoever publishes the model.",
+        license_note=f"License of the base model: {license}." if license else
+        "License: to be filled in (`license:` at the top of this file) by whoever publishes the model.",
         code=LOAD[task].replace("FOLDER", '"..."'),
         adapter_note=f"`adapter/` holds the same policy as a LoRA adapter (peft) on `{base}`." if adapter else "",
     )  # fmt: skip
@@ -79,7 +79,7 @@ def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def licence_of(base: str | None) -> str | None:
+def license_of(base: str | None) -> str | None:
     """What the card of the base model says, where it lies beside its weights or in the hub's cache."""
     if base is None:
         return None

@@ -8,11 +8,11 @@ from contextvars import ContextVar
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-_asked_for = ContextVar("second_order", default=False)
+_asked_for = ContextVar("twice_differentiable", default=False)
 
 
 @contextmanager
-def second_order() -> Iterator[None]:
+def twice_differentiable() -> Iterator[None]:
     """Within it nothing takes a way whose gradient is worked out by hand; of PyTorch's attentions the plain one."""
     before = _asked_for.set(True)
     try:
@@ -22,6 +22,6 @@ def second_order() -> Iterator[None]:
         _asked_for.reset(before)
 
 
-def is_second_order() -> bool:
+def is_twice_differentiable() -> bool:
     """Whether one is within it."""
     return _asked_for.get()

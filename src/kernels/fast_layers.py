@@ -10,7 +10,7 @@ from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 from src.kernels import padding_free
-from src.kernels.double_backward import is_second_order
+from src.kernels.double_backward import is_twice_differentiable
 from src.kernels.gelu import gelu_tanh
 from src.kernels.linear import linear, prepacked
 from src.utils.allocator import trim
@@ -66,12 +66,12 @@ class FusedGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Of any shape."""
-        return gelu(x, approximate="tanh") if is_second_order() else gelu_tanh(x)
+        return gelu(x, approximate="tanh") if is_twice_differentiable() else gelu_tanh(x)
 
 
 def with_fast_layers(model: PreTrainedModel) -> PreTrainedModel:
     """The same model; such modules change their class, their names and weights stay."""
-    padding_free.allow(model)
+    padding_free.enable(model)
     instead: dict[type, type] = {nn.Linear: Linear, Conv1D: TransposedLinear, NewGELUActivation: FusedGELU}
     for module in model.modules():
         small = isinstance(module, nn.Linear | Conv1D) and module.weight.numel() < LARGE

@@ -17,7 +17,7 @@ from transformers.masking_utils import sdpa_mask
 
 from src.core.masking import position_ids
 from src.kernels.attention import short_rows
-from src.kernels.double_backward import is_second_order
+from src.kernels.double_backward import is_twice_differentiable
 from src.kernels.linear import few_sizes
 
 NAME = "row_by_row"
@@ -26,13 +26,13 @@ SHORT = {torch.bfloat16: 512, torch.float32: 256}  # longest rows for which sing
 SPARED = 2**19  # of padding per row, times the width squared: from here on a CPU gains more than the calls cost
 
 
-def allow(model: PreTrainedModel) -> None:
+def enable(model: PreTrainedModel) -> None:
     """Let a model that was loaded with PyTorch's attention take rows without padding, if its kind is known to."""
     if model.config._attn_implementation == "sdpa" and model.config.model_type in DECODERS:
         model.set_attn_implementation(NAME)
 
 
-def pays(backbone: nn.Module, mask: Tensor) -> bool:
+def saves_time(backbone: nn.Module, mask: Tensor) -> bool:
     """Whether a pass over the tokens of a mask (B, S) is better done without padding.
 
     Only on a CPU, where an operator costs little to call: by rows there are B times as many of them in attention.
@@ -124,7 +124,7 @@ def _attend(
 def _short(query: Tensor) -> int:
     """The longest row that is done in single products."""
     on_cpu = query.device.type == "cpu" and type(query) is Tensor  # not a stand-in for a GPU
-    return SHORT.get(query.dtype, 0) if on_cpu and not is_second_order() else 0
+    return SHORT.get(query.dtype, 0) if on_cpu and not is_twice_differentiable() else 0
 
 
 def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:

@@ -35,7 +35,7 @@ def ledger_of(config: DictConfig) -> Ledger:
     ppo, rollout = config.ppo, config.rollout
     load = Workload(
         rollout_rows=ppo.batch_size,
-        scoring_rows=min(rollout.batch_size, ppo.batch_size),
+        scoring_rows=min(rollout.scoring_batch_size, ppo.batch_size),
         update_rows=min(ppo.micro_batch_size, ppo.minibatch_size),
         prompt_tokens=rollout.max_prompt_tokens,
         response_tokens=rollout.max_new_tokens,

@@ -45,7 +45,7 @@ class Workload:
     """Sizes of one PPO iteration: sequences and tokens."""
 
     rollout_rows: int  # sampled at a time
-    scoring_rows: int  # judged at a time
+    scoring_rows: int  # scored at a time
     update_rows: int  # in a micro-batch
     prompt_tokens: int
     response_tokens: int
@@ -96,16 +96,16 @@ def ledger(
         ).eval()  # fmt: skip
         base = size(lm.parameters())
         weights, trained = _roles(lm, model, critic)
-        judge = AutoModelForSequenceClassification.from_config(reward).eval() if reward is not None else None
-    for net in filter(None, (lm, judge)):
+        reward_model = AutoModelForSequenceClassification.from_config(reward).eval() if reward is not None else None
+    for net in filter(None, (lm, reward_model)):
         with_fast_layers(net)
     copied = sum(weights.values()) if model.lora is not None else base
     if model.prepack and model.lora is not None and (layers := layers_to_pack(lm.base_model)):
         weights[PREPACKED] = size(layer.weight for layer in layers)
-    if judge is not None:
-        weights["reward"] = size(judge.parameters())
+    if reward_model is not None:
+        weights["reward"] = size(reward_model.parameters())
     with FakeTensorMode() as fakes:
-        for net in filter(None, (lm, judge)):
+        for net in filter(None, (lm, reward_model)):
             _give_fake_memory(net)
         phases = {
             "rollout: KV cache, next-token scores": _rollout(lm, load),
@@ -114,8 +114,9 @@ def ledger(
         }
         if critic:
             phases["update of the critic: activations, gradients"] = _critic_update(lm, model, load, trained["critic"])
-        if judge is not None:
-            phases["reward model: hidden states"] = peak_of(lambda: _backbone(judge, load.scoring_rows, load.tokens))
+        if reward_model is not None:
+            rows = load.scoring_rows
+            phases["reward model: hidden states"] = peak_of(lambda: _backbone(reward_model, rows, load.tokens))
         del fakes
     phases[SAVING] = copied
     return Ledger(weights, trained, {role: ADAM_STATES * size for role, size in trained.items()}, phases)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from src.errors import ModelError
-from src.kernels.double_backward import is_second_order
+from src.kernels.double_backward import is_twice_differentiable
 from src.kernels.linear import low_rank
 from src.models.settings import LoraSettings
 
@@ -23,7 +23,7 @@ class AdaptedLinear(peft_lora.Linear):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """W x + s B A x, (..., K) -> (..., N)."""
-        name = None if args or kwargs or is_second_order() else self._only_adapter(x)
+        name = None if args or kwargs or is_twice_differentiable() else self._only_adapter(x)
         if name is None:
             return super().forward(x, *args, **kwargs)
         base: Tensor = self.base_layer(x)

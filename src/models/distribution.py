@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from src.core.kl import categorical_kl
-from src.core.logprobs import normalised_logits
+from src.core.logprobs import normalized_logits
 from src.models.vocab_head import head_logprobs
 
 CHUNK = 2**24  # vocabulary scores held at a time (64 MiB in float32); more tokens than fit are done in turn
@@ -47,8 +47,8 @@ class TokenDistribution:
         """KL(self || other) over the whole vocabulary, (B, T) nats and 0 outside the mask."""
 
         def read(hidden: Tensor, other_hidden: Tensor) -> Tensor:
-            log_p = normalised_logits(self.head(hidden), self.temperature)
-            return categorical_kl(log_p, normalised_logits(other.head(other_hidden), other.temperature))
+            log_p = normalized_logits(self.head(hidden), self.temperature)
+            return categorical_kl(log_p, normalized_logits(other.head(other_hidden), other.temperature))
 
         return self._placed(self._in_chunks(read, self.hidden, other.hidden))
 

@@ -17,7 +17,7 @@ from src.models.roles import Role, Roles
 from src.models.settings import ModelSettings
 
 
-class FinishedRoles(Roles):
+class InferenceRoles(Roles):
     """A trained policy and, where there is one, its reference: plain models, nothing of which is trained."""
 
     def __init__(
@@ -56,9 +56,9 @@ class FinishedRoles(Roles):
         return copy.deepcopy(self.models["policy"])
 
 
-def load_finished(
+def load_inference_roles(
     model: ModelSettings, tokenizer: PreTrainedTokenizerBase, policy: str, reference: str | None
-) -> FinishedRoles:
+) -> InferenceRoles:
     """Both from folders. Raises `ModelError`, also when their vocabularies differ, as no KL could be taken then."""
     lm = load_causal_lm(model, policy)
     other = load_causal_lm(model, reference) if reference is not None else None
@@ -67,4 +67,4 @@ def load_finished(
             f"the reference {reference!r} has a vocabulary of {other.config.vocab_size} tokens, "
             f"{policy!r} one of {lm.config.vocab_size}: they cannot be compared"
         )
-    return FinishedRoles(lm, other, tokenizer)
+    return InferenceRoles(lm, other, tokenizer)

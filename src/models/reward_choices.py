@@ -111,7 +111,7 @@ class Pretrained:
 
 
 @dataclass(frozen=True)
-class OnBase:
+class SharedBaseAdapter:
     """A LoRA adapter and a score head on the model that PPO starts from, with that model's tokenizer."""
 
     model: ModelSettings
@@ -145,7 +145,7 @@ class OnBase:
         return RewardNet(net, lm_head=lm_head, facts=facts, checkpointing=self.model.gradient_checkpointing)
 
 
-RewardChoice = FromScratch | Pretrained | OnBase
+RewardChoice = FromScratch | Pretrained | SharedBaseAdapter
 
 
 def is_decoder(config: PretrainedConfig) -> bool:

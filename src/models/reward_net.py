@@ -67,7 +67,7 @@ class RewardNet(nn.Module):
         scores = head_at_end(self.model.score, hidden, mask) + self.bias
         return scores, logprobs_from_logits(logits, ids[:asked, 1:][predicts])
 
-    def normalise(self, mean: float, std: float) -> None:
+    def normalize(self, mean: float, std: float) -> None:
         """Make the score (r - mean) / std instead of r. Raises `ModelError` when scores do not vary."""
         if not std > 0:
             raise ModelError("the reward model gives every sample the same score: it has learned nothing")

@@ -37,7 +37,7 @@ from src.models.reward_adapter import RewardAdapter, attach
 from src.models.scalar_head import value_head
 from src.models.settings import LoraSettings, ModelSettings
 from src.models.trunk import split
-from src.models.weights import put_aside, write
+from src.models.weights import restore, snapshot
 from src.types import Rollout
 from src.utils.allocator import LARGE, keep_freed_memory, return_freed_memory
 from src.utils.seeding import stream_seed
@@ -101,12 +101,12 @@ class Roles(nn.Module, ABC):
         """pi_old(. | s_t), without gradient; `old_policy` are copies of `policy_parameters()` as they were."""
         parameters = self.policy_parameters()
         with torch.no_grad():
-            now = put_aside(parameters)
-            write(old_policy, parameters)
+            now = snapshot(parameters)
+            restore(old_policy, parameters)
             try:
                 return self.distribution(rollout, temperature).detached()
             finally:
-                write(now, parameters)
+                restore(now, parameters)
 
     def values(self, rollout: Rollout) -> Tensor:
         """V(s_t), (B, T) in float32 or better, 0 outside the mask. Raises `RuntimeError` where there is no critic."""

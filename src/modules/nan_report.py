@@ -1,4 +1,4 @@
-"""Samples written down because a step on them was not finite."""
+"""The samples of a step that was not finite."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from src.models.roles import Roles
 from src.rollout.minibatches import join, micro_batches
 from src.types import Experience, Rollout
-from src.utils.nonfinite import written
+from src.utils.nonfinite import json_number
 
 
 @torch.no_grad()
-def described(roles: Roles, minibatch: Experience, size: int) -> list[dict[str, Any]]:
+def nan_report(roles: Roles, minibatch: Experience, size: int) -> list[dict[str, Any]]:
     """Texts, score and advantages of each row, and which of its numbers are not finite, under the present weights.
 
     The policy and, where there is one, the critic are asked again, `size` rows at a time.
@@ -37,7 +37,7 @@ def described(roles: Roles, minibatch: Experience, size: int) -> list[dict[str, 
         {
             "prompt": rollout.prompts[row],
             "response": rollout.responses[row],
-            "score": written(minibatch.scores[row].item()),
+            "score": json_number(minibatch.scores[row].item()),
             "advantages": summary(minibatch.advantages[row][minibatch.mask[row]]),
             "not_finite": [name for name, x in found.items() if x is not None and not x[row].isfinite().all()],
         }
@@ -48,4 +48,4 @@ def described(roles: Roles, minibatch: Experience, size: int) -> list[dict[str, 
 def summary(x: Tensor) -> dict[str, float | str]:
     """Mean, least and largest of the numbers, as JSON can hold them; nothing of none."""
     of = {"mean": Tensor.mean, "min": Tensor.min, "max": Tensor.max}
-    return {name: written(function(x).item()) for name, function in of.items()} if len(x) else {}
+    return {name: json_number(function(x).item()) for name, function in of.items()} if len(x) else {}

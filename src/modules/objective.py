@@ -12,8 +12,8 @@ from src.core.kl import ExactKL, KLEstimator
 from src.core.policy_losses import TokenLoss, probability_ratio
 from src.models.distribution import TokenDistribution
 from src.models.roles import Roles
-from src.models.weights import put_aside
-from src.modules.weighted_means import Averages
+from src.models.weights import snapshot
+from src.modules.weighted_means import WeightedMeans
 from src.rollout.kl_controller import KLController
 from src.types import Experience
 
@@ -49,9 +49,9 @@ class PolicyObjective:
     def remember_old_policy(self) -> None:
         """The policy as it now stands is what the next updates are compared with."""
         if isinstance(self.old_kl, ExactKL):
-            self._old_policy = put_aside(self.roles.policy_parameters())
+            self._old_policy = snapshot(self.roles.policy_parameters())
 
-    def loss(self, micro: Experience, weights: Tensor, averages: Averages) -> Tensor:
+    def loss(self, micro: Experience, weights: Tensor, averages: WeightedMeans) -> Tensor:
         """sum_t w_t L_t over a micro-batch, a scalar; what was seen on the way goes to `averages`."""
         old = self._old_distribution(micro)
         policy = self.roles.distribution(micro.rollout, self.temperature)
@@ -89,7 +89,7 @@ class PolicyObjective:
 
 
 def critic_objective(
-    roles: Roles, value_loss: ValueLoss, micro: Experience, weights: Tensor, averages: Averages
+    roles: Roles, value_loss: ValueLoss, micro: Experience, weights: Tensor, averages: WeightedMeans
 ) -> Tensor:
     """sum_t w_t L_t of the critic over a micro-batch, a scalar; what was seen on the way goes to `averages`."""
     assert micro.old_values is not None

@@ -21,23 +21,23 @@ from src.errors import require
 from src.models.forward import next_token_logprobs
 from src.models.roles import Roles
 from src.modules.checkpoint_filter import keep_trainable, require_trainable
-from src.modules.nan_report import described
+from src.modules.nan_report import nan_report
 from src.modules.objective import PolicyLoss, PolicyObjective, ValueLoss, critic_objective
-from src.modules.weighted_means import Averages
+from src.modules.weighted_means import WeightedMeans
 from src.rewards.adapter import AdapterReward
 from src.rollout.evaluation import Evaluation, merge
 from src.rollout.experience import ReferenceKL
 from src.rollout.kl_controller import KLController
 from src.rollout.minibatches import minibatches
-from src.rollout.oom_retry import Fitting
+from src.rollout.oom_retry import OomRetry
 from src.types import AnyReward, Experience, select
 from src.utils.allocator import trim
-from src.utils.distributed import dealt, even, sum_gradients
+from src.utils.distributed import per_rank_size, round_robin, sum_gradients
 from src.utils.nonfinite import FiniteGuard
 from src.utils.seeding import generator
 from src.utils.statistics import Figure
 
-Loss = Callable[[Experience, Tensor, Averages], Tensor]
+Loss = Callable[[Experience, Tensor, WeightedMeans], Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class PPOSettings:
     micro_batch_size: int
     max_grad_norm: float
     entropy_coef: float
-    lm_coef: float
-    old_kl_limit: float | None
+    ptx_coef: float
+    early_stop_kl: float | None
     critic_warmup: int
     temperature: float
 
@@ -63,10 +63,10 @@ class PPOSettings:
         require(1 <= self.minibatch_size <= self.batch_size, "minibatch_size", self.minibatch_size, allowed)
         require(self.micro_batch_size >= 1, "micro_batch_size", self.micro_batch_size, "at least 1")
         require(self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "greater than 0")
-        for name in ("entropy_coef", "lm_coef", "critic_warmup"):
+        for name in ("entropy_coef", "ptx_coef", "critic_warmup"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        limit = self.old_kl_limit
-        require(limit is None or limit > 0, "old_kl_limit", limit, "greater than 0 nats per token, or null")
+        limit = self.early_stop_kl
+        require(limit is None or limit > 0, "early_stop_kl", limit, "greater than 0 nats per token, or null")
 
 
 class PPOModule(LightningModule):
@@ -108,8 +108,8 @@ class PPOModule(LightningModule):
             self.roles, policy_loss, old_kl, old_kl_controller, reference_kl.estimator, settings.entropy_coef,
             settings.temperature,
         )  # fmt: skip
-        self.fitting = Fitting(settings.micro_batch_size, "ppo.micro_batch_size")
-        self.nonfinite = nonfinite or FiniteGuard(skip=0, folder=None)
+        self.fitting = OomRetry(settings.micro_batch_size, "ppo.micro_batch_size")
+        self.nonfinite = nonfinite or FiniteGuard(max_skipped_in_a_row=0, folder=None)
         self.episodes = self.tokens = 0
         self.evaluations: list[Evaluation] = []
 
@@ -126,7 +126,7 @@ class PPOModule(LightningModule):
                 "the batch holds no experience: the rollout callback (callbacks.rollout) must be among the callbacks"
             )
         experience: Experience = batch["experience"]
-        averages = Averages()
+        averages = WeightedMeans()
         for role, optimizer in self._optimizers().items():
             averages.add(f"{role}/lr", optimizer.param_groups[0]["lr"])
         self.objective.remember_old_policy()
@@ -156,11 +156,13 @@ class PPOModule(LightningModule):
         """The optimizers by the role they train; Lightning hands out a single one bare."""
         return dict(zip(self.optimizer_factories, as_list(self.optimizers()), strict=False))
 
-    def _learn(self, experience: Experience, text: dict[str, Tensor] | None, iteration: int, averages: Averages) -> int:
+    def _learn(
+        self, experience: Experience, text: dict[str, Tensor] | None, iteration: int, averages: WeightedMeans
+    ) -> int:
         """Run the epochs; returns the number of minibatches learned from before a stop on KL(old || new)."""
         steps, stopped = 0, False
         for epoch in range(self.settings.epochs):
-            this_epoch = Averages()
+            this_epoch = WeightedMeans()
             for index in self._order(len(experience), iteration, epoch):
                 part = {k: v[index] for k, v in text.items()} if text is not None else None
                 stopped = not self._learn_minibatch(select(experience, index), part, iteration, this_epoch)
@@ -181,11 +183,11 @@ class PPOModule(LightningModule):
         return minibatches(rows, self.settings.minibatch_size, order)
 
     def _learn_minibatch(
-        self, minibatch: Experience, text: dict[str, Tensor] | None, iteration: int, averages: Averages
+        self, minibatch: Experience, text: dict[str, Tensor] | None, iteration: int, averages: WeightedMeans
     ) -> bool:
-        """One step of each optimizer; False, and no step, when the policy has moved beyond `old_kl_limit`."""
+        """One step of each optimizer; False, and no step, when the policy has moved beyond `early_stop_kl`."""
         mine = self._gradients("policy", self.objective.loss, minibatch, text)
-        limit = self.settings.old_kl_limit
+        limit = self.settings.early_stop_kl
         if limit is not None and limit < mine.compute()["policy/old_kl"] < torch.inf:
             averages.merge(mine)
             self._optimizers()["policy"].zero_grad()
@@ -197,11 +199,11 @@ class PPOModule(LightningModule):
 
     def _gradients(
         self, role: str, loss: Loss, minibatch: Experience, text: dict[str, Tensor] | None = None
-    ) -> Averages:
+    ) -> WeightedMeans:
         """Add up this rank's gradient, from 0, in pieces that fit into memory; what all ranks saw on the way."""
 
-        def work() -> Averages:
-            mine = Averages()
+        def work() -> WeightedMeans:
+            mine = WeightedMeans()
             for micro, weights in self._micros(minibatch):
                 self.manual_backward(loss(micro, weights, mine))
             if text is not None:
@@ -220,25 +222,29 @@ class PPOModule(LightningModule):
         for index, micro in self.fitting.micro_batches(minibatch):
             yield micro, weights[index, : micro.mask.shape[1]]
 
-    def _learn_values(self, value_loss: ValueLoss, minibatch: Experience, iteration: int, averages: Averages) -> None:
+    def _learn_values(
+        self, value_loss: ValueLoss, minibatch: Experience, iteration: int, averages: WeightedMeans
+    ) -> None:
         """One step of the critic."""
         mine = self._gradients("critic", partial(critic_objective, self.roles, value_loss), minibatch)
         self._step("critic", mine, averages, minibatch, iteration)
 
-    def _text_backward(self, text: dict[str, Tensor], averages: Averages) -> None:
-        """Add the gradient of lm_coef times the mean negative logprob of the text's tokens (InstructGPT's PPO-ptx)."""
+    def _text_backward(self, text: dict[str, Tensor], averages: WeightedMeans) -> None:
+        """Add the gradient of ptx_coef times the mean negative logprob of the text's tokens (InstructGPT's PPO-ptx)."""
         tokens = int((text["mask"][:, 1:] & text["mask"][:, :-1]).sum())
         texts = len(text["ids"])
-        own = dealt(torch.arange(texts).split(even(texts, self.settings.micro_batch_size)))
+        own = round_robin(torch.arange(texts).split(per_rank_size(texts, self.settings.micro_batch_size)))
         for rows in (piece for dealt_out in own for piece in dealt_out.split(self.fitting.size)):
             with self.roles.acting("policy") as lm:
                 logprobs = next_token_logprobs(
                     lm, text["ids"][rows], text["mask"][rows], checkpointing=self.roles.checkpointing
                 )
-            self.manual_backward(-self.settings.lm_coef * logprobs.sum() / max(tokens, 1))
+            self.manual_backward(-self.settings.ptx_coef * logprobs.sum() / max(tokens, 1))
             averages.add("policy/lm_loss", -logprobs.detach().sum() / max(len(logprobs), 1), len(logprobs))
 
-    def _step(self, role: str, mine: Averages, averages: Averages, minibatch: Experience, iteration: int) -> None:
+    def _step(
+        self, role: str, mine: WeightedMeans, averages: WeightedMeans, minibatch: Experience, iteration: int
+    ) -> None:
         """Step on the gradient of all ranks; a step without gradients moves nothing, and keeps the schedules in step.
 
         `averages` take in what was seen, unless loss or gradient is not finite.
@@ -256,10 +262,10 @@ class PPOModule(LightningModule):
         optimizer.step()
         optimizer.zero_grad()
 
-    def _finite(self, role: str, mine: Averages, minibatch: Experience, iteration: int) -> bool:
+    def _finite(self, role: str, mine: WeightedMeans, minibatch: Experience, iteration: int) -> bool:
         """Whether a step may be taken; if not, the minibatch is written down. Raises `NonFiniteError`."""
         return self.nonfinite.passes(
-            role, iteration + 1, mine.compute(), lambda: described(self.roles, minibatch, self.fitting.size)
+            role, iteration + 1, mine.compute(), lambda: nan_report(self.roles, minibatch, self.fitting.size)
         )
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -269,7 +275,11 @@ class PPOModule(LightningModule):
     def result(self) -> dict[str, dict[str, Figure]]:
         """What the test measured of the SFT policy (the reference) and of the PPO policy."""
         evaluation = merge(self.evaluations)
-        return {"sft": evaluation.reference.figures(), "ppo": evaluation.policy.figures(), "rise": evaluation.rise()}
+        return {
+            "sft": evaluation.reference.figures(),
+            "ppo": evaluation.policy.figures(),
+            "improvement": evaluation.improvement(),
+        }
 
     def save(self, folder: Path) -> Path:
         """Write the policy: `adapter/` for peft (where it is one) and `model/`, a plain Hugging Face folder."""

@@ -11,18 +11,18 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from src.core.diagnostics import calibration_error, correlation
-from src.core.preference import centring, imitation, pairwise_accuracy, pairwise_loss
+from src.core.preference import centering, imitation, pairwise_accuracy, pairwise_loss
 from src.models.reward_choices import RewardChoice
 from src.models.reward_net import RewardNet
 from src.modules.supervised import SupervisedModule
-from src.utils.distributed import on_shares, share, total
+from src.utils.distributed import all_reduce_sum, map_over_ranks, row_shard
 from src.utils.statistics import Figure, bootstrap_mean
 
 
 class RewardModule(SupervisedModule):
     """-log sigmoid(r(chosen) - r(rejected) - margin) in nats per pair, and what is added to it.
 
-    margin = `margin_coef` times the pair's gap, where that is known; added are centre_coef (r(chosen) + r(rejected))^2
+    margin = `margin_coef` times the pair's gap, where that is known; added are center_coef (r(chosen) + r(rejected))^2
     and lm_coef times the mean negative logprob of the chosen response's tokens. `net_choice` says what the model is.
     `min_gap`: accuracy is reported on held-out pairs at least so far apart, and on all; `gap_edges`: and by gap.
     """
@@ -37,36 +37,36 @@ class RewardModule(SupervisedModule):
         min_gap: float,
         gap_edges: list[float],
         margin_coef: float,
-        centre_coef: float,
+        center_coef: float,
         lm_coef: float,
         **optimization: Any,
     ) -> None:
         net = net_choice.build(tokenizer, optimization["seed"], lm_coef > 0)
         super().__init__(net, tokenizer, **optimization)
         self.min_gap, self.gap_edges = min_gap, list(gap_edges)
-        self.margin_coef, self.centre_coef, self.lm_coef = margin_coef, centre_coef, lm_coef
+        self.margin_coef, self.center_coef, self.lm_coef = margin_coef, center_coef, lm_coef
         self.test_rows: list[tuple[float, float]] = []  # (gap, 1 when ordered rightly) of each held-out pair
         self.margins: list[Tensor] = []
         self.scores_and_lengths: list[Tensor] = []
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """This rank's part of the mean over the pairs of the batch, and of the language-model loss over its tokens."""
-        mine = share(len(batch["gap"]))
+        mine = row_shard(len(batch["gap"]))
         if self.lm_coef > 0:
             chosen, rejected, logprobs = self._scores_and_logprobs(batch, mine.index)
         else:
             chosen, rejected = self._scores(batch, mine.index)
         margin = self.margin_coef * batch["gap"][mine.index].nan_to_num(0.0)
         loss = pairwise_loss(chosen, rejected, margin).sum() / mine.rows
-        self.log("reward/loss", total(loss.detach()), prog_bar=True)
-        if self.centre_coef > 0:
-            loss = loss + self.centre_coef * centring(chosen, rejected).sum() / mine.rows
+        self.log("reward/loss", all_reduce_sum(loss.detach()), prog_bar=True)
+        if self.center_coef > 0:
+            loss = loss + self.center_coef * centering(chosen, rejected).sum() / mine.rows
         if self.lm_coef > 0:
             lm_loss = imitation(logprobs) * len(logprobs) / max(predicted_tokens(batch), 1)
-            self.log("reward/lm_loss", total(lm_loss.detach()))
+            self.log("reward/lm_loss", all_reduce_sum(lm_loss.detach()))
             loss = loss + self.lm_coef * lm_loss
         accuracy = pairwise_accuracy(chosen, rejected).sum() / mine.rows
-        self.log("reward/accuracy", total(accuracy), prog_bar=True)
+        self.log("reward/accuracy", all_reduce_sum(accuracy), prog_bar=True)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -114,7 +114,7 @@ class RewardModule(SupervisedModule):
         return self.net.save(folder, self.tokenizer)
 
     def _all_scores(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        own = on_shares(lambda mine: self._scores(batch, mine.index), len(batch["gap"]))
+        own = map_over_ranks(lambda mine: self._scores(batch, mine.index), len(batch["gap"]))
         chosen, rejected = map(torch.cat, zip(*own, strict=True))
         return chosen, rejected
 

@@ -16,7 +16,7 @@ from src.models.forward import next_token_logprobs
 from src.models.loading import load_causal_lm, require_plain_head
 from src.models.settings import DTYPES, LoraSettings, ModelSettings
 from src.modules.supervised import SupervisedModule
-from src.utils.distributed import on_shares, share, total
+from src.utils.distributed import all_reduce_sum, map_over_ranks, row_shard
 from src.utils.seeding import stream_seed
 from src.utils.statistics import Figure, bootstrap_mean
 
@@ -37,8 +37,8 @@ class SFTModule(SupervisedModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The mean over the tokens of the batch, as far as this rank's texts go."""
         tokens = (batch["mask"][:, :-1] & batch["mask"][:, 1:]).sum()
-        loss = -self._logprobs(batch, share(len(batch["ids"])).index).sum() / tokens
-        self.log("sft/loss", total(loss.detach()), prog_bar=True)
+        loss = -self._logprobs(batch, row_shard(len(batch["ids"])).index).sum() / tokens
+        self.log("sft/loss", all_reduce_sum(loss.detach()), prog_bar=True)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -52,7 +52,7 @@ class SFTModule(SupervisedModule):
 
     def result(self) -> dict[str, dict[str, Figure]]:
         """What the test measured."""
-        return {"sft": {"nats_per_token": bootstrap_mean(self.test_rows, resamples=200)}}
+        return {"sft": {"nll_per_token": bootstrap_mean(self.test_rows, resamples=200)}}
 
     def save(self, folder: Path) -> Path:
         """Write the fine-tuned model as a plain Hugging Face folder, an adapter merged in."""
@@ -63,7 +63,7 @@ class SFTModule(SupervisedModule):
 
     def _nats(self, batch: dict[str, Tensor]) -> Tensor:
         """Of every token of the batch, (N,)."""
-        return -torch.cat(on_shares(lambda mine: self._logprobs(batch, mine.index), len(batch["ids"])))
+        return -torch.cat(map_over_ranks(lambda mine: self._logprobs(batch, mine.index), len(batch["ids"])))
 
     def _logprobs(self, batch: dict[str, Tensor], rows: Tensor) -> Tensor:
         lm = self.net.get_base_model() if isinstance(self.net, PeftModel) else self.net

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
 from src.modules.checkpoint_filter import keep_trainable, require_trainable
-from src.utils.distributed import sum_gradients, total
+from src.utils.distributed import all_reduce_sum, sum_gradients
 from src.utils.nonfinite import FiniteGuard
 from src.utils.seeding import stream_seed
 
@@ -40,7 +40,7 @@ class SupervisedModule(LightningModule):
         self.strict_loading = False  # a checkpoint holds trainable tensors only
         self.net, self.tokenizer, self.make_optimizer, self.lr_schedule = net, tokenizer, optimizer, lr_schedule
         self.max_grad_norm, self.seed = max_grad_norm, seed
-        self.nonfinite = nonfinite or FiniteGuard(skip=0, folder=None)
+        self.nonfinite = nonfinite or FiniteGuard(max_skipped_in_a_row=0, folder=None)
         self._batch: dict[str, Tensor] = {}
         self._loss = 0.0
 
@@ -57,7 +57,7 @@ class SupervisedModule(LightningModule):
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Keep the loss of the whole batch."""
-        self._loss = total(loss.detach()).item()
+        self._loss = all_reduce_sum(loss.detach()).item()
 
     def on_after_backward(self) -> None:
         """The gradient of the whole batch is the sum of what the ranks have found."""

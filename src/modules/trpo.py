@@ -13,13 +13,13 @@ from torch.nn.utils import parameters_to_vector
 from src.core.aggregation import weighted_sum
 from src.core.natural_gradient import conjugate_gradient, step_length
 from src.errors import require
-from src.kernels.double_backward import second_order
+from src.kernels.double_backward import twice_differentiable
 from src.models.distribution import TokenDistribution
-from src.models.weights import put_aside, write
+from src.models.weights import restore, snapshot
 from src.modules.ppo import PPOModule
-from src.modules.weighted_means import Averages
+from src.modules.weighted_means import WeightedMeans
 from src.types import Experience, select
-from src.utils.distributed import gather, total
+from src.utils.distributed import all_reduce_sum, gather
 
 # micro-batches with the weights (N, T') of their tokens in the loss, and in the mean KL: all tokens of the batch alike
 Micros = list[tuple[Experience, Tensor, Tensor]]
@@ -57,11 +57,13 @@ class TRPOModule(PPOModule):
         self.trust_region = trust_region
         del self.optimizer_factories["policy"]  # the policy takes natural-gradient steps
 
-    def _learn(self, experience: Experience, text: dict[str, Tensor] | None, iteration: int, averages: Averages) -> int:
+    def _learn(
+        self, experience: Experience, text: dict[str, Tensor] | None, iteration: int, averages: WeightedMeans
+    ) -> int:
         """One step of the policy on the whole batch, then the critic's minibatches."""
         tokens = experience.mask.sum().clamp(min=1)
         micros = [(micro, weights, micro.mask / tokens) for micro, weights in self._micros(experience)]
-        with second_order():
+        with twice_differentiable():
             self._natural_step(experience, micros, averages, iteration)
         steps = 1
         if self.value_loss is not None:
@@ -70,15 +72,15 @@ class TRPOModule(PPOModule):
                 steps += 1
         return steps
 
-    def _natural_step(self, experience: Experience, micros: Micros, averages: Averages, iteration: int) -> None:
+    def _natural_step(self, experience: Experience, micros: Micros, averages: WeightedMeans, iteration: int) -> None:
         parameters = self.roles.policy_parameters()
         old = [self.roles.distribution(micro.rollout, self.settings.temperature).detached() for micro, *_ in micros]
-        before, gradient, mine = 0.0, torch.zeros_like(parameters_to_vector(parameters)), Averages()
+        before, gradient, mine = 0.0, torch.zeros_like(parameters_to_vector(parameters)), WeightedMeans()
         for micro, weights, _ in micros:
             loss = self.objective.loss(micro, weights, mine)
             before += loss.item()
             gradient += flat(torch.autograd.grad(loss, parameters, materialize_grads=True))
-        before, gradient = sum(gather(before)), total(gradient)
+        before, gradient = sum(gather(before)), all_reduce_sum(gradient)
         mine = mine.over_ranks()
         mine.add("policy/grad_norm", gradient.norm())
         if not self._finite("policy", mine, experience, iteration):
@@ -101,7 +103,7 @@ class TRPOModule(PPOModule):
             kl = weighted_sum(self._kl(micro, before), shares, micro.mask)
             slope = flat(torch.autograd.grad(kl, parameters, create_graph=True, materialize_grads=True))
             product += flat(torch.autograd.grad(slope.dot(vector), parameters, materialize_grads=True))
-        return total(product)
+        return all_reduce_sum(product)
 
     def _kl(self, micro: Experience, old: TokenDistribution) -> Tensor:
         return old.kl(self.roles.distribution(micro.rollout, self.settings.temperature))
@@ -111,31 +113,31 @@ class TRPOModule(PPOModule):
         """Loss and mean exact KL(old || new), nats per token, of the policy as it stands."""
         loss = kl = 0.0
         for (micro, weights, shares), before in zip(micros, old, strict=True):
-            loss += self.objective.loss(micro, weights, Averages()).item()
+            loss += self.objective.loss(micro, weights, WeightedMeans()).item()
             kl += weighted_sum(self._kl(micro, before), shares, micro.mask).item()
         losses, kls = zip(*gather((loss, kl)), strict=True)
         return sum(losses), sum(kls)
 
     @torch.no_grad()
     def _line_search(
-        self, step: Tensor, before: float, measure: Callable[[], tuple[float, float]], averages: Averages
+        self, step: Tensor, before: float, measure: Callable[[], tuple[float, float]], averages: WeightedMeans
     ) -> None:
         """Halve the step until the bound holds and the loss falls; log what was taken."""
         parameters = self.roles.policy_parameters()
-        start = put_aside(parameters)
+        start = snapshot(parameters)
         moves = [
             piece.view_as(p) for piece, p in zip(step.split([p.numel() for p in parameters]), parameters, strict=True)
         ]
         kl = gain = fraction = 0.0
         for halvings in range(self.trust_region.backtracks):
             factor = 0.5**halvings
-            write([old + factor * move for old, move in zip(start, moves, strict=True)], parameters)
+            restore([old + factor * move for old, move in zip(start, moves, strict=True)], parameters)
             loss, kl_now = measure()
             if kl_now <= self.trust_region.max_kl and loss < before:
                 kl, gain, fraction = kl_now, before - loss, factor
                 break
         else:
-            write(start, parameters)
+            restore(start, parameters)
         for name, value in {"step_kl": kl, "step_gain": gain, "step_fraction": fraction}.items():
             averages.add(f"policy/{name}", value)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from src.utils.distributed import gather
 
 
-class Averages:
+class WeightedMeans:
     """Weighted means of named numbers, updated piece by piece."""
 
     def __init__(self) -> None:
@@ -27,15 +27,15 @@ class Averages:
         self._sums[name] += float(torch.where(mask, values.detach(), 0).sum())
         self._counts[name] += float(mask.sum())
 
-    def merge(self, other: Averages) -> None:
+    def merge(self, other: WeightedMeans) -> None:
         """Add everything that another one holds."""
         for name, total in other._sums.items():
             self._sums[name] += total
             self._counts[name] += other._counts[name]
 
-    def over_ranks(self) -> Averages:
+    def over_ranks(self) -> WeightedMeans:
         """Everything that all ranks hold together."""
-        whole = Averages()
+        whole = WeightedMeans()
         for own in gather(self):
             whole.merge(own)
         return whole

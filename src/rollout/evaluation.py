@@ -17,7 +17,7 @@ from src.types import AnyReward, Corpus, Prompts, Rollout
 from src.utils.seeding import generator
 from src.utils.statistics import Figure, bootstrap_mean
 
-JUDGED = ("score", "greedy_score", "gold")  # measures that a reward gives: NaN for an answer that it could not judge
+SCORED = ("score", "greedy_score", "gold")  # measures that a reward gives: NaN for an answer that it could not score
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Evaluation:
     policy: Answers
 
     def paired(self) -> Evaluation:
-        """The same, where a prompt whose answer could not be judged in one role has no score in the other either."""
+        """The same, where a prompt whose answer could not be scored in one role has no score in the other either."""
         roles = (self.reference.measures, self.policy.measures)
         both = {
             name: [isnan(a) or isnan(b) for a, b in zip(*(measures[name] for measures in roles), strict=True)]
-            for name in JUDGED
+            for name in SCORED
             if name in roles[0]
         }
 
@@ -57,7 +57,7 @@ class Evaluation:
 
         return Evaluation(blanked(self.reference), blanked(self.policy))
 
-    def rise(self) -> dict[str, Figure]:
+    def improvement(self) -> dict[str, Figure]:
         """Policy minus reference, prompt by prompt, for the scores."""
         return {name: bootstrap_mean([a - b for a, b in pairs]) for name, pairs in self._scores().items()}
 
@@ -68,7 +68,7 @@ class Evaluation:
         }
 
     def _scores(self) -> dict[str, list[tuple[float, float]]]:
-        """(policy's, reference's) of each prompt that was judged in both roles, by score; without those of none."""
+        """(policy's, reference's) of each prompt that was scored in both roles, by score; without those of none."""
         before, after = self.reference.measures, self.policy.measures
         scores = {
             name: [(a, b) for a, b in zip(after[name], before[name], strict=True) if not isnan(a - b)]
@@ -105,11 +105,11 @@ class Evaluator:
         draws = generator(self.seed, "evaluation", batch_idx, device=prompts.ids.device)
         rollout = self.maker.sample(roles, role, prompts, 0, draws)
         texts = [prompt + response for prompt, response in zip(rollout.prompts, rollout.responses, strict=True)]
-        judge = self.maker.judge
-        measures = {name: judge.scores(reward, rollout).tolist() for name, reward in rewards.items()}
+        scorer = self.maker.scorer
+        measures = {name: scorer.scores(reward, rollout).tolist() for name, reward in rewards.items()}
         greedy = self.maker.sample(roles, role, prompts, 0, None)
         measures |= {
-            "greedy_score": judge.scores(rewards["score"], greedy).tolist(),
+            "greedy_score": scorer.scores(rewards["score"], greedy).tolist(),
             **({"kl": self._kl(roles, role, rollout).tolist()} if kl else {}),
             "response_length": rollout.response_mask.sum(1).float().tolist(),
             "eos_fraction": rollout.finished.float().tolist(),
@@ -127,7 +127,7 @@ class Evaluator:
 
 
 def merge(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """Several batches as one, prompts that were not judged in both roles without a score."""
+    """Several batches as one, prompts that were not scored in both roles without a score."""
     return Evaluation(joined([e.reference for e in evaluations]), joined([e.policy for e in evaluations])).paired()
 
 
@@ -142,13 +142,13 @@ def joined(parts: Sequence[Answers]) -> Answers:
 
 
 def with_figure(measures: Mapping[str, list[float]]) -> dict[str, list[float]]:
-    """The measures that some answer has. Raises `RewardError` when the reward could judge none of them."""
+    """The measures that some answer has. Raises `RewardError` when the reward could score none of them."""
     left = {name: rows for name, rows in measures.items() if present(name, rows)}
     if "score" in measures and "score" not in left:
-        raise RewardError("the reward could judge none of the answers, so they have no score")
+        raise RewardError("the reward could score none of the answers")
     return left
 
 
 def present(name: str, rows: list[float]) -> list[float]:
-    """The rows of a measure without the answers that a reward could not judge."""
-    return [row for row in rows if not isnan(row)] if name in JUDGED else rows
+    """The rows of a measure without the answers that a reward could not score."""
+    return [row for row in rows if not isnan(row)] if name in SCORED else rows

@@ -20,13 +20,13 @@ from src.models.roles import Role, Roles
 from src.models.text import response_text
 from src.rollout.kl_controller import KLController
 from src.rollout.minibatches import join, stacked
-from src.rollout.oom_retry import Fitting
+from src.rollout.oom_retry import OomRetry
 from src.rollout.sampling import Sampler
-from src.rollout.scoring import Judge, Verdict, name_of
+from src.rollout.scoring import Scored, Scorer, reward_name
 from src.rollout.shaping import ScoreShaping
 from src.types import AnyReward, Episodes, Experience, Prompts, Rollout, select
-from src.utils.distributed import Share, gather, on_shares
-from src.utils.nonfinite import FiniteGuard, written
+from src.utils.distributed import RowShard, gather, map_over_ranks
+from src.utils.nonfinite import FiniteGuard, json_number
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ExperienceMaker:
     def __init__(
         self,
         sampler: Sampler,
-        judge: Judge,
+        scorer: Scorer,
         shaping: ScoreShaping,
         reference_kl: ReferenceKL,
         kl_controller: KLController,
@@ -53,8 +53,8 @@ class ExperienceMaker:
         whiten_advantages: bool,
         batch_size: int,
     ) -> None:
-        self.sampler, self.judge, self.shaping = sampler, judge, shaping
-        self.fitting = Fitting(batch_size, "rollout.batch_size")
+        self.sampler, self.scorer, self.shaping = sampler, scorer, shaping
+        self.fitting = OomRetry(batch_size, "rollout.scoring_batch_size")
         self.reference_kl, self.kl_controller, self.advantage = reference_kl, kl_controller, advantage
         self.whiten_rewards, self.whiten_advantages = whiten_rewards, whiten_advantages
 
@@ -76,34 +76,34 @@ class ExperienceMaker:
         `NonFiniteError`.
         """
         # 1-3
-        verdict = self.judge.judge(reward, self.sample(roles, "policy", prompts, policy_version, generator))
-        verdict = replace(verdict, rollout=self.with_trunk(roles, verdict.rollout))
-        judged = self._judge(roles, verdict.rollout)
-        verdict, judged = only_finite(verdict, judged, nonfinite or FiniteGuard(0, None), policy_version + 1)
-        verdict, judged, greedy = self._with_greedy(roles, reward, prompts, verdict, judged)
-        rollout, scores, credit = verdict.rollout, verdict.scores, verdict.credit
+        scored = self.scorer.score(reward, self.sample(roles, "policy", prompts, policy_version, generator))
+        scored = replace(scored, rollout=self.with_trunk(roles, scored.rollout))
+        outputs = self._model_outputs(roles, scored.rollout)
+        scored, outputs = keep_finite(scored, outputs, nonfinite or FiniteGuard(0, None), policy_version + 1)
+        scored, outputs, greedy = self._with_greedy(roles, reward, prompts, scored, outputs)
+        rollout, scores, credit = scored.rollout, scored.scores, scored.credit
         kl_coef, mask = self.kl_controller.kl_coef, rollout.response_mask
         # 4, 5
         self.shaping.scaling.update(scores)
         shaped = self.shaping(scores, rollout.finished)
         in_reward = kl_coef if self.reference_kl.in_reward else 0.0
-        rewards = token_rewards(shaped - credit.sum(1), judged.kl, mask, in_reward) + credit
+        rewards = token_rewards(shaped - credit.sum(1), outputs.kl, mask, in_reward) + credit
         if self.whiten_rewards:
             rewards = whiten(rewards, mask, shift_mean=False)
         # 6, 7
-        episodes = Episodes(rewards, mask, rollout.group_ids, judged.values, greedy and self.shaping(*greedy))
+        episodes = Episodes(rewards, mask, rollout.group_ids, outputs.values, greedy and self.shaping(*greedy))
         advantages, returns = self.advantage.advantages(episodes), self.advantage.returns(episodes)
         self.advantage.update(episodes)
         if self.whiten_advantages:
             advantages = whiten(advantages, mask)
         # 8
-        measures = describe(verdict, shaped, rewards)
-        if judged.ref_logprobs is not None:
-            sequence_kl = judged.kl.sum(1).mean().item()
+        measures = describe(scored, shaped, rewards)
+        if outputs.ref_logprobs is not None:
+            sequence_kl = outputs.kl.sum(1).mean().item()
             self.kl_controller.update(sequence_kl, len(scores))
             measures |= {"rollout/kl": sequence_kl, "rollout/kl_coef": kl_coef}
         return Experience(
-            rollout, judged.logprobs, judged.ref_logprobs, judged.values, scores, rewards, advantages, returns,
+            rollout, outputs.logprobs, outputs.ref_logprobs, outputs.values, scores, rewards, advantages, returns,
             loss_kl_coef=kl_coef if self.reference_kl.in_loss else 0.0,
         ), measures  # fmt: skip
 
@@ -131,12 +131,12 @@ class ExperienceMaker:
         tokenizer = roles.tokenizer
         stop_ids = torch.tensor([tokenizer.eos_token_id], device=prompts.ids.device)
 
-        def answer(share: Share) -> tuple[Tensor, ...]:
+        def answer(share: RowShard) -> tuple[Tensor, ...]:
             mine = prompts.ids[share.index], prompts.mask[share.index]
             return self.sampler.sample(lm, *mine, stop_ids, tokenizer.pad_token_id, generator, share)
 
         with roles.acting(role) as lm:
-            answers = on_shares(answer, len(prompts.texts))
+            answers = map_over_ranks(answer, len(prompts.texts))
         ids, mask, logprobs, finished = map(stacked, zip(*answers, strict=True), (tokenizer.pad_token_id, 0, 0, 0))
         responses = tuple(
             response_text(tokenizer, prompt[prompt_mask], response[response_mask])
@@ -148,26 +148,26 @@ class ExperienceMaker:
         )  # fmt: skip
 
     def _with_greedy(
-        self, roles: Roles, reward: AnyReward, prompts: Prompts, verdict: Verdict, judged: Judged
-    ) -> tuple[Verdict, Judged, tuple[Tensor, Tensor] | None]:
+        self, roles: Roles, reward: AnyReward, prompts: Prompts, scored: Scored, outputs: ModelOutputs
+    ) -> tuple[Scored, ModelOutputs, tuple[Tensor, Tensor] | None]:
         """Score and end of the greedy response to each row's prompt, (B,) each, made once a prompt; None: not asked.
 
-        Groups whose greedy response cannot be judged are left out where the judge allows it. Raises `NonFiniteError`.
+        Groups whose greedy response cannot be scored are dropped where the scorer allows it. Raises `NonFiniteError`.
         """
         if not self.advantage.needs_greedy:
-            return verdict, judged, None
-        rollout = verdict.rollout
+            return scored, outputs, None
+        rollout = scored.rollout
         groups, _ = prompts.group_ids.unique(return_inverse=True)
         first = (prompts.group_ids == groups.unsqueeze(1)).int().argmax(dim=1)
         greedy = self.sample(roles, "policy", select(prompts, first), 0, None)
         of_row = torch.searchsorted(groups, rollout.group_ids)
-        for row in of_row[~greedy.behaviour_logprobs.isfinite().all(1)[of_row]].tolist():
+        for row in of_row[~greedy.behavior_logprobs.isfinite().all(1)[of_row]].tolist():
             raise NonFiniteError(f"the logits of the greedy response to {greedy.prompts[row]!r} are not finite")
-        scores = self.judge.scores(reward, greedy)[of_row]
+        scores = self.scorer.scores(reward, greedy)[of_row]
         kept = scores.isfinite().nonzero().flatten()
         if not len(kept):
-            raise RewardError(f"reward {name_of(reward)} could not judge the greedy response to any prompt")
-        return verdict.only(kept), judged.only(kept), (scores[kept], greedy.finished[of_row][kept])
+            raise RewardError(f"reward {reward_name(reward)} could score no greedy response")
+        return scored.only(kept), outputs.only(kept), (scores[kept], greedy.finished[of_row][kept])
 
     @torch.no_grad()
     def with_trunk(self, roles: Roles, rollout: Rollout) -> Rollout:
@@ -190,20 +190,20 @@ class ExperienceMaker:
         return replace(rollout, trunk=trunk)
 
     @torch.no_grad()
-    def _judge(self, roles: Roles, rollout: Rollout) -> Judged:
+    def _model_outputs(self, roles: Roles, rollout: Rollout) -> ModelOutputs:
         """Logprobs of policy and reference, their KL, and values, by the same path that trains."""
-        pieces = self.fitting.attempt(lambda: self._pieces(roles, rollout), len(rollout.prompts))
+        pieces = self.fitting.attempt(lambda: self._score_micro_batches(roles, rollout), len(rollout.prompts))
         shape, ranks = rollout.response_mask.shape, gather(pieces)
         all_pieces = {name: [piece for own in ranks for piece in own[name]] for name in pieces}
         whole = {name: join(parts, shape) for name, parts in all_pieces.items() if parts}
-        return Judged(
+        return ModelOutputs(
             whole["logprobs"],
             whole.get("ref_logprobs"),
             whole.get("kl", torch.zeros_like(whole["logprobs"])),
             whole.get("values"),
         )
 
-    def _pieces(self, roles: Roles, rollout: Rollout) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    def _score_micro_batches(self, roles: Roles, rollout: Rollout) -> dict[str, list[tuple[Tensor, Tensor]]]:
         """The same by name and by micro-batch: those of this rank."""
         estimator, temperature = self.reference_kl.estimator, self.sampler.temperature
         ask_reference = estimator is not None and self.kl_controller.kl_coef > 0
@@ -223,18 +223,18 @@ class ExperienceMaker:
         return pieces
 
     @torch.no_grad()
-    def in_micro_batches(self, judge: Callable[[Rollout], Tensor], rollout: Rollout) -> Tensor:
-        """`judge` of the whole rollout, (B, T), computed `batch_size` rows at a time, or as many as fit."""
+    def in_micro_batches(self, function: Callable[[Rollout], Tensor], rollout: Rollout) -> Tensor:
+        """`function` of the whole rollout, (B, T), computed `batch_size` rows at a time, or as many as fit."""
 
         def work() -> list[tuple[Tensor, Tensor]]:
-            return [(index, judge(micro)) for index, micro in self.fitting.micro_batches(rollout)]
+            return [(index, function(micro)) for index, micro in self.fitting.micro_batches(rollout)]
 
         pieces = self.fitting.attempt(work, len(rollout.prompts))
         return join([piece for own in gather(pieces) for piece in own], rollout.response_mask.shape)
 
 
 @dataclass(frozen=True)
-class Judged:
+class ModelOutputs:
     """A rollout as the roles see it; all (B, T) and 0 outside the mask."""
 
     logprobs: Tensor  # nats, of the policy
@@ -242,21 +242,23 @@ class Judged:
     kl: Tensor  # nats, policy || reference by the chosen estimator; 0 when the reference is not asked
     values: Tensor | None  # of the critic; None without one
 
-    def only(self, kept: Tensor) -> Judged:
+    def only(self, kept: Tensor) -> ModelOutputs:
         """The rows `kept`, (K,) int64."""
         ref_logprobs = None if self.ref_logprobs is None else self.ref_logprobs[kept]
         values = None if self.values is None else self.values[kept]
-        return Judged(self.logprobs[kept], ref_logprobs, self.kl[kept], values)
+        return ModelOutputs(self.logprobs[kept], ref_logprobs, self.kl[kept], values)
 
 
-def only_finite(verdict: Verdict, judged: Judged, nonfinite: FiniteGuard, iteration: int) -> tuple[Verdict, Judged]:
+def keep_finite(
+    scored: Scored, outputs: ModelOutputs, nonfinite: FiniteGuard, iteration: int
+) -> tuple[Scored, ModelOutputs]:
     """The rows whose numbers are all finite, before one of the others can reach a mean over the batch.
 
     Raises `NonFiniteError` when `nonfinite` says so, and when no row is left.
     """
-    rollout = verdict.rollout
-    seen = {"behaviour_logprobs": rollout.behaviour_logprobs} | {
-        f.name: getattr(judged, f.name) for f in fields(judged)
+    rollout = scored.rollout
+    seen = {"behavior_logprobs": rollout.behavior_logprobs} | {
+        f.name: getattr(outputs, f.name) for f in fields(outputs)
     }
     broken = {name: ~x.isfinite().all(1) for name, x in seen.items() if x is not None}
     rows = torch.stack(list(broken.values())).any(0)
@@ -266,7 +268,7 @@ def only_finite(verdict: Verdict, judged: Judged, nonfinite: FiniteGuard, iterat
             {
                 "prompt": rollout.prompts[row],
                 "response": rollout.responses[row],
-                "score": written(verdict.scores[row].item()),
+                "score": json_number(scored.scores[row].item()),
                 "not_finite": [name for name, found in broken.items() if found[row]],
             }
             for row in rows.nonzero().flatten().tolist()
@@ -275,25 +277,25 @@ def only_finite(verdict: Verdict, judged: Judged, nonfinite: FiniteGuard, iterat
     first = next(iter(rows.nonzero().flatten().tolist()), None)
     numbers = {} if first is None else {f"the logprobs or values of a response to {rollout.prompts[first]!r}": math.nan}
     if nonfinite.passes("experience", iteration, numbers, described):
-        return verdict, judged
+        return scored, outputs
     if rows.all():
         raise NonFiniteError(
             f"iteration {iteration}: no response has finite logprobs: the weights or the base are broken"
         )
     kept = (~rows).nonzero().flatten()
-    return verdict.only(kept), judged.only(kept)
+    return scored.only(kept), outputs.only(kept)
 
 
-def describe(verdict: Verdict, shaped: Tensor, rewards: Tensor) -> dict[str, float]:
+def describe(scored: Scored, shaped: Tensor, rewards: Tensor) -> dict[str, float]:
     """Scores and rewards, and what the responses look like: length in tokens, share that ended, nats per token."""
-    rollout, scores, mask = verdict.rollout, verdict.scores, verdict.rollout.response_mask
+    rollout, scores, mask = scored.rollout, scored.scores, scored.rollout.response_mask
     return {
         "rollout/response_length": mask.sum(1).float().mean().item(),
         "rollout/eos_fraction": rollout.finished.float().mean().item(),
-        "rollout/nats_per_token": (-rollout.behaviour_logprobs.sum() / mask.sum().clamp(min=1)).item(),
+        "rollout/nll_per_token": (-rollout.behavior_logprobs.sum() / mask.sum().clamp(min=1)).item(),
         "rollout/score": scores.mean().item(),
         "rollout/score_std": scores.std(correction=0).item(),
         "rollout/shaped_score": shaped.mean().item(),
         "rollout/reward": rewards.sum(1).mean().item(),
-        "rollout/dropped": float(verdict.dropped),
-    } | {f"rollout/score_{name}": part.mean().item() for name, part in verdict.parts.items()}
+        "rollout/dropped": float(scored.dropped),
+    } | {f"rollout/score_{name}": part.mean().item() for name, part in scored.parts.items()}

@@ -1,4 +1,4 @@
-"""The coefficient of the KL to the reference, fixed or steered towards a target."""
+"""The coefficient of the KL to the reference, fixed or steered toward a target."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class FixedKL:
 
 
 class SteeredKL(FixedKL):
-    """A coefficient that moves towards a target, and so is part of a checkpoint."""
+    """A coefficient that moves toward a target, and so is part of a checkpoint."""
 
     def __init__(self, kl_coef: float, kl_target: float) -> None:
         super().__init__(kl_coef)

@@ -118,7 +118,7 @@ def _pass(lm: PreTrainedModel, prompts: Tensor, cache: DynamicCache) -> Tensor:
     mask, ids = prompts.chunk(2, dim=1)
     mask, ids = trimmed(mask, mask), trimmed(ids, mask)
     plain = {type(layer) for layer in cache.layers} <= {GrowingLayer, DynamicLayer}
-    if plain and padding_free.pays(lm.base_model, mask):
+    if plain and padding_free.saves_time(lm.base_model, mask):
         states = padding_free.states(lm.base_model, mask.bool(), cache, input_ids=ids)
         logits: Tensor = lm.get_output_embeddings()(states[:, -1])
         return logits

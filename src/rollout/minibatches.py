@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from src.types import Experience, Record, Rollout, select
-from src.utils.distributed import dealt, even
+from src.utils.distributed import per_rank_size, round_robin
 
 
 def minibatches(rows: int, minibatch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -32,7 +32,7 @@ def micro_batches(record: Record, size: int) -> Iterator[tuple[Tensor, Record]]:
 
 def own_micro_batches(record: Record, size: int) -> Iterator[tuple[Tensor, Record]]:
     """Those of the micro-batches that fall to this rank, none larger than its share; all of them in one process."""
-    return dealt(micro_batches(record, even(len(_rollout(record).prompts), size)))
+    return round_robin(micro_batches(record, per_rank_size(len(_rollout(record).prompts), size)))
 
 
 def trim(record: Record) -> Record:
@@ -53,7 +53,7 @@ def trim(record: Record) -> Record:
         prompt_mask=record.prompt_mask[:, -prompt_width:],
         response_ids=record.response_ids[:, :response_width],
         response_mask=record.response_mask[:, :response_width],
-        behaviour_logprobs=record.behaviour_logprobs[:, :response_width],
+        behavior_logprobs=record.behavior_logprobs[:, :response_width],
         trunk=None if record.trunk is None else record.trunk[:, kept],
     )
 

@@ -17,7 +17,7 @@ from src.types import Record, select
 T = TypeVar("T")
 
 
-class Fitting:
+class OomRetry:
     """How many rows a pass takes on this rank: `size`, given as `key`, until memory runs out; then half, and so on.
 
     What was begun when memory ran out is done again from its start with smaller pieces. So nothing has to be copied

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from src.core.masking import masked, until_first_stop
 from src.errors import require
 from src.rollout.kv_cache import next_logits, prefill, reorder, trimmed
-from src.utils.distributed import Share
+from src.utils.distributed import RowShard
 
 BLOCK = 256  # probabilities whose sum is taken first, so that only one block per row is summed up in float64
 
@@ -43,7 +43,7 @@ class Sampler:
         stop_ids: Tensor,
         pad_id: int,
         generator: torch.Generator | None,
-        share: Share | None = None,
+        share: RowShard | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Answer each prompt; without a generator the most probable token is taken (greedy).
 
@@ -68,7 +68,7 @@ class Sampler:
         stop_ids: Tensor,
         pad_id: int,
         generator: torch.Generator | None,
-        share: Share | None = None,
+        share: RowShard | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The next token of each row and its logprob, both (B,), as soon as drawn; `pad_id` and 0 after the end.
 

@@ -1,4 +1,4 @@
-"""Asking a reward, whoever wrote it: every answer is checked, and what fails is named or dropped."""
+"""Scoring a rollout with any reward: every answer is checked; a sample that fails is named or dropped."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from src.errors import RewardError, require
 from src.rewards.adapter import AdapterReward
 from src.rewards.learned import LearnedReward
 from src.types import AnyReward, PartedReward, Rollout, RolloutReward, TokenReward, select
-from src.utils.distributed import on_shares
+from src.utils.distributed import map_over_ranks
 
 # scores (N,), NaN where there is none; credit (N, T); parts of the scores; what is to be said of the first failure
 Answers = tuple[Tensor, Tensor, dict[str, Tensor], RewardError | None]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Scored:
     """What a reward says of a rollout."""
 
-    rollout: Rollout  # B rows: those that were judged
+    rollout: Rollout  # B rows: those that were scored
     scores: Tensor  # (B,) finite
     credit: Tensor  # (B, T) what of the score falls to each token; 0 unless the reward says
     parts: dict[str, Tensor]  # (B,) each, of a mixed reward, before their weights
     dropped: int  # rows left out
 
-    def only(self, kept: Tensor) -> Verdict:
+    def only(self, kept: Tensor) -> Scored:
         """The rows `kept` (K,) int64; the others count as dropped."""
         if len(kept) == len(self.scores):
             return self
         parts = {name: part[kept.cpu()] for name, part in self.parts.items()}
         dropped = self.dropped + len(self.scores) - len(kept)
-        return Verdict(select(self.rollout, kept), self.scores[kept], self.credit[kept], parts, dropped)
+        return Scored(select(self.rollout, kept), self.scores[kept], self.credit[kept], parts, dropped)
 
 
 @dataclass(frozen=True)
-class Judge:
+class Scorer:
     """How a reward is asked: for at most `timeout` seconds (None: no limit), and what a sample that fails costs.
 
     A sample fails when its score is not finite or the reward raises on it. With `drop_failed` it is left out and
@@ -56,7 +56,7 @@ class Judge:
         """Refuse a limit that nothing can keep."""
         require(self.timeout is None or self.timeout > 0, "timeout", self.timeout, "greater than 0 seconds, or null")
 
-    def judge(self, reward: AnyReward, rollout: Rollout) -> Verdict:
+    def score(self, reward: AnyReward, rollout: Rollout) -> Scored:
         """Ask for every row, each rank for its own. Raises `RewardError`: the reward, the prompt and what came back."""
         own = self._asked(reward, rollout)
         scores, credit = (torch.cat(given) for given in list(zip(*own, strict=True))[:2])
@@ -66,29 +66,29 @@ class Judge:
         kept = scores.isfinite().nonzero().flatten()
         if not len(kept):
             raise next(failure for *_, failure in own if failure is not None)
-        return Verdict(rollout, scores, credit, parts, 0).only(kept)
+        return Scored(rollout, scores, credit, parts, 0).only(kept)
 
     def scores(self, reward: AnyReward, rollout: Rollout) -> Tensor:
         """r(x, y) of every row, (B,); NaN for a row that is left out, which here every row may be.
 
-        Raises `RewardError` as `judge` does where nothing may be left out.
+        Raises `RewardError` as `score` does where nothing may be left out.
         """
         scores = torch.cat([given for given, *_ in self._asked(reward, rollout)])
         return scores.where(scores.isfinite(), torch.nan)
 
     def _asked(self, reward: AnyReward, rollout: Rollout) -> list[Answers]:
         """What each rank was answered for its rows."""
-        return on_shares(lambda share: self._answers(reward, select(rollout, share.index)), len(rollout.prompts))
+        return map_over_ranks(lambda share: self._answers(reward, select(rollout, share.index)), len(rollout.prompts))
 
     def _answers(self, reward: AnyReward, rollout: Rollout) -> Answers:
         given, parts, raised = self._ask(reward, rollout)
-        scores, credit = given.to(rollout.finished.device), torch.zeros_like(rollout.behaviour_logprobs)
+        scores, credit = given.to(rollout.finished.device), torch.zeros_like(rollout.behavior_logprobs)
         if isinstance(reward, TokenReward):
             if scores.dim() == 1:  # not one row was answered
                 scores = scores.unsqueeze(1).expand_as(credit)
             credit = masked(scores, rollout.response_mask)
             scores = credit.sum(dim=1)
-        failure = failed(reward, rollout, scores, raised)
+        failure = first_failure(reward, rollout, scores, raised)
         if failure is not None and not self.drop_failed:
             raise failure
         return scores, credit, {name: part.cpu() for name, part in parts.items()}, failure
@@ -99,7 +99,7 @@ class Judge:
         Asked all at once, row by row when that fails.
         """
         try:
-            scores, parts = self._within_limit(reward, partial(ask, reward, rollout))
+            scores, parts = self._within_limit(reward, partial(call_reward, reward, rollout))
             return scores, parts, {}
         except RewardError:
             raise
@@ -109,15 +109,15 @@ class Judge:
             for row in range(len(rollout.prompts)):
                 one = select(rollout, torch.tensor([row]))
                 try:
-                    answers.append(self._within_limit(reward, partial(ask, reward, one)))
+                    answers.append(self._within_limit(reward, partial(call_reward, reward, one)))
                 except RewardError:  # a wrong shape or no answer in time: nothing about this one sample
                     raise
                 except Exception as own:
                     raised[row] = own
             if not raised:
-                message = f"reward {name_of(reward)} raised {error!r} for the batch, and for no row of it alone"
+                message = f"reward {reward_name(reward)} raised {error!r} for the batch, and for no row of it alone"
                 raise RewardError(message) from error
-            return *spread(answers, list(raised), len(rollout.prompts)), raised
+            return *merge_rows(answers, list(raised), len(rollout.prompts)), raised
 
     def _within_limit(self, reward: Any, call: Callable[[], Any]) -> Any:
         """The result of `call`; a reward model of our own cannot hang and is not watched."""
@@ -135,21 +135,23 @@ class Judge:
         thread.start()
         thread.join(self.timeout)
         if thread.is_alive():
-            raise RewardError(f"reward {name_of(reward)} gave no answer within {self.timeout:g} s (ppo.reward_timeout)")
+            raise RewardError(
+                f"reward {reward_name(reward)} gave no answer within {self.timeout:g} s (ppo.reward_timeout)"
+            )
         if "error" in box:
             raise box["error"]
         return box["result"]
 
 
-def ask(reward: AnyReward, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
+def call_reward(reward: AnyReward, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
     """Scores (B,) float32, not yet known to be finite, and the parts of a mixed reward. Raises for a wrong count.
 
     Of a reward that credits each token the scores are (B, T).
     """
     if isinstance(reward, TokenReward):
-        return checked(reward, reward.score_tokens(rollout), rollout.response_mask, "tokens"), {}
+        return check_scores(reward, reward.score_tokens(rollout), rollout.response_mask, "tokens"), {}
     if isinstance(reward, RolloutReward):
-        return checked(reward, reward.score_rollout(rollout), rollout.finished, "sequences"), {}
+        return check_scores(reward, reward.score_rollout(rollout), rollout.finished, "sequences"), {}
     metadata = [
         row | {"finished": finished} for row, finished in zip(rollout.metadata, rollout.finished.tolist(), strict=True)
     ]
@@ -158,11 +160,11 @@ def ask(reward: AnyReward, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]
         parts = reward.score_parts(*texts, metadata) if isinstance(reward, PartedReward) else {}
         given = reward.combine(parts) if isinstance(reward, PartedReward) else reward.score(*texts, metadata)
     except SystemExit as error:  # would end the run without a word
-        raise RewardError(f"reward {name_of(reward)} ended the program by sys.exit({error.code!r})") from error
-    return checked(reward, given, rollout.finished, "sequences"), parts
+        raise RewardError(f"reward {reward_name(reward)} ended the program by sys.exit({error.code!r})") from error
+    return check_scores(reward, given, rollout.finished, "sequences"), parts
 
 
-def checked(reward: AnyReward, given: Any, wanted: Tensor, what: str) -> Tensor:
+def check_scores(reward: AnyReward, given: Any, wanted: Tensor, what: str) -> Tensor:
     """What a reward gave as float32 of the shape of `wanted`, a number for each of `what`; not yet known to be finite.
 
     Raises for what is no number or has another shape.
@@ -175,11 +177,11 @@ def checked(reward: AnyReward, given: Any, wanted: Tensor, what: str) -> Tensor:
     if scores.shape != wanted.shape:
         rows = f"{count}" if wanted.dim() == 1 else f"{tuple(wanted.shape)}"
         gave = "a single number" if scores.dim() == 0 else f"{tuple(scores.shape)} scores"
-        raise RewardError(f"reward {name_of(reward)} gave {gave} for {rows} {what}: one for each is needed")
+        raise RewardError(f"reward {reward_name(reward)} gave {gave} for {rows} {what}: one for each is needed")
     return scores
 
 
-def failed(reward: Any, rollout: Rollout, scores: Tensor, raised: dict[int, Exception]) -> RewardError | None:
+def first_failure(reward: Any, rollout: Rollout, scores: Tensor, raised: dict[int, Exception]) -> RewardError | None:
     """What is to be said of the first row without a finite score; None when every row has one."""
     bad = (~scores.isfinite()).nonzero().flatten().tolist()
     if not bad:
@@ -187,14 +189,14 @@ def failed(reward: Any, rollout: Rollout, scores: Tensor, raised: dict[int, Exce
     row = bad[0]
     said = f"raised {raised[row]!r}" if row in raised else f"gave {scores[row].item()}"
     error = RewardError(
-        f"reward {name_of(reward)} {said} for prompt {rollout.prompts[row]!r}, "
+        f"reward {reward_name(reward)} {said} for prompt {rollout.prompts[row]!r}, "
         f"response {rollout.responses[row]!r}; a score must be a finite number"
     )
     error.__cause__ = raised.get(row)
     return error
 
 
-def spread(
+def merge_rows(
     answers: list[tuple[Tensor, dict[str, Tensor]]], without: list[int], rows: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Scores and parts of single rows, joined to (rows, ...) each; NaN for the rows that are `without` an answer."""
@@ -212,6 +214,6 @@ def spread(
     }
 
 
-def name_of(reward: Any) -> str:
+def reward_name(reward: Any) -> str:
     """What a message calls a reward: its dotted path for a function, else its class."""
     return str(getattr(reward, "target", type(reward).__name__))

@@ -104,7 +104,7 @@ class ScaleByStd(NoScaling):
         self.moments = Moments(**state)
 
 
-class Normalise(ScaleByStd):
+class Normalize(ScaleByStd):
     """(score - mean) / std of all scores so far, the present batch included (same source)."""
 
     def __call__(self, scores: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ def find_run(given: str) -> Run | None:
 
 
 def settings_of(run: Run | None, given: str, overrides: list[str]) -> DictConfig:
-    """The PPO configuration that a model is judged with: the run's own, changed by `overrides`.
+    """The PPO configuration that a model is measured with: the run's own, changed by `overrides`.
 
     A plain model folder has none: then it is the defaults of stage=ppo, without any experiment.
     """

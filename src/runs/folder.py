@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from src.errors import ConfigError
 
 FINISHED = "result.json"  # written last: a folder with this file is a finished run
-NOT_IN_NAMES = ("resume=auto", "resume=never", "resume_changed=", "stage=", "log_dir=", "name=")
+NOT_IN_NAMES = ("resume=auto", "resume=never", "allow_config_change=", "stage=", "log_dir=", "name=")
 
 
 def run_folder(parent: Path, name: str | None, overrides: list[str], resume: str) -> Path:

@@ -1,4 +1,4 @@
-"""SFT and reward models that a run needs and that nobody has given: trained once, kept under `logs/artefacts`."""
+"""SFT and reward models that a run needs and that nobody has given: trained once, kept under `logs/artifacts`."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ def ensure(config: DictConfig, train: Train) -> None:
     asked = [o for o in config.overrides if key_of(o).split(".")[0] in ("experiment", "data", "log_dir")]
     model = [o for o in config.overrides if key_of(o).split(".")[0] == "model"]
     if config.stage != "sft" and config.model.path is None:
-        config.model.path = _artefact(["stage=sft", *asked, *model], train)
+        config.model.path = _artifact(["stage=sft", *asked, *model], train)
     if config.stage == "ppo" and "path" in config.reward and config.reward.path is None:
         if config.choices.reward == "adapter":
             own, base = ["reward_net=adapter", *model], config.model.path
         else:
-            own, base = [], _artefact(["stage=sft", *asked], train)
-        config.reward.path = _artefact(["stage=reward", *asked, *own, with_value("model.path", base)], train)
+            own, base = [], _artifact(["stage=sft", *asked], train)
+        config.reward.path = _artifact(["stage=reward", *asked, *own, with_value("model.path", base)], train)
 
 
-def _artefact(overrides: list[str], train: Train) -> str:
+def _artifact(overrides: list[str], train: Train) -> str:
     """The folder of the model that `overrides` describe, trained now if it is not there yet: of a reward its run's."""
     config = compose(overrides)
-    root = Path(config.log_dir) / "artefacts"
+    root = Path(config.log_dir) / "artifacts"
     final = root / f"{config.stage}-{_key(config)}"
     try:
         make_folder(root)

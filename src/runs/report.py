@@ -104,8 +104,8 @@ def _sentence(error: Exception, overrides: list[str]) -> str | None:
     if out_of_memory(error):
         return (
             f"memory ran out ({one_sentence(error)[:200]}): smaller batches (the stage's batch_size, "
-            f"rollout.batch_size) or shorter texts take less; `python -m src.memory` says what PPO takes; the last "
-            f"checkpoint stands"
+            f"rollout.scoring_batch_size) or shorter texts take less; `python -m src.memory` says what PPO takes; the "
+            f"last checkpoint stands"
         )
     return None
 

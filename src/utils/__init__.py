@@ -1,1 +1,1 @@
-"""Configuration, random streams, run folders."""
+"""Random streams, several processes, signals, devices, figures with intervals."""

@@ -1,7 +1,7 @@
-"""Work that several processes share: each does its part, and all of them hold the same result.
+"""Work split over ranks: each computes its part, and all hold the same result.
 
 Every function is the identity in a run of one process. Nothing here knows what is computed: an expensive step runs on a
-share of the rows or micro-batches and its results are gathered; whatever follows is cheap and done by every rank on the
+shard of the rows or micro-batches and its results are gathered; whatever follows is cheap and done by every rank on the
 same numbers. So whitening, moments, baselines and logged means are over all ranks without a word about ranks.
 """
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Share:
+class RowShard:
     """The rows `index` (N,) int64 of a batch of `rows`."""
 
     index: Tensor
@@ -38,23 +38,23 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def share(rows: int) -> Share:
+def row_shard(rows: int) -> RowShard:
     """This rank's rows of a batch: a contiguous block, empty where there are more ranks than rows."""
-    return Share(torch.arange(rows).tensor_split(world_size())[rank()], rows)
+    return RowShard(torch.arange(rows).tensor_split(world_size())[rank()], rows)
 
 
-def on_shares(function: Callable[[Share], T], rows: int) -> list[T]:
-    """`function` of each rank's share, in the order of the rows; a rank without rows is not asked."""
-    mine = share(rows)
+def map_over_ranks(function: Callable[[RowShard], T], rows: int) -> list[T]:
+    """`function` of each rank's shard, in the order of the rows; a rank without rows is not asked."""
+    mine = row_shard(rows)
     return [answer for own in gather([function(mine)] if len(mine.index) else []) for answer in own]
 
 
-def even(rows: int, size: int) -> int:
+def per_rank_size(rows: int, size: int) -> int:
     """The size of pieces, at most `size`, so small that no rank is left without one while there are rows enough."""
     return max(1, min(size, -(-rows // world_size())))
 
 
-def dealt(pieces: Iterable[T]) -> Iterator[T]:
+def round_robin(pieces: Iterable[T]) -> Iterator[T]:
     """Those of the pieces that fall to this rank when they are dealt out in turn."""
     return islice(pieces, rank(), None, world_size())
 
@@ -70,7 +70,7 @@ def gather(x: T) -> list[T]:
     return [torch.load(io.BytesIO(part), map_location=_here, weights_only=False) for part in parts]
 
 
-def total(x: Tensor) -> Tensor:
+def all_reduce_sum(x: Tensor) -> Tensor:
     """The sum of a tensor over ranks, the same bits on each."""
     if world_size() == 1:
         return x
@@ -90,7 +90,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
     found = pieces[0].new_tensor([p.grad is not None for p in trained])
-    summed, found = total(torch.cat([*(piece.flatten() for piece in pieces), found])).split(
+    summed, found = all_reduce_sum(torch.cat([*(piece.flatten() for piece in pieces), found])).split(
         [sum(map(torch.numel, pieces)), len(trained)]
     )
     for parameter, piece, somewhere in zip(trained, summed.split([p.numel() for p in trained]), found, strict=True):
@@ -99,7 +99,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 @torch.no_grad()
-def agree(parameters: Iterable[nn.Parameter]) -> None:
+def broadcast_(parameters: Iterable[nn.Parameter]) -> None:
     """Every rank takes the numbers of rank 0."""
     if world_size() > 1:
         for parameter in parameters:

@@ -17,7 +17,7 @@ from torch.multiprocessing import ProcessRaisedException
 from torch.multiprocessing.spawn import ProcessException
 
 from src.errors import RankError
-from src.utils.distributed import agree
+from src.utils.distributed import broadcast_
 from src.utils.signals import Interrupted
 
 GRACE = 10.0  # seconds that the others have to end by themselves when a rank has failed, and again after SIGTERM
@@ -34,7 +34,7 @@ class SummedGradients(DDPStrategy):
     def configure_ddp(self) -> None:
         """Start all ranks from the weights of rank 0."""
         assert self.model is not None  # Lightning has connected it
-        agree(parameter for parameter in self.model.parameters() if parameter.requires_grad)
+        broadcast_(parameter for parameter in self.model.parameters() if parameter.requires_grad)
 
 
 def launched() -> bool:

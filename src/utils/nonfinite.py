@@ -1,4 +1,4 @@
-"""What is NaN or infinite among losses, gradients and logprobs: written down, and left out or the end of the run."""
+"""What is NaN or infinite among losses, gradients and logprobs: written down, and skipped or the end of the run."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from src.utils.distributed import rank
 
 
 class FiniteGuard:
-    """Leaves out what is not finite, up to `skip` times in a row; one more stops the run, and with 0 the first does.
+    """Leaves out what is not finite, up to `max_skipped_in_a_row` times; one more in a row stops the run.
 
-    Either way the samples concerned go to `folder` (None: nowhere). Whoever asks brings numbers that are the same on
-    every rank, so that all ranks decide alike.
+    With 0 the first does. Either way the samples concerned go to `folder` (None: nowhere). Whoever asks brings numbers
+    that are the same on every rank, so that all ranks decide alike.
     """
 
-    def __init__(self, skip: int, folder: str | None) -> None:
-        require(skip >= 0, "skip", skip, "at least 0")
-        self.skip, self.folder = skip, Path(folder) if folder is not None else None
+    def __init__(self, max_skipped_in_a_row: int, folder: str | None) -> None:
+        require(max_skipped_in_a_row >= 0, "max_skipped_in_a_row", max_skipped_in_a_row, "at least 0")
+        self.max_skipped_in_a_row, self.folder = max_skipped_in_a_row, Path(folder) if folder is not None else None
         self.skipped = 0  # since the beginning of the run
         self.in_a_row: dict[str, int] = {}
 
@@ -41,10 +41,11 @@ class FiniteGuard:
         said = f"step {step}, {part}: " + ", ".join(f"{name} is {value}" for name, value in sorted(broken.items()))
         where = self._write(f"{step:06d}-{part}-{self.skipped}.jsonl", said, samples)
         self.in_a_row[part] = self.in_a_row.get(part, 0) + 1
-        if self.in_a_row[part] > self.skip:
+        if self.in_a_row[part] > self.max_skipped_in_a_row:
             raise NonFiniteError(
                 f"{said}{where}. Nothing was learned from it, and the last checkpoint stands. A lower learning rate, a "
-                f"smaller max_grad_norm or model.dtype=float32 may help; nonfinite.skip=3 leaves out up to 3 in a row"
+                f"smaller max_grad_norm or model.dtype=float32 may help; nonfinite.max_skipped_in_a_row=3 leaves out "
+                f"up to 3 in a row"
             )
         if self.skipped == 0 and rank() == 0:
             warnings.warn(f"{said}{where}; it is left out, and counted in train/skipped_steps", stacklevel=2)
@@ -71,6 +72,6 @@ class FiniteGuard:
         self.skipped, self.in_a_row = state["skipped"], dict(state["in_a_row"])
 
 
-def written(number: float) -> float | str:
+def json_number(number: float) -> float | str:
     """A number as JSON can hold it: "nan" and "inf" in words."""
     return number if math.isfinite(number) else str(number)

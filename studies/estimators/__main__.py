@@ -31,7 +31,7 @@ from src.runs.prerequisites import ensure
 from src.runs.report import friendly_errors, quiet_libraries, write_json
 from src.train import train
 from src.utils.statistics import Figure, as_result
-from studies.estimators.callback import GradientLadder
+from studies.estimators.callback import GradientRecorder
 from studies.estimators.gradients import EveryEstimator, compare
 from studies.estimators.prefix_reward import PrefixGain
 
@@ -47,10 +47,10 @@ COLUMNS = ("norm", "variance", "noise", "cosine")
 
 def climb(overrides: list[str], warmup: int, batches: int) -> dict[str, dict[str, dict[str, Figure]]]:
     """Both halves of the ladder: reward placement -> estimator -> figures."""
-    config = compose([*PLAIN, *overrides, f"ppo.iterations={warmup + batches}", "ppo.critic_warmup=0"])
+    config = compose([*PLAIN, *overrides, f"ppo.num_iterations={warmup + batches}", "ppo.critic_warmup=0"])
     config.run_dir = str(run_folder(Path(config.log_dir) / "ladder", config.name, overrides, "never"))
     preflight(config)
-    config.ppo.critic_warmup = config.ppo.iterations  # the policy stays: what no run that learns may ask for
+    config.ppo.critic_warmup = config.ppo.num_iterations  # the policy stays: what no run that learns may ask for
     if "strategy" in config.trainer:
         raise ConfigError("trainer=ddp: the ladder takes its gradients in one process; leave it out")
     require(
@@ -72,7 +72,7 @@ def measure(config: DictConfig, warmup: int, *, dense: bool) -> dict[str, dict[s
         module.reward = PrefixGain(module.reward, tokenizer)
     maker = instantiate(config.checks.maker)
     maker.advantage = EveryEstimator(maker.advantage, estimators())
-    ladder = GradientLadder(maker.advantage, warmup)
+    ladder = GradientRecorder(maker.advantage, warmup)
     trainer: Trainer = instantiate(config.trainer)(
         callbacks=[RolloutCallback(maker, config.seed), ladder, instantiate(config.callbacks.progress)], logger=False
     )

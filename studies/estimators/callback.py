@@ -15,7 +15,7 @@ from src.types import Experience
 from studies.estimators.gradients import EveryEstimator, policy_gradients
 
 
-class GradientLadder(Callback):
+class GradientRecorder(Callback):
     """Measures from iteration `start` on: before it the critic learns, so that its values mean something."""
 
     def __init__(self, estimator: EveryEstimator, start: int) -> None:

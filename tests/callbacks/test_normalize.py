@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from src.callbacks.normalize import NormaliseScores
+from src.callbacks.normalize import NormalizeScores
 from src.config.compose import compose
 from src.config.validate import preflight
 from src.errors import ConfigError
@@ -45,7 +45,7 @@ def test_prompts_are_cut_to_the_context_and_answered_in_batches(tmp_path: Path) 
     told = {}
     for size in (3, 100):
         sampler = Watched(NEW, 1.0)
-        callback = NormaliseScores(model_settings(path, None), sampler, samples=len(given), seed=4)
+        callback = NormalizeScores(model_settings(path, None), sampler, samples=len(given), seed=4)
         prompts, told[size] = callback._sft_samples(LongPrompts(), size)
         assert prompts == given
         assert [len(ids) for ids, _ in sampler.calls] == ([3, 3, 3, 1] if size == 3 else [10])
@@ -60,8 +60,9 @@ def test_prompts_are_cut_to_the_context_and_answered_in_batches(tmp_path: Path) 
 def test_samples_as_long_as_the_context_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
     path = write_lm(tmp_path / "lm")
     config = compose(["stage=reward", "experiment=none", "model=gpt2", f"model.path={path}", "trainer.accelerator=cpu"])
-    config.run_dir, config.reward_model.normalise_new_tokens = str(tmp_path), CONTEXT - 1
+    config.run_dir, config.reward_model.normalization_max_new_tokens = str(tmp_path), CONTEXT - 1
     preflight(config)
-    config.reward_model.normalise_new_tokens = CONTEXT
-    with pytest.raises(ConfigError, match=r"^reward_model\.normalise_new_tokens=48: must be smaller than 48, which"):
+    config.reward_model.normalization_max_new_tokens = CONTEXT
+    said = r"^reward_model\.normalization_max_new_tokens=48: must be smaller than 48, which"
+    with pytest.raises(ConfigError, match=said):
         preflight(config)

@@ -62,7 +62,7 @@ def test_every_iteration_learns_from_what_the_current_policy_just_wrote(base: st
     assert [experience.rollout.policy_version for experience, _ in keep.seen] == [0, 1, 2]
     for experience, expected in keep.seen:
         mask = experience.mask
-        for tensor in (experience.rollout.behaviour_logprobs, experience.old_logprobs):
+        for tensor in (experience.rollout.behavior_logprobs, experience.old_logprobs):
             for mine, theirs in zip(rows_of(tensor, mask), expected, strict=True):
                 assert mine == pytest.approx(theirs, abs=1e-5)
     texts = [experience.rollout.responses for experience, _ in keep.seen]
@@ -96,7 +96,7 @@ def test_collated_prompts_are_the_record_and_keep_their_end() -> None:
     data = PromptData(
         TinyCorpus(), tokenizer(), batch_size=8, samples_per_prompt=1, iterations=1, eval_prompts=4,
         eval_batch_size=3, max_prompt_tokens=3,
-        max_text_tokens=9, lm_coef=0.0, seed=1,
+        max_text_tokens=9, ptx_coef=0.0, seed=1,
     )  # fmt: skip
     rows = TinyCorpus().prompts("train")
     record, whole = as_prompts(data.collate(rows, list(range(8)))), make_prompts(PROMPTS)
@@ -114,7 +114,7 @@ def test_a_prompt_that_is_cut_keeps_its_opening_token_as_shorter_ones_do() -> No
     words.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", opening)])
     data = PromptData(
         TinyCorpus(), words, batch_size=8, samples_per_prompt=1, iterations=1, eval_prompts=4, eval_batch_size=3,
-        max_prompt_tokens=3, max_text_tokens=9, lm_coef=0.0, seed=1,
+        max_prompt_tokens=3, max_text_tokens=9, ptx_coef=0.0, seed=1,
     )  # fmt: skip
     record = as_prompts(data.collate(TinyCorpus().prompts("train"), list(range(8))))
     plain = [tokenizer()(prompt)["input_ids"] for prompt in PROMPTS]
@@ -128,7 +128,7 @@ def test_a_prompt_without_a_token_is_refused() -> None:
     data = PromptData(
         TinyCorpus(), tokenizer(), batch_size=2, samples_per_prompt=1, iterations=1, eval_prompts=4,
         eval_batch_size=3, max_prompt_tokens=3,
-        max_text_tokens=9, lm_coef=0.0, seed=1,
+        max_text_tokens=9, ptx_coef=0.0, seed=1,
     )  # fmt: skip
     with pytest.raises(ValueError, match="prompt"):
         data.collate([PromptRow("the film"), PromptRow("")], [0, 1])
@@ -140,12 +140,12 @@ def test_an_evaluation_compares_policy_and_reference_on_the_same_draws(base: str
     fresh = evaluator.evaluate(make_roles(base), ScriptedReward(), None, prompts, 0)
     assert fresh.policy == fresh.reference
     assert fresh.policy.measures["kl"] == [0.0] * 8
-    assert {name: f.value for name, f in fresh.rise().items()} == {"score": 0.0}
+    assert {name: f.value for name, f in fresh.improvement().items()} == {"score": 0.0}
     moved = evaluator.evaluate(make_roles(base, spread=0.2), ScriptedReward(), None, prompts, 0)
     assert moved.reference == fresh.reference
     assert moved.policy.responses != fresh.policy.responses
     assert any(abs(kl) > 0.05 for kl in moved.policy.measures["kl"])
     both = merge([fresh, moved])
     assert both.policy.measures["score"] == fresh.policy.measures["score"] + moved.policy.measures["score"]
-    rise = [a - b for a, b in zip(both.policy.measures["score"], both.reference.measures["score"], strict=True)]
-    assert both.rise()["score"].value == pytest.approx(sum(rise) / 16)
+    improvement = [a - b for a, b in zip(both.policy.measures["score"], both.reference.measures["score"], strict=True)]
+    assert both.improvement()["score"].value == pytest.approx(sum(improvement) / 16)

@@ -43,7 +43,7 @@ class Run:
     def __init__(self, base: str, lora: LoraSettings | None, folder: Path, *, kill: int | None = None) -> None:
         self.folder, self.roles = folder, make_roles(base, lora)
         self.controller = AdaptiveKL(0.5, kl_target=0.01, kl_horizon=100)
-        module = make_module(self.roles, iterations=ITERATIONS, lm_coef=0.3, entropy_coef=0.01)
+        module = make_module(self.roles, iterations=ITERATIONS, ptx_coef=0.3, entropy_coef=0.01)
         saved = checkpoints(folder)
         stop = (Kill(kill),) if kill is not None else ()
         torch.manual_seed(len(saved))  # the shared stream must not matter

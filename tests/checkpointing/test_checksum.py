@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch import Callback
 
 from src.checkpointing.checkpoint import BEST, IterationCheckpoint, checkpoints
-from src.checkpointing.checksum import is_whole, seal
-from src.checkpointing.resume import newest_sound
+from src.checkpointing.checksum import checksum_matches, seal
+from src.checkpointing.resume import newest_intact
 from src.errors import CheckpointError, SettingError
 from src.loggers.csv import CsvTables
 from tests.tiny import FOREIGN_WARNINGS, fit, make_maker, make_module, make_roles, write_lm
@@ -40,7 +40,7 @@ def test_a_sealed_file_ends_in_its_checksum_and_is_read_as_before(tmp_path: Path
     whole = path.read_bytes()
     assert whole[-32:] == hashlib.sha256(whole[:-39]).digest()
     assert torch.equal(torch.load(path, weights_only=True)["x"], torch.arange(5))
-    assert is_whole(path)
+    assert checksum_matches(path)
 
 
 @pytest.mark.parametrize("damage", [
@@ -51,25 +51,25 @@ def test_a_sealed_file_ends_in_its_checksum_and_is_read_as_before(tmp_path: Path
 def test_damage_is_seen(damage: Any, tmp_path: Path) -> None:
     path = sealed(tmp_path / "a.ckpt", {"x": torch.arange(100)})
     path.write_bytes(damage(path.read_bytes()))
-    assert not is_whole(path)
-    assert not is_whole(tmp_path / "none")
+    assert not checksum_matches(path)
+    assert not checksum_matches(tmp_path / "none")
 
 
 def test_the_newest_sound_checkpoint_is_taken_and_damaged_ones_are_named(tmp_path: Path) -> None:
     """Checklist 61. They are set aside, so that they do not count among the newest that are kept."""
-    assert newest_sound(tmp_path, set_aside=True) is None
+    assert newest_intact(tmp_path, set_aside=True) is None
     for number in (1, 2, 10, 11):
         sealed(tmp_path / f"iteration-{number}.ckpt", {"number": number})
     for number in (10, 11):
         (tmp_path / f"iteration-{number}.ckpt").write_bytes(b"torn")
     for set_aside, left in ((False, 4), (True, 2)):
         with pytest.warns(UserWarning, match=r"iteration-11.ckpt, iteration-10.ckpt .*going back to iteration-2.ckpt"):
-            assert newest_sound(tmp_path, set_aside=set_aside) == tmp_path / "iteration-2.ckpt"
+            assert newest_intact(tmp_path, set_aside=set_aside) == tmp_path / "iteration-2.ckpt"
         assert len(checkpoints(tmp_path)) == left
     for number in (1, 2):
         (tmp_path / f"iteration-{number}.ckpt").write_bytes(b"torn")
     with pytest.raises(CheckpointError, match=r"none of the checkpoints .* can be read .*resume=never"):
-        newest_sound(tmp_path, set_aside=True)
+        newest_intact(tmp_path, set_aside=True)
     assert len(checkpoints(tmp_path)) == 2
 
 
@@ -143,7 +143,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(base: str, tmp_path: Path) 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [path.name for path in (tmp_path / "saved").iterdir()] == ["iteration-1.ckpt"]
-    assert is_whole(tmp_path / "saved/iteration-1.ckpt")
+    assert checksum_matches(tmp_path / "saved/iteration-1.ckpt")
 
 
 def test_a_checkpoint_holds_the_row_of_its_own_iteration(base: str, tmp_path: Path) -> None:

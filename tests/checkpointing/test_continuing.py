@@ -15,7 +15,7 @@ from lightning.pytorch import Callback
 from transformers import get_constant_schedule_with_warmup
 
 from src.checkpointing.checkpoint import IterationCheckpoint, checkpoints
-from src.checkpointing.metadata import RunRecord
+from src.checkpointing.metadata import RunMetadata
 from src.config.compose import compose, instantiate
 from src.config.errors import CONF
 from src.errors import CheckpointError
@@ -73,7 +73,7 @@ class Run:
         module.lr_schedule = schedule or module.lr_schedule
         module.optimizer_factories = {role: module.optimizer_factories[role] for role in factories}
         saved, see = checkpoints(folder), See(kill)
-        record = RunRecord({"schedule_steps": ITERATIONS}, None, allow_changes=allow)
+        record = RunMetadata({"schedule_steps": ITERATIONS}, None, allow_changes=allow)
         try:
             self.recorder, self.trainer = fit(
                 module, folder, maker=maker or make_maker(), iterations=ITERATIONS,

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from src.checkpointing.checksum import seal
-from src.checkpointing.resume import changed_keys, flat, is_safe, plain, start_of
+from src.checkpointing.resume import changed_keys, find_checkpoint, flat, is_safe, plain
 from src.config.compose import compose
 from src.errors import CheckpointError, ConfigError
 from src.runs.folder import name_of, run_folder
@@ -58,26 +58,27 @@ def test_what_changes_results_is_named_where_it_was_written_and_refused(
     assert set(keys) <= set(unsafe) if keys else unsafe == []
     assert not [key for key in unsafe if key.split(".")[0] in ("module", "datamodule", "checks")]
     if keys:
-        with pytest.raises(ConfigError, match=rf"{keys[0]} \(.* -> .*\).*resume_changed=true") as refused:
-            start_of(now)
+        with pytest.raises(ConfigError, match=rf"{keys[0]} \(.* -> .*\).*allow_config_change=true") as refused:
+            find_checkpoint(now)
         assert "\n" not in str(refused.value)
-        assert start_of(configured(tmp_path, *overrides, "resume_changed=true")) == path
-        assert start_of(configured(tmp_path, *overrides, "resume=never")) is None
+        assert find_checkpoint(configured(tmp_path, *overrides, "allow_config_change=true")) == path
+        assert find_checkpoint(configured(tmp_path, *overrides, "resume=never")) is None
     else:
-        assert start_of(now) == path
+        assert find_checkpoint(now) == path
 
 
 @pytest.mark.parametrize("override", [
     "callbacks.checkpoint.every=1", "callbacks.checkpoint.best_metric=rollout/score", "callbacks.samples.rows=3",
-    "logger=wandb", "ppo.eval_prompts=3", "ppo.micro_batch_size=4", "rollout.batch_size=4", "ppo.reward_timeout=3",
-    "log_dir=elsewhere", "name=other", "trainer.enable_progress_bar=false", "callbacks.stop.grace_seconds=5",
-    "model.path=other", "reward.path=other",
+    "logger=wandb", "ppo.eval_prompts=3", "ppo.micro_batch_size=4", "rollout.scoring_batch_size=4",
+    "ppo.reward_timeout=3", "log_dir=elsewhere", "name=other", "trainer.enable_progress_bar=false",
+    "callbacks.stop.grace_seconds=5", "model.path=other", "reward.path=other",
 ])  # fmt: skip
 def test_what_changes_no_result_is_taken_and_named(
     override: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = written(tmp_path, configured(tmp_path))
-    assert start_of(configured(tmp_path, *(["+" + override] if "progress_bar" in override else [override]))) == path
+    written_out = "+" + override if "progress_bar" in override else override
+    assert find_checkpoint(configured(tmp_path, written_out)) == path
     key = override.split("=")[0]
     said = capsys.readouterr().out
     assert said.startswith(f"going on from {path} with other settings: ")
@@ -87,7 +88,7 @@ def test_what_changes_no_result_is_taken_and_named(
 def test_what_is_said_to_cost_memory_alone_reaches_passes_alone(tmp_path: Path) -> None:
     """Not the batches of the comparison, which have draws of their own: its figures would be others."""
     makers = {
-        "rollout.batch_size": ["callbacks.rollout.maker.batch_size"],
+        "rollout.scoring_batch_size": ["callbacks.rollout.maker.batch_size"],
         "ppo.micro_batch_size": ["module.settings.micro_batch_size", "ppo.settings.micro_batch_size"],
     }
     before = flat(plain(configured(tmp_path)))
@@ -100,43 +101,44 @@ def test_what_is_said_to_cost_memory_alone_reaches_passes_alone(tmp_path: Path) 
 
 def test_what_begins_afresh_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written(tmp_path, configured(tmp_path))
-    start_of(configured(tmp_path, "kl_controller=adaptive", "policy_loss=kl_penalty", "resume_changed=true"))
+    other = ("kl_controller=adaptive", "policy_loss=kl_penalty")
+    find_checkpoint(configured(tmp_path, *other, "allow_config_change=true"))
     said = capsys.readouterr().out.strip()
     assert said.endswith(
         "; what ppo.kl_controller, ppo.old_kl_controller remembers begins afresh where it was not kept"
     )
-    start_of(configured(tmp_path, "ppo.clip=0.3", "resume_changed=true"))
+    find_checkpoint(configured(tmp_path, "ppo.clip=0.3", "allow_config_change=true"))
     assert "; what" not in capsys.readouterr().out
 
 
 def test_a_stage_may_be_lengthened_where_the_learning_rate_does_not_depend_on_its_length(tmp_path: Path) -> None:
     constant = "lr_schedule=constant"
     path = written(tmp_path / "constant", configured(tmp_path / "constant", constant))
-    assert start_of(configured(tmp_path / "constant", constant, "ppo.iterations=300")) == path
+    assert find_checkpoint(configured(tmp_path / "constant", constant, "ppo.num_iterations=300")) == path
     written(tmp_path / "linear", configured(tmp_path / "linear"))
-    with pytest.raises(ConfigError, match=r"ppo.iterations \(\d+ -> 300\)"):
-        start_of(configured(tmp_path / "linear", "ppo.iterations=300"))
+    with pytest.raises(ConfigError, match=r"ppo.num_iterations \(\d+ -> 300\)"):
+        find_checkpoint(configured(tmp_path / "linear", "ppo.num_iterations=300"))
 
 
 def test_a_path_is_a_checkpoint_or_a_run_folder_until_the_run_has_its_own(tmp_path: Path) -> None:
     other, mine = tmp_path / "other", tmp_path / "mine"
     older, newer = (written(other, configured(other), number) for number in (9, 10))
     from_file = configured(mine, f"resume={older}")
-    assert start_of(from_file) == older
+    assert find_checkpoint(from_file) == older
     for folder in (other, other / "checkpoints"):
-        assert start_of(configured(mine, f"resume={folder}")) == newer
+        assert find_checkpoint(configured(mine, f"resume={folder}")) == newer
     with pytest.raises(ConfigError, match=r"ppo.clip \(0.2 -> 0.3\)"):
-        start_of(configured(mine, f"resume={older}", "ppo.clip=0.3"))
+        find_checkpoint(configured(mine, f"resume={older}", "ppo.clip=0.3"))
     own = written(mine, from_file, 12)
-    assert start_of(from_file) == own
+    assert find_checkpoint(from_file) == own
     with pytest.raises(ConfigError, match=r"resume \(.*iteration-9.ckpt -> None\)"):
-        start_of(configured(mine))  # the folder was not begun by this command
+        find_checkpoint(configured(mine))  # the folder was not begun by this command
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="no checkpoint in that folder"):
-        start_of(configured(tmp_path / "new", f"resume={tmp_path / 'empty'}"))
+        find_checkpoint(configured(tmp_path / "new", f"resume={tmp_path / 'empty'}"))
     older.write_bytes(older.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="torn"):
-        start_of(configured(tmp_path / "new", f"resume={older}"))
+        find_checkpoint(configured(tmp_path / "new", f"resume={older}"))
 
 
 def test_the_same_path_finds_its_own_folder_again(tmp_path: Path) -> None:
@@ -151,7 +153,7 @@ def test_the_same_path_finds_its_own_folder_again(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
     written(tmp_path, configured(tmp_path), format=0)
     with pytest.raises(CheckpointError, match="not written by this version"):
-        start_of(configured(tmp_path))
+        find_checkpoint(configured(tmp_path))
 
 
 def test_flat_keeps_every_leaf() -> None:
@@ -163,5 +165,5 @@ def test_models_that_a_run_made_for_itself_are_no_other_settings(
 ) -> None:
     """The checkpoint knows their folders; the same command comes to them later."""
     path = written(tmp_path, configured(tmp_path, "model.path=made", "reward.path=made"))
-    assert start_of(configured(tmp_path)) == path
+    assert find_checkpoint(configured(tmp_path)) == path
     assert capsys.readouterr().out == ""

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback
 from src.callbacks.gold import GoldStop
 from src.callbacks.samples import SampleTable
 from src.checkpointing.checkpoint import IterationCheckpoint, checkpoints
-from src.checkpointing.metadata import RunRecord
+from src.checkpointing.metadata import RunMetadata
 from src.config.compose import compose, instantiate
 from src.config.errors import CONF
 from src.core.kl import SampledKL, k3
@@ -158,7 +158,7 @@ def recorded(base: str, folder: Path, *, allow: bool = False, **changes: Any) ->
             seen.append(batch["prompts"]["texts"])
 
     module = make_module(make_roles(base), iterations=ITERATIONS, **changes)
-    callbacks = (RunRecord(config, "abc", allow), See(), IterationCheckpoint(str(folder), every=1, keep=9),
+    callbacks = (RunMetadata(config, "abc", allow), See(), IterationCheckpoint(str(folder), every=1, keep=9),
                  *(() if saved else (Kill(),)))  # fmt: skip
     try:
         fit(module, folder, maker=make_maker(), iterations=ITERATIONS, callbacks=callbacks,
@@ -174,7 +174,7 @@ def test_other_training_data_are_refused_or_read_from_their_beginning(
     """Checklist 63, 61."""
     recorded(base, tmp_path)
     monkeypatch.setattr("tests.tiny.TinyCorpus", MoreRows)
-    with pytest.raises(CheckpointError, match=r"the training data \(prompts\) are not those .*resume_changed=true"):
+    with pytest.raises(CheckpointError, match=r"training data \(prompts\) are not those .*allow_config_change=true"):
         recorded(base, tmp_path)
     (third,) = recorded(base, tmp_path, allow=True)
     assert "they are read from their beginning" in capsys.readouterr().out

@@ -66,8 +66,8 @@ REFUSED: list[tuple[str, list[str]]] = [
      ["model.attn_implementation=flash_attention_2", "policy_loss=trpo differentiates twice", "use sdpa or eager"]),
     ("policy_loss=trpo model.gradient_checkpointing=true",
      ["model.gradient_checkpointing=true", "policy_loss=trpo cannot", "model.gradient_checkpointing=false"]),
-    ("policy_loss=trpo ppo.lm_coef=1", ["ppo.lm_coef=1", "policy_loss=trpo cannot", "ppo.lm_coef=0"]),
-    ("policy_loss=trpo ppo.old_kl_limit=0.1", ["ppo.old_kl_limit=0.1", "policy_loss=trpo", "ppo.old_kl_limit=null"]),
+    ("policy_loss=trpo ppo.ptx_coef=1", ["ppo.ptx_coef=1", "policy_loss=trpo cannot", "ppo.ptx_coef=0"]),
+    ("policy_loss=trpo ppo.early_stop_kl=0.1", ["ppo.early_stop_kl=0.1", "policy_loss=trpo", "ppo.early_stop_kl=null"]),
     ("policy_loss=trpo ppo.max_kl=0", ["ppo.max_kl=0", "greater than 0"]),
     # the KL to the reference
     ("kl=loss kl_estimator=k1", ["kl_estimator=k1", "expected gradient of k1 is zero", "k2, k3 or exact"]),
@@ -84,13 +84,13 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("data=custom data.path=x.jsonl data.columns.prompt=q gold_reward=none",
      ["reward=learned without reward.path", "data.columns.chosen", "reward=function"]),
     # what runs and leads nowhere
-    ("ppo.critic_warmup=9 ppo.iterations=9",
-     ["ppo.critic_warmup=9", "smaller than ppo.iterations (9)", "policy never learns"]),
-    ("trainer.max_epochs=2", ["trainer.max_epochs=2", "trainer.max_epochs=1, and ppo.iterations"]),
+    ("ppo.critic_warmup=9 ppo.num_iterations=9",
+     ["ppo.critic_warmup=9", "smaller than ppo.num_iterations (9)", "policy never learns"]),
+    ("trainer.max_epochs=2", ["trainer.max_epochs=2", "trainer.max_epochs=1, and ppo.num_iterations"]),
     ("trainer.max_epochs=null", ["trainer.max_epochs=null", "trainer.max_epochs=1"]),
     ("kl_controller=adaptive ppo.kl_horizon=20 ppo.batch_size=100 ppo.minibatch_size=50",
      ["ppo.kl_horizon=20", "greater than a fifth of ppo.batch_size (100)"]),
-    ("ppo.lm_max_tokens=64", ["ppo.lm_coef=0", "nothing reads ppo.lm_max_tokens", "remove it"]),
+    ("ppo.ptx_max_tokens=64", ["ppo.ptx_coef=0", "nothing reads ppo.ptx_max_tokens", "remove it"]),
     # precision
     *((f"trainer.precision={precision}", [f"trainer.precision={precision}", "must be 32-true or bf16-mixed"])
       for precision in ("16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine", "16", "64")),
@@ -109,14 +109,14 @@ def test_what_cannot_work_is_refused_with_a_remedy(overrides: str, words: list[s
 @pytest.mark.parametrize(
     "overrides",
     [
-        "ppo.critic_warmup=8 ppo.iterations=9",
-        f"experiment=sentiment advantage=rloo {GROUPS} ppo.iterations=1",  # the recipe sets ppo.critic_warmup
+        "ppo.critic_warmup=8 ppo.num_iterations=9",
+        f"experiment=sentiment advantage=rloo {GROUPS} ppo.num_iterations=1",  # the recipe sets ppo.critic_warmup
         "kl_controller=adaptive ppo.kl_horizon=21 ppo.batch_size=100 ppo.minibatch_size=50",
         "kl_controller=fixed ppo.batch_size=100 ppo.minibatch_size=50",
         "policy_loss=kl_penalty ppo.epochs=1",
         "policy_loss=kl_penalty ppo.epochs=2 ppo.minibatch_size=64",
         "policy_loss=kl_penalty old_kl_controller=fixed ppo.epochs=1 ppo.minibatch_size=64",
-        "ppo.lm_coef=0.1 ppo.lm_max_tokens=64",
+        "ppo.ptx_coef=0.1 ppo.ptx_max_tokens=64",
         "policy_loss=trpo ppo.max_grad_norm=2 ppo.adam_eps=1e-8 ppo.warmup=3",
         "trainer.precision=32",
         "trainer.precision='32'",

@@ -214,7 +214,7 @@ def test_declarations_know_who_declares_a_key():
     found = declarations()
     assert found["ppo.dual_clip"] == ["policy_loss=dual_clip"]
     assert found["ppo.clip"] == ["policy_loss=clip", "policy_loss=dual_clip"]
-    assert found["ppo.iterations"] == ["stage=ppo"]
+    assert found["ppo.num_iterations"] == ["stage=ppo"]
     assert found["model.lora.rank"] == ["model=base"]
     assert found["seed"] == [""]
 
@@ -234,8 +234,8 @@ def test_declarations_know_who_declares_a_key():
         (["missing_eos=subtract", "ppo.missing_eos_penalty=2"], "ppo.missing_eos.missing_eos_penalty", 2),
         (["ppo.lam=0.9"], "ppo.advantage.critic_lam", 0.9),
         (["ppo.lr=1e-5", "experiment=none"], "module.critic_optimizer.lr", 1e-5),
-        (["experiment=quick"], "ppo.iterations", 4),
-        (["experiment=quick", "ppo.iterations=7"], "ppo.iterations", 7),  # the command line has the last word
+        (["experiment=quick"], "ppo.num_iterations", 4),
+        (["experiment=quick", "ppo.num_iterations=7"], "ppo.num_iterations", 7),  # the command line has the last word
         (["model.lora=null"], "model.lora", None),
         (["model.lora.layers=2"], "model.lora.layers", 2),
     ],

@@ -44,7 +44,7 @@ def test_the_page_names_every_group_and_what_is_chosen_in_it():
     ("overrides", "key", "shown"),
     [
         (["ppo.clip=0.3"], "ppo.clip", "0.3"),
-        (["ppo.old_kl_limit=null"], "ppo.old_kl_limit", "null"),
+        (["ppo.early_stop_kl=null"], "ppo.early_stop_kl", "null"),
         (["ppo.whiten_rewards=true"], "ppo.whiten_rewards", "true"),
         (["data=custom"], "data.path", "???"),
         (["stage=sft", "sft.lr=0.5"], "sft.lr", "0.5"),

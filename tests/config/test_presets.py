@@ -179,8 +179,8 @@ def test_a_preset_changes_no_model_that_a_run_trains_for_itself(tmp_path: Path) 
 BATCH, MINIBATCH, ITERATIONS = 8, 4, 2
 SIZES = [
     *("model=tiny", "reward=length", "gold_reward=none", "experiment=none", "rollout.max_prompt_tokens=8"),
-    *("rollout.max_new_tokens=4", "rollout.batch_size=8", "ppo.micro_batch_size=4", f"ppo.iterations={ITERATIONS}"),
-    *(f"ppo.batch_size={BATCH}", f"ppo.minibatch_size={MINIBATCH}"),
+    *("rollout.max_new_tokens=4", "rollout.scoring_batch_size=8", "ppo.micro_batch_size=4"),
+    *(f"ppo.num_iterations={ITERATIONS}", f"ppo.batch_size={BATCH}", f"ppo.minibatch_size={MINIBATCH}"),
 ]
 # share of the peak rate in each of two iterations
 SHARES = {"constant": [1.0, 1.0], "linear": [1.0, 0.5], "constant, warmed up over 10": [0.0, 0.1]}
@@ -212,4 +212,4 @@ def test_each_preset_trains_with_its_own_values(preset: str, folder: str, tmp_pa
     for row in rows.values():
         assert row["rollout/kl_coef"] == pytest.approx(said["ppo.kl_coef"])
         assert row["train/optimizer_steps"] == said["ppo.epochs"] * BATCH / MINIBATCH
-        assert ("policy/lm_loss" in row) == (said["ppo.lm_coef"] > 0)
+        assert ("policy/lm_loss" in row) == (said["ppo.ptx_coef"] > 0)

@@ -1,4 +1,4 @@
-"""A call of every function of `src.core`, for the contracts that all of them keep."""
+"""A call of every function of `src.core` and of the pure functions beside it, for the contracts that they all keep."""
 
 from __future__ import annotations
 
@@ -10,26 +10,24 @@ import torch
 from torch import Tensor
 
 from src.core import (
-    activation,
     advantages,
     aggregation,
     diagnostics,
     estimators,
-    head,
     kl,
-    linear,
     logprobs,
     masking,
     moments,
     natural_gradient,
-    overoptimisation,
+    overoptimization,
     padding,
     policy_losses,
     preference,
     rewards,
-    short_attention,
     value_losses,
 )
+from src.kernels import attention, gelu, linear
+from src.models import vocab_head
 from src.types import Episodes
 
 VOCABULARY = 5
@@ -119,7 +117,7 @@ def solution(i: Inputs) -> Tensor:
 def fit(i: Inputs) -> tuple[float, float]:
     """A fit through points that are never too few."""
     distance = torch.cat([i.x.flatten().abs(), torch.tensor([0.5, 1.5], dtype=i.x.dtype)])
-    return overoptimisation.fit_gao_form(distance, distance.sin())
+    return overoptimization.fit_gao_form(distance, distance.sin())
 
 
 MASKED: dict[str, Call] = {
@@ -134,7 +132,7 @@ MASKED: dict[str, Call] = {
     "TotalReturn": credit(estimators.TotalReturn(0.9)),
     "RewardToGo": credit(estimators.RewardToGo(0.9)),
     "BatchMeanBaseline": credit(estimators.BatchMeanBaseline(0.9)),
-    "NormalisedReturn": credit(estimators.NormalisedReturn(0.9)),
+    "NormalizedReturn": credit(estimators.NormalizedReturn(0.9)),
     "RunningMeanBaseline": after_a_batch,
     "ValueBaseline": credit(estimators.ValueBaseline(0.9, 0.7)),
     "TDError": credit(estimators.TDError(0.9, 0.7)),
@@ -178,7 +176,7 @@ OTHERS: dict[str, Call] = {
     "leave_one_out": lambda i: advantages.leave_one_out(i.scores, i.group_ids),
     "group_relative": lambda i: advantages.group_relative(i.scores, i.group_ids, scale=False),
     "group_relative, scaled": lambda i: advantages.group_relative(i.scores, i.group_ids, scale=True),
-    "known": lambda i: estimators.known(i.scores),
+    "require_given": lambda i: estimators.require_given(i.scores),
     "token_mean": lambda i: aggregation.token_mean(i.mask),
     "sequence_mean": lambda i: aggregation.sequence_mean(i.mask),
     "constant_length": lambda i: aggregation.constant_length(i.mask, 7),
@@ -188,7 +186,7 @@ OTHERS: dict[str, Call] = {
     "categorical_kl": lambda i: kl.categorical_kl(i.logits.log_softmax(-1), (2 * i.logits).log_softmax(-1)),
     "SampledKL": lambda i: kl.SampledKL(kl.k2)(i.x, i.y, never_asked),
     "ExactKL": lambda i: kl.ExactKL()(i.x, i.y, lambda: i.z),
-    "normalised_logits": lambda i: logprobs.normalised_logits(i.logits, 0.7),
+    "normalized_logits": lambda i: logprobs.normalized_logits(i.logits, 0.7),
     "linear": lambda i: linear.linear(i.logits, HEAD_WEIGHT.to(i.logits.dtype)),
     "prepacked": lambda i: linear.linear(
         i.logits.float(), HEAD_WEIGHT.float(), packed=linear.prepacked(HEAD_WEIGHT.float())
@@ -196,13 +194,13 @@ OTHERS: dict[str, Call] = {
     "low_rank": lambda i: linear.low_rank(
         i.logits, i.logits, HEAD_WEIGHT.to(i.logits.dtype), HEAD_WEIGHT.to(i.logits.dtype).t(), 2.0
     ),
-    "gelu_tanh": lambda i: activation.gelu_tanh(i.x),
-    "short_rows": lambda i: short_attention.short_rows(
+    "gelu_tanh": lambda i: gelu.gelu_tanh(i.x),
+    "short_rows": lambda i: attention.short_rows(
         *i.logits.flatten(0, 1)[None, None].expand(3, 1, 1, -1, -1), [i.ids.numel()], 1.0
     ),
     "logprobs_from_logits": lambda i: logprobs.logprobs_from_logits(i.logits, i.ids, 0.7),
     "entropy_from_logits": lambda i: logprobs.entropy_from_logits(i.logits, 0.7),
-    "head_logprobs": lambda i: head.head_logprobs(
+    "head_logprobs": lambda i: vocab_head.head_logprobs(
         i.logits.flatten(0, 1), HEAD_WEIGHT.to(i.logits.dtype), None, i.ids.flatten(), 0.7, True
     ),
     "position_ids": lambda i: masking.position_ids(i.mask),
@@ -216,12 +214,13 @@ OTHERS: dict[str, Call] = {
     "correlation": lambda i: diagnostics.correlation(i.x.flatten(), i.y.flatten()),
     "calibration": lambda i: diagnostics.calibration(i.x.flatten(), 4),
     "calibration_error": lambda i: diagnostics.calibration_error(i.x.flatten()),
-    "centring": lambda i: preference.centring(i.x, i.y),
-    "gao_form": lambda i: overoptimisation.gao_form(i.x.abs(), 1.2, 0.5),
+    "centering": lambda i: preference.centering(i.x, i.y),
+    "gao_form": lambda i: overoptimization.gao_form(i.x.abs(), 1.2, 0.5),
     "fit_gao_form": lambda i: torch.tensor(fit(i)),
-    "turning_point": lambda i: torch.tensor(overoptimisation.turning_point(*fit(i)) or 0.0),
+    "turning_point": lambda i: torch.tensor(overoptimization.turning_point(*fit(i)) or 0.0),
     "step_length": lambda i: natural_gradient.step_length(i.scores.square().sum(), 0.1),
     "pad_left": lambda i: padding.pad_left(i.token_rows, 0),
+    "few_sizes": lambda i: torch.tensor(linear.few_sizes(i.ids.numel())),
     "imitation": lambda i: preference.imitation(i.x),
     "pairwise_loss": lambda i: preference.pairwise_loss(i.x, i.y),
     "pairwise_accuracy": lambda i: preference.pairwise_accuracy(i.x, i.y),

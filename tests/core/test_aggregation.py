@@ -1,4 +1,4 @@
-"""One weight per token of the whole minibatch: cutting it up afterwards changes nothing."""
+"""One weight per token of the whole minibatch: cutting it up afterward changes nothing."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from src.core.estimators import (
     GreedyBaseline,
     GroupRelative,
     LeaveOneOut,
-    NormalisedReturn,
+    NormalizedReturn,
     RewardToGo,
     RunningMeanBaseline,
     TDError,
@@ -68,7 +68,7 @@ def batch_mean(rows: list[Row]) -> list[list[float]]:
     return [[g - mean for g in row.to_go()] for row in rows]
 
 
-def normalised(rows: list[Row]) -> list[list[float]]:
+def normalized(rows: list[Row]) -> list[list[float]]:
     """The constant of `whiten` is inside the root."""
     root = math.sqrt(statistics.variance([g for row in rows for g in row.to_go()]) + 1e-8)
     return [[a / root for a in row] for row in batch_mean(rows)]
@@ -102,7 +102,7 @@ CASES: dict[str, tuple[Estimator, Loop]] = {
     "total_return": (TotalReturn(GAMMA), lambda rows: [row.everywhere((row.to_go() or [0.0])[0]) for row in rows]),
     "reward_to_go": (RewardToGo(GAMMA), lambda rows: [row.to_go() for row in rows]),
     "baseline_batch": (BatchMeanBaseline(GAMMA), batch_mean),
-    "reinforce_pp": (NormalisedReturn(GAMMA), normalised),
+    "reinforce_pp": (NormalizedReturn(GAMMA), normalized),
     "baseline_running": (RunningMeanBaseline(GAMMA, 0.9), lambda rows: [row.to_go() for row in rows]),  # the first time
     "baseline_value": (
         ValueBaseline(GAMMA, 1.0),
@@ -247,7 +247,7 @@ def test_the_running_baseline_survives_a_checkpoint() -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [TotalReturn, RewardToGo, BatchMeanBaseline, NormalisedReturn, GreedyBaseline,
+    [TotalReturn, RewardToGo, BatchMeanBaseline, NormalizedReturn, GreedyBaseline,
      lambda gamma: RunningMeanBaseline(gamma, 0.5), lambda gamma: ValueBaseline(gamma, 1.0),
      lambda gamma: TDError(gamma, 1.0)],
 )  # fmt: skip

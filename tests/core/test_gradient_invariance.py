@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from src.core.aggregation import constant_length, sequence_mean, token_mean, weighted_sum
 from src.core.kl import categorical_kl, k1, k2, k3
-from src.core.logprobs import entropy_from_logits, logprobs_from_logits, normalised_logits
+from src.core.logprobs import entropy_from_logits, logprobs_from_logits, normalized_logits
 from src.core.policy_losses import (
     ClippedSurrogate,
     ClippedWeight,
@@ -66,11 +66,11 @@ def value_term(loss: Callable[..., tuple[Tensor, Tensor]]) -> Term:
 
 def exact_kl(model: Model, batch: Batch) -> Tensor:
     """To the uniform policy."""
-    log_p = normalised_logits(model.logits(batch))
+    log_p = normalized_logits(model.logits(batch))
     return categorical_kl(log_p, torch.zeros_like(log_p).log_softmax(-1))
 
 
-def penalised(model: Model, batch: Batch) -> Tensor:
+def penalized(model: Model, batch: Batch) -> Tensor:
     """PPO-penalty beside an entropy bonus: several terms in one, as in training."""
     kl = k3(batch["old_logprobs"], model.logprobs(batch))
     return TERMS["surrogate"](model, batch) + 0.3 * kl - 0.1 * TERMS["entropy"](model, batch)
@@ -83,7 +83,7 @@ TERMS: dict[str, Term] = {
     "dual_clip": policy_term(DualClippedSurrogate(0.2, 0.3, 1.5)),
     "gspo": policy_term(SequenceClippedSurrogate(0.1, 0.1)),
     "cispo": policy_term(ClippedWeight(0.3, 0.2)),
-    "penalty": penalised,
+    "penalty": penalized,
     "mse": value_term(SquaredError()),
     "clipped_mse": value_term(ClippedSquaredError(0.2)),
     "entropy": lambda m, b: entropy_from_logits(m.logits(b), 0.8),
@@ -170,7 +170,7 @@ def value_and_gradient(model: Model, term: Term, pieces: list[Batch]) -> tuple[T
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("name", TERMS)
 def test_neither_value_nor_gradient_changes(name: str, aggregation: str, how: str, model: Model, batch: Batch) -> None:
-    """Checklist 47, 11 and 12. The weights are those of the whole minibatch, whatever becomes of it afterwards."""
+    """Checklist 47, 11 and 12. The weights are those of the whole minibatch, whatever becomes of it afterward."""
     batch["weights"] = AGGREGATIONS[aggregation](batch["mask"])
     whole = value_and_gradient(model, TERMS[name], as_it_is(batch))
     assert_close(value_and_gradient(model, TERMS[name], CUTS[how](batch)), whole)
@@ -182,10 +182,10 @@ def test_neither_value_nor_gradient_changes(name: str, aggregation: str, how: st
 def test_the_weights_do_not_change_either(aggregation: str, how: str, batch: Batch) -> None:
     """Checklist 11 and 47. Computed after padding or shuffling they are those computed before."""
     aggregate = AGGREGATIONS[aggregation]
-    (afterwards,) = CUTS[how](batch)
+    (afterward,) = CUTS[how](batch)
     (before,) = CUTS[how](batch | {"weights": aggregate(batch["mask"])})
-    assert_close(aggregate(afterwards["mask"])[before["mask"]], before["weights"][before["mask"]])
-    assert aggregate(afterwards["mask"])[~before["mask"]].eq(0).all()
+    assert_close(aggregate(afterward["mask"])[before["mask"]], before["weights"][before["mask"]])
+    assert aggregate(afterward["mask"])[~before["mask"]].eq(0).all()
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)

@@ -67,7 +67,7 @@ def test_leave_one_out_by_loop(batch: Batch) -> None:
     assert_close(leave_one_out(*as_tensors(batch)), torch.tensor(expected, dtype=torch.float64))
 
 
-def test_leave_one_out_is_the_centred_score_enlarged(interleaved: tuple[Tensor, Tensor]) -> None:
+def test_leave_one_out_is_the_centered_score_enlarged(interleaved: tuple[Tensor, Tensor]) -> None:
     """R_i - mean_{j != i} R_j = G / (G - 1) (R_i - mean R), which sums to 0 over each group."""
     scores, ids = interleaved
     actual = leave_one_out(scores, ids)
@@ -88,15 +88,15 @@ def test_leave_one_out_is_made_of_group_relative(interleaved: tuple[Tensor, Tens
 @quick
 @given(batches)
 def test_group_relative_by_loop(batch: Batch) -> None:
-    """The centred score; divided by the unbiased standard deviation + 1e-6; 0 where all of a group are equal."""
+    """The centered score; divided by the unbiased standard deviation + 1e-6; 0 where all of a group are equal."""
     scores, ids = as_tensors(batch)
-    centred, scaled = [], []
+    centered, scaled = [], []
     for score, group in batch:
         same = members(batch, group)
         equal = min(same) == max(same)
-        centred.append(0.0 if equal else score - statistics.fmean(same))
-        scaled.append(0.0 if equal else centred[-1] / (statistics.stdev(same) + 1e-6))
-    assert_close(group_relative(scores, ids, scale=False), torch.tensor(centred, dtype=torch.float64))
+        centered.append(0.0 if equal else score - statistics.fmean(same))
+        scaled.append(0.0 if equal else centered[-1] / (statistics.stdev(same) + 1e-6))
+    assert_close(group_relative(scores, ids, scale=False), torch.tensor(centered, dtype=torch.float64))
     assert_close(group_relative(scores, ids, scale=True), torch.tensor(scaled, dtype=torch.float64))
 
 

@@ -14,7 +14,7 @@ from torch.distributions import Categorical, kl_divergence
 from torch.testing import assert_close
 
 from src.core.kl import ExactKL, SampledKL, categorical_kl, k1, k2, k3
-from src.core.logprobs import normalised_logits
+from src.core.logprobs import normalized_logits
 
 Estimator = Callable[[Tensor, Tensor], Tensor]
 Form = Callable[[float], float]
@@ -153,8 +153,8 @@ def test_a_token_that_p_forbids_adds_nothing(q_forbids_it_too: bool) -> None:
     p_logits = torch.tensor([0.5, -1.0, forbidden, 2.0], dtype=torch.float64, requires_grad=True)
     q_logits = torch.tensor([1.0, 0.3, forbidden if q_forbids_it_too else 0.2, -0.5], dtype=torch.float64)
     q_logits.requires_grad_()
-    log_q = normalised_logits(q_logits)
-    kl = categorical_kl(normalised_logits(p_logits), log_q)
+    log_q = normalized_logits(q_logits)
+    kl = categorical_kl(normalized_logits(p_logits), log_q)
     rest = torch.tensor([0, 1, 3])
     p = p_logits.detach()[rest].log_softmax(0)
     expected = (p.exp() * (p - log_q.detach()[rest])).sum()

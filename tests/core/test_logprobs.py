@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Categorical
 from torch.testing import assert_close
 
-from src.core.logprobs import entropy_from_logits, logprobs_from_logits, normalised_logits
+from src.core.logprobs import entropy_from_logits, logprobs_from_logits, normalized_logits
 
 VOCABULARY = 5
 temperatures = pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
@@ -103,19 +103,19 @@ def test_full_precision_stays_as_it_is(logits: Tensor, ids: Tensor, dtype: torch
 
 
 @temperatures
-def test_normalised_logits_hold_the_logprob_of_every_token(logits: Tensor, ids: Tensor, temperature: float) -> None:
+def test_normalized_logits_hold_the_logprob_of_every_token(logits: Tensor, ids: Tensor, temperature: float) -> None:
     """Checklist 14. Those of the tempered categorical; that of the token taken is `logprobs_from_logits`."""
-    every = normalised_logits(logits, temperature)
+    every = normalized_logits(logits, temperature)
     assert_close(every, Categorical(logits=logits / temperature).logits)
     assert_close(every.gather(-1, ids.unsqueeze(-1)).squeeze(-1), logprobs_from_logits(logits, ids, temperature))
     assert_close(every.logsumexp(-1), torch.zeros(2, 4, dtype=torch.float64))
 
 
-def test_normalised_logits_are_normalised_in_float32_or_better(logits: Tensor) -> None:
+def test_normalized_logits_are_normalized_in_float32_or_better(logits: Tensor) -> None:
     """Checklist 58. Half precision is raised before, not after; a forbidden token keeps probability 0."""
     half = logits.bfloat16()
-    assert_close(normalised_logits(half, 0.7), Categorical(logits=half.double() / 0.7).logits.float())
-    assert normalised_logits(logits).dtype == torch.float64
+    assert_close(normalized_logits(half, 0.7), Categorical(logits=half.double() / 0.7).logits.float())
+    assert normalized_logits(logits).dtype == torch.float64
     forbidden = logits.masked_fill(torch.arange(VOCABULARY).eq(2), -math.inf)
-    assert normalised_logits(forbidden)[..., 2].eq(-math.inf).all()
-    assert_close(normalised_logits(forbidden).exp().sum(-1), torch.ones(2, 4, dtype=torch.float64))
+    assert normalized_logits(forbidden)[..., 2].eq(-math.inf).all()
+    assert_close(normalized_logits(forbidden).exp().sum(-1), torch.ones(2, 4, dtype=torch.float64))

@@ -107,7 +107,7 @@ def test_whiten_constant_sits_inside_the_root() -> None:
 
 
 def test_whiten_takes_its_moments_over_the_batch_not_the_row() -> None:
-    """Rows that differ from each other still differ afterwards."""
+    """Rows that differ from each other still differ afterward."""
     x = torch.tensor([[1.0, 2.0], [11.0, 12.0]], dtype=torch.float64)
     whitened = whiten(x, torch.ones_like(x, dtype=torch.bool))
     assert whitened[0].max() < 0 < whitened[1].min()

@@ -43,7 +43,7 @@ def test_solves_in_as_many_steps_as_there_are_unknowns(size: int, seed: int) -> 
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 2, 3, 5])
-def test_each_step_minimises_over_one_more_direction(iterations: int) -> None:
+def test_each_step_minimizes_over_one_more_direction(iterations: int) -> None:
     """x_k is least in x A x / 2 - b x over the span of b, A b, ..., A^(k-1) b: solved there directly."""
     matrix, target = positive_definite(6, 7)
     krylov = [target]

@@ -95,10 +95,10 @@ def test_the_kl_penalty_has_no_gradient_at_the_old_policy(
 ) -> None:
     """Checklist 57. KL(old || new) is least at new = old: k2 and k3 add nothing there, sample by sample; k1 does."""
     loss, _ = surrogate(logprobs, logprobs.detach(), advantages, mask)
-    penalised = loss + 0.7 * kl(logprobs.detach(), logprobs)
+    penalized = loss + 0.7 * kl(logprobs.detach(), logprobs)
     with_penalty, without = (
         torch.autograd.grad(weighted_sum(x, token_mean(mask), mask), logits, retain_graph=True)[0]
-        for x in (penalised, loss)
+        for x in (penalized, loss)
     )
     assert torch.allclose(with_penalty, without, rtol=1e-7, atol=1e-12) == (kl is not k1)
 

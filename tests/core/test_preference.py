@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from src.core.preference import centring, imitation, pairwise_accuracy, pairwise_loss
+from src.core.preference import centering, imitation, pairwise_accuracy, pairwise_loss
 
 score = st.floats(-15, 15)
 quick = settings(deadline=None, derandomize=True, max_examples=60)
@@ -83,10 +83,10 @@ def test_a_margin_asks_for_a_larger_difference() -> None:
     assert pairwise_loss(torch.tensor([3.0]), torch.tensor([1.0]), 2.0).item() == pytest.approx(math.log(2))
 
 
-def test_centring_pulls_both_scores_and_leaves_the_difference() -> None:
+def test_centering_pulls_both_scores_and_leaves_the_difference() -> None:
     """Its gradient is 2 (r_w + r_l) for both: common drift is undone, the difference is not touched."""
     scores = torch.tensor([[3.0, 1.0], [-2.0, 0.5]], requires_grad=True)
-    losses = centring(scores[:, 0], scores[:, 1])
+    losses = centering(scores[:, 0], scores[:, 1])
     losses.sum().backward()
     assert_close(losses.detach(), torch.tensor([16.0, 2.25]))
     assert_close(scores.grad, torch.tensor([[8.0, 8.0], [-3.0, -3.0]]))

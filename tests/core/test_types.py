@@ -24,7 +24,7 @@ def make_rollout() -> Rollout:
         prompt_mask=prompt % 3 == 0,
         response_ids=response,
         response_mask=response % 4 != 3,
-        behaviour_logprobs=-response.float(),
+        behavior_logprobs=-response.float(),
         finished=tens % 20 == 0,
         prompt_index=tens + 5,
         group_ids=tens // 20,

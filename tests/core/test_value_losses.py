@@ -58,14 +58,14 @@ def test_clipped_squared_error_by_definition(value: float, old: float, target: f
     ("value", "target", "loss", "gradient", "clipped"),
     [
         pytest.param(0.3, 2.0, 0.5 * 1.7**2, -1.7, 0.0, id="moved-little"),
-        pytest.param(1.0, 2.0, 0.5 * 1.5**2, 0.0, 1.0, id="moved-too-far-towards-the-target"),
+        pytest.param(1.0, 2.0, 0.5 * 1.5**2, 0.0, 1.0, id="moved-too-far-toward-the-target"),
         pytest.param(-1.0, 2.0, 0.5 * 3.0**2, -3.0, 0.0, id="moved-far-away-from-the-target"),
         pytest.param(1.0, -2.0, 0.5 * 3.0**2, 3.0, 0.0, id="moved-far-away-on-the-other-side"),
-        pytest.param(-1.0, -2.0, 0.5 * 1.5**2, 0.0, 1.0, id="moved-too-far-down-towards-the-target"),
+        pytest.param(-1.0, -2.0, 0.5 * 1.5**2, 0.0, 1.0, id="moved-too-far-down-toward-the-target"),
     ],
 )
 def test_value_clipping_case_by_case(value: float, target: float, loss: float, gradient: float, clipped: float) -> None:
-    """Checklist 45. From an old value of 0: nothing is gained by moving more than 0.5 towards the target."""
+    """Checklist 45. From an old value of 0: nothing is gained by moving more than 0.5 toward the target."""
     values = scalar(value, requires_grad=True)
     losses, indicator = clipped_squared_error(values, scalar(0.0), scalar(target), ONE, CLIP)
     (actual,) = torch.autograd.grad(losses.sum(), values)

@@ -48,7 +48,7 @@ def ultrafeedback_binarized(start: int = 0) -> Rows:
     """HuggingFaceH4/ultrafeedback_binarized, the splits for preferences."""
     rows = []
     for i in range(start, start + N):
-        question, good, bad = f"Name {i + 2} colours.", "Red, blue and more.", "No."
+        question, good, bad = f"Name {i + 2} colors.", "Red, blue and more.", "No."
         rows.append(
             {
                 "prompt": question,

@@ -13,10 +13,10 @@ from src.errors import SettingError
 from tests.tiny import PROMPTS, TinyCorpus, tokenizer
 
 
-def data(batch_size: int, samples_per_prompt: int, iterations: int = 4, lm_coef: float = 0.0) -> PromptData:
+def data(batch_size: int, samples_per_prompt: int, iterations: int = 4, ptx_coef: float = 0.0) -> PromptData:
     return PromptData(
         TinyCorpus(), tokenizer(), batch_size=batch_size, samples_per_prompt=samples_per_prompt, iterations=iterations,
-        eval_prompts=7, eval_batch_size=3, max_prompt_tokens=3, max_text_tokens=12, lm_coef=lm_coef, seed=5,
+        eval_prompts=7, eval_batch_size=3, max_prompt_tokens=3, max_text_tokens=12, ptx_coef=ptx_coef, seed=5,
     )  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def test_the_prompts_are_those_of_smaller_batches_without_repetition(samples: in
 
 def test_texts_of_the_third_loss_are_as_many_as_responses() -> None:
     """Checklist 56. They come in no groups."""
-    batch, _, _ = next(iter(data(4, 2, lm_coef=0.1).train_dataloader()))
+    batch, _, _ = next(iter(data(4, 2, ptx_coef=0.1).train_dataloader()))
     assert batch["prompts"]["ids"].shape[0] == batch["text"]["ids"].shape[0] == 4
     assert len({tuple(row) for row in batch["text"]["ids"].tolist()}) == 4
 

@@ -111,7 +111,7 @@ def test_each_filter_counts_what_it_drops(tmp_path: Path) -> None:
     assert kept == {row["text"] for row in rows[:10]} | {rows[13]["text"], rows[15]["text"]}
 
 
-def test_white_space_is_normalised(tmp_path: Path) -> None:
+def test_white_space_is_normalized(tmp_path: Path) -> None:
     rows = [{"text": f" a{row}  b\tc d\ne ", "rating": row} for row in range(10)]
     corpus = RatedSentences(write(tmp_path, rows))
     assert {text for split in SPLITS for text in corpus.texts(split)} == {f"a{row} b c d e" for row in range(10)}

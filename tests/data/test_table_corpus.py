@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from src.data.forms import Columns, Comparisons, Dialogues, Form, TextStart
+from src.data.row_formats import Columns, Comparisons, Dialogues, PrefixPrompt, RowFormat
 from src.data.table_corpus import TableCorpus
 from src.data.tables import SPLITS
 from src.errors import DataError, SettingError
@@ -32,11 +32,11 @@ def pair_rows(number: int) -> list[dict[str, Any]]:
     return [{"q": f"question {i}", "good": "yes", "bad": "no"} for i in range(number)]
 
 
-def made(tmp_path: Path, content: list[dict[str, Any]], form: Form = PLAIN, **options: Any) -> TableCorpus:
+def made(tmp_path: Path, content: list[dict[str, Any]], form: RowFormat = PLAIN, **options: Any) -> TableCorpus:
     return TableCorpus(str(write_rows(tmp_path / "rows.jsonl", content)), form, ONE_FILE, **options)
 
 
-def refusal(tmp_path: Path, content: list[dict[str, Any]], form: Form = PLAIN, **options: Any) -> str:
+def refusal(tmp_path: Path, content: list[dict[str, Any]], form: RowFormat = PLAIN, **options: Any) -> str:
     with pytest.raises(DataError) as refused:
         made(tmp_path, content, form, **options)
     assert "\n" not in str(refused.value)
@@ -290,7 +290,7 @@ def test_no_prompt_at_all_is_refused(tmp_path: Path) -> None:
             Columns("q", chosen="good", rejected="bad", chosen_score="s", rejected_score="t"),
             "column 's' must be a number, but is 'high'",
         ),
-        ({"text": ["x"]}, TextStart("text", 2), "a message needs a text role"),
+        ({"text": ["x"]}, PrefixPrompt("text", 2), "a message needs a text role"),
         ({"c": "Human: a", "r": "x"}, Dialogues("c", "r"), "column 'c' must begin with \"\\n\\nHuman:\""),
         ({"s": [{"t": "x"}], "c": 0, "p": "y"}, Comparisons("s", "t", "c", "p"), "must be a list of two answers"),
         ({"s": [{"t": "x"}] * 2, "c": 2, "p": "y"}, Comparisons("s", "t", "c", "p"), "must be 0 or 1, but is 2"),
@@ -298,7 +298,7 @@ def test_no_prompt_at_all_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_column_is_named_with_file_and_line(
-    tmp_path: Path, row: dict[str, Any], form: Form, words: str
+    tmp_path: Path, row: dict[str, Any], form: RowFormat, words: str
 ) -> None:
     message = refusal(tmp_path, [row], form)
     assert message.startswith(f"{tmp_path / 'rows.jsonl'}:1")
@@ -312,7 +312,7 @@ def test_a_wrong_column_is_named_with_file_and_line(
         ({"c": chat("a"), "r": chat("a")}, Columns(chosen="c", rejected="r"), "no answer"),
         ({"c": f"{HUMAN} a{REPLY} b", "r": f"{HUMAN} x{REPLY} c"}, Dialogues("c", "r"), "prompts differ"),
         ({"c": "\n\nHuman: a", "r": "\n\nHuman: a"}, Dialogues("c", "r"), "no answer"),
-        ({"text": "too few"}, TextStart("text", 2), "too short"),
+        ({"text": "too few"}, PrefixPrompt("text", 2), "too short"),
         (
             {"q": "a", "good": "b", "bad": "c", "s": 3, "t": 3.0},
             Columns("q", chosen="good", rejected="bad", chosen_score="s", rejected_score="t"),
@@ -321,7 +321,7 @@ def test_a_wrong_column_is_named_with_file_and_line(
     ],
 )  # fmt: skip
 def test_a_row_that_no_form_can_use_falls_and_is_counted(
-    tmp_path: Path, row: dict[str, Any], form: Form, reason: str
+    tmp_path: Path, row: dict[str, Any], form: RowFormat, reason: str
 ) -> None:
     message = refusal(tmp_path, [row], form)
     assert f"1 {reason} (first: {tmp_path / 'rows.jsonl'}:1)" in message

@@ -14,11 +14,18 @@ What a command answers to input that it cannot use. The answer is one sentence o
 traceback; the exit code is 2, and 128 + its number after a signal. What was computed before stays. Every row is a test
 (`tests/errors/`) that makes the input and runs the command; this page is written by `python -m tests.errors`.
 
-`…` stands for words of a library or for a text of the input; `MODEL`, `JUDGE` and `RUN` for the folders of a language
+`…` stands for words of a library or for a text of the input; `MODEL`, `REWARD` and `RUN` for the folders of a language
 model, a reward model and a finished run. Commands are shortened to what matters; those of `src.train` name `MODEL`
 and a `log_dir` besides. With exit code 0 the answer is part of what is printed.
 """
-NAMES = {"{tmp}/logs": "logs", "{tmp}/": "", "{tmp}": "FOLDER", "{lm}": "MODEL", "{judge}": "JUDGE", "{run}": "RUN"}
+NAMES = {
+    "{tmp}/logs": "logs",
+    "{tmp}/": "",
+    "{tmp}": "FOLDER",
+    "{lm}": "MODEL",
+    "{reward_model}": "REWARD",
+    "{run}": "RUN",
+}
 
 
 def page() -> str:

@@ -15,18 +15,18 @@ from typing import Any
 import torch
 
 from src.checkpointing.checkpoint import checkpoints
-from src.checkpointing.checksum import is_whole, seal
+from src.checkpointing.checksum import checksum_matches, seal
 from tests.errors.workshop import Place, mounted
 
 Make = Callable[[Place], Any]
 TINY = (
-    "experiment=none model=gpt2 model.path={lm} reward=vader trainer.accelerator=cpu model.lora.rank=2 ppo.iterations=2 "
-    "ppo.batch_size=8 ppo.minibatch_size=8 ppo.micro_batch_size=8 ppo.epochs=1 ppo.eval_prompts=4 rollout.batch_size=4 "
+    "experiment=none model=gpt2 model.path={lm} reward=vader trainer.accelerator=cpu model.lora.rank=2 ppo.num_iterations=2 "
+    "ppo.batch_size=8 ppo.minibatch_size=8 ppo.micro_batch_size=8 ppo.epochs=1 ppo.eval_prompts=4 rollout.scoring_batch_size=4 "
     "rollout.max_prompt_tokens=8 rollout.max_new_tokens=6 callbacks.checkpoint.every=1 log_dir={tmp}/logs"
 )
 RESUMED = (  # the command that made the shared run
-    "experiment=quick model=gpt2 reward=vader trainer.accelerator=cpu model.lora.rank=2 ppo.iterations=2 ppo.batch_size=8 "
-    "ppo.minibatch_size=8 ppo.epochs=1 ppo.lr=0.05 ppo.eval_prompts=6 rollout.batch_size=4 rollout.max_prompt_tokens=8 "
+    "experiment=quick model=gpt2 reward=vader trainer.accelerator=cpu model.lora.rank=2 ppo.num_iterations=2 ppo.batch_size=8 "
+    "ppo.minibatch_size=8 ppo.epochs=1 ppo.lr=0.05 ppo.eval_prompts=6 rollout.scoring_batch_size=4 rollout.max_prompt_tokens=8 "
     "rollout.max_new_tokens=6 rollout.temperature=0.9 data.n_pairs=10 callbacks.checkpoint.every=1 name=tiny log_dir={tmp}/logs"
 )
 REVIEWS = "data.n_reviews=240 data.n_pairs=10"  # of the embedded corpus
@@ -80,7 +80,7 @@ CONFIG = [
     Case("a number out of its range", "train ppo.clip=1.5", "ppo.clip=1.5: must be greater than 0 and less than 1"),
     Case("infinity", "train ppo.lr=inf", "ppo.lr=inf: must be a finite number"),
     Case("no number at all", "train rollout.temperature=nan", "rollout.temperature=nan: must be a finite number"),
-    Case("a number that fits nowhere", "train ppo.iterations=99999999999999999999", "ppo.iterations=99999999999999999999: must be smaller than 2^63"),
+    Case("a number that fits nowhere", "train ppo.num_iterations=99999999999999999999", "ppo.num_iterations=99999999999999999999: must be smaller than 2^63"),
     Case("a word for a number", "train ppo.epochs=many", "ppo.epochs='many': must be a whole number, like 4"),
     Case("a fraction for a whole number", "train ppo.epochs=1.5", "ppo.epochs=1.5: must be a whole number, like 4"),
     Case("null where a number is needed", "train ppo.clip=null", "ppo.clip=null: must be a number, like 0.2"),
@@ -139,7 +139,7 @@ MODELS = [
     Case("weights of another shape", "train model.path={tmp}/model", "no usable model at '{tmp}/model' (model.path): its weights have other shapes than its config.json says", kept=FOLDER, make=lambda p: p.edit(p.model() / "config.json", n_embd=32)),
     Case("an adapter whose base is not there", "train model.path={tmp}/adapter", "no usable model at '/no/base': …", make=lambda p: p.edit(shutil.copytree(p.run / "adapter", p.tmp / "adapter") / "adapter_config.json", base_model_name_or_path="/no/base")),
     Case("a language model for a reward model", "train reward=learned reward.path={lm}", "reward.path={lm}: there is a GPT2LMHeadModel, but a reward model is a sequence classifier with one output"),
-    Case("a reward model with two outputs", "train reward=learned reward.path={tmp}/model", "reward.path={tmp}/model: the model has 2 outputs where 1 is needed", make=lambda p: p.edit(p.model("judge") / "config.json", id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1})),
+    Case("a reward model with two outputs", "train reward=learned reward.path={tmp}/model", "reward.path={tmp}/model: the model has 2 outputs where 1 is needed", make=lambda p: p.edit(p.model("reward_model") / "config.json", id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1})),
 ]  # fmt: skip
 
 TOKENIZERS = [
@@ -186,8 +186,8 @@ OLD = has("metrics.csv", "checkpoints/iteration-1.ckpt")
 CHECKPOINTS = [
     Case("the newest one torn", "train model.path={lm}", "iteration-2.ckpt in {tmp}/logs/ppo/tiny/checkpoints: torn, or changed since; going back to iteration-1.ckpt", 0, "the run goes on from the one before; the torn one is renamed", lambda p: torn(p, 2), RESUMED, has("result.json", "checkpoints/iteration-2.damaged", "checkpoints/iteration-2.ckpt")),
     Case("every one torn", "train model.path={lm}", "none of the checkpoints in {tmp}/logs/ppo/tiny/checkpoints can be read (iteration-2.ckpt, iteration-1.ckpt: torn, or changed since): resume=never starts anew in another folder", 2, RUN, lambda p: torn(p, 1, 2), RESUMED, OLD),
-    Case("made with other settings", "train model.path={lm} ppo.gamma=0.5", "{tmp}/logs/ppo/tiny/checkpoints/iteration-2.ckpt was made with other settings, and these change results: ppo.gamma (1.0 -> 0.5); give the same again, or resume_changed=true goes on all the same; resume=never or another name starts anew", 2, RUN, Place.unfinished, RESUMED, OLD),
-    Case("made with another model", "train model.path={tmp}/model", "the checkpoint was made with other frozen weights (of its roles) than this run has: give the same again, or resume_changed=true goes on all the same; resume=never starts anew", 2, RUN, lambda p: (p.unfinished(), other_weights(p)), RESUMED, OLD),
+    Case("made with other settings", "train model.path={lm} ppo.gamma=0.5", "{tmp}/logs/ppo/tiny/checkpoints/iteration-2.ckpt was made with other settings, and these change results: ppo.gamma (1.0 -> 0.5); give the same again, or allow_config_change=true goes on all the same; resume=never or another name starts anew", 2, RUN, Place.unfinished, RESUMED, OLD),
+    Case("made with another model", "train model.path={tmp}/model", "the checkpoint was made with other frozen weights (of its roles) than this run has: give the same again, or allow_config_change=true goes on all the same; resume=never starts anew", 2, RUN, lambda p: (p.unfinished(), other_weights(p)), RESUMED, OLD),
     Case("code instead of tensors", "train model.path={lm}", "{tmp}/logs/ppo/tiny/checkpoints/iteration-1.ckpt holds more than tensors and plain values, which this project never writes: it is not opened", 2, RUN, lambda p: foreign(p, {"format": 1, "model": shutil.rmtree}), RESUMED, OLD),
     Case("of another version", "train model.path={lm}", "{tmp}/logs/ppo/tiny/checkpoints/iteration-1.ckpt was not written by this version of the project: resume=never starts anew", 2, RUN, lambda p: foreign(p, {"format": 0}), RESUMED, OLD),
     Case("a tensor alone", "train model.path={lm}", "{tmp}/logs/ppo/tiny/checkpoints/iteration-1.ckpt was not written by this version of the project: resume=never starts anew", 2, RUN, lambda p: foreign(p, torch.zeros(2)), RESUMED, OLD),
@@ -277,7 +277,7 @@ def full(p: Place) -> Iterator[None]:
         yield
         saved = checkpoints(p.tmp / "small/ppo/full/checkpoints")
         assert saved
-        assert all(map(is_whole, saved))
+        assert all(map(checksum_matches, saved))
         assert (p.tmp / "small/ppo/full/metrics.csv").is_file()
 
 
@@ -302,12 +302,12 @@ def first_is_whole(p: Place) -> None:
     """The first checkpoint, and nothing half-written beside it."""
     OLD(p)
     (only,) = (p.logs / "ppo/tiny/checkpoints").iterdir()
-    assert is_whole(only)
+    assert checksum_matches(only)
 
 
 DISK = [
     Case("a read-only folder", "train log_dir={tmp}/small", "log_dir={tmp}/small: cannot write to {tmp}/small/ppo/… (…)", within=read_only),
-    Case("a disk that becomes full", "train log_dir={tmp}/small name=full ppo.iterations=40 callbacks.checkpoint.keep=40", "{tmp}/small/ppo/full/checkpoints/iteration-….ckpt could not be written (No space left on device): {tmp}/small/ppo/full/checkpoints/iteration-….ckpt is kept as it was; make room, then the same command goes on", kept="the run's folder with every checkpoint before", within=full),
+    Case("a disk that becomes full", "train log_dir={tmp}/small name=full ppo.num_iterations=40 callbacks.checkpoint.keep=40", "{tmp}/small/ppo/full/checkpoints/iteration-….ckpt could not be written (No space left on device): {tmp}/small/ppo/full/checkpoints/iteration-….ckpt is kept as it was; make room, then the same command goes on", kept="the run's folder with every checkpoint before", within=full),
     Case("a quota on the size of files", "train model.path={lm}", "{tmp}/logs/ppo/tiny/checkpoints/iteration-2.ckpt could not be written (File too large): {tmp}/logs/ppo/tiny/checkpoints/iteration-1.ckpt is kept as it was; make room, then the same command goes on", 2, "the checkpoint before", once, RESUMED, first_is_whole, quota),
     Case("a file where a folder is wanted", "train log_dir={tmp}/file", "log_dir={tmp}/file: cannot write to {tmp}/file/ppo/… (Not a directory)", make=lambda p: p.write("file", "")),
     Case("a result folder that is not empty", "evaluate {run} prompts={tmp}/p.txt out={tmp}", "{tmp} is there and not empty: remove it, or give another folder with out=FOLDER", kept="the folder as it was", make=prompts("the film"), base=""),

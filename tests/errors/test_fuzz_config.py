@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf.errors import OmegaConfBaseException
 
-from src.checkpointing.resume import start_of
+from src.checkpointing.resume import find_checkpoint
 from src.config.compose import compose
 from src.config.errors import explain
 from src.config.validate import preflight
@@ -63,7 +63,7 @@ def passes_or_is_refused(given: list[str], folder: Path) -> None:
         config = compose(given)
         config.run_dir = str(run_folder(Path(config.log_dir) / config.stage, config.name, given, config.resume))
         preflight(config)
-        start_of(config)
+        find_checkpoint(config)
     except MENDABLE as error:
         found = explain(error, given) if isinstance(error, HydraException | OmegaConfBaseException) else str(error)
     else:

@@ -12,18 +12,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from src.data.forms import Columns, Comparisons, Dialogues, Form, TextStart
 from src.data.rated_sentences import RatedSentences
+from src.data.row_formats import Columns, Comparisons, Dialogues, PrefixPrompt, RowFormat
 from src.data.table_corpus import TableCorpus
 from src.errors import DataError
 from src.evaluate.prompt_file import given_responses, read_prompts
 
-FORMS: list[Form] = [
+FORMATS: list[RowFormat] = [
     Columns("q", "a"),
     Columns("q.x", "a.y"),
     Columns(chosen="a", rejected="b"),
     Columns("q", chosen="a", rejected="b", chosen_score="s", rejected_score="t"),
-    TextStart("q", 2),
+    PrefixPrompt("q", 2),
     Dialogues("a", "b"),
     Comparisons("a", "x", "s", "q"),
 ]
@@ -68,7 +68,7 @@ def as_bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def read(path: str, form: Form, chat: bool) -> list[Callable[[], Any]]:
+def read(path: str, form: RowFormat, chat: bool) -> list[Callable[[], Any]]:
     """Every way in which this project reads such a file."""
     template = "templates/chatml.jinja"
 
@@ -81,7 +81,7 @@ def read(path: str, form: Form, chat: bool) -> list[Callable[[], Any]]:
     return asked if path.endswith(".txt") else [*asked, *rated, *tabular]
 
 
-def answers_with_rows_or_a_sentence(file: tuple[str, bytes], form: Form, chat: bool) -> None:
+def answers_with_rows_or_a_sentence(file: tuple[str, bytes], form: RowFormat, chat: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"rows{file[0]}"
         path.write_bytes(file[1])
@@ -101,15 +101,15 @@ def refusal(call: Callable[[], Any]) -> str | None:
 
 
 @settings(max_examples=300, **FEW)  # type: ignore[arg-type]
-@given(files(), st.sampled_from(FORMS), st.booleans())
-def test_a_data_file_gives_rows_or_a_sentence(file: tuple[str, bytes], form: Form, chat: bool) -> None:
+@given(files(), st.sampled_from(FORMATS), st.booleans())
+def test_a_data_file_gives_rows_or_a_sentence(file: tuple[str, bytes], form: RowFormat, chat: bool) -> None:
     answers_with_rows_or_a_sentence(file, form, chat)
 
 
 @pytest.mark.slow
 @settings(max_examples=2000, **FEW)  # type: ignore[arg-type]
-@given(files(), st.sampled_from(FORMS), st.booleans())
-def test_many_data_files_give_rows_or_a_sentence(file: tuple[str, bytes], form: Form, chat: bool) -> None:
+@given(files(), st.sampled_from(FORMATS), st.booleans())
+def test_many_data_files_give_rows_or_a_sentence(file: tuple[str, bytes], form: RowFormat, chat: bool) -> None:
     answers_with_rows_or_a_sentence(file, form, chat)
 
 

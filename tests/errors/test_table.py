@@ -22,7 +22,7 @@ CASES = {f"{group}: {case.given}": case for group, cases in GROUPS.items() for c
 @pytest.fixture(scope="session")
 def shared(tiny_run: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """Language model, reward model and finished run of all rows."""
-    return Path(tiny_run[1]), Path(write_reward_model(tmp_path_factory.mktemp("errors") / "judge")), tiny_run[0]
+    return Path(tiny_run[1]), Path(write_reward_model(tmp_path_factory.mktemp("errors") / "reward_model")), tiny_run[0]
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ class Place:
 
     tmp: Path
     lm: Path  # a random language model with its tokenizer
-    judge: Path  # a random reward model
+    reward_model: Path  # a random reward model
     run: Path  # a finished PPO run of two iterations
 
     @property
@@ -35,7 +35,7 @@ class Place:
 
     def fill(self, text: str) -> str:
         """A command or an answer with the paths of this place."""
-        for name in ("tmp", "lm", "judge", "run"):
+        for name in ("tmp", "lm", "reward_model", "run"):
             text = text.replace(f"{{{name}}}", str(getattr(self, name)))
         return text
 

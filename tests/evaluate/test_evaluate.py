@@ -99,7 +99,7 @@ def test_it_repeats_the_runs_own_final_comparison(tiny_run, tmp_path):
         for name in ("score", "gold", "greedy_score", "kl", "response_length", "eos_fraction"):
             assert result[mine][name] == pytest.approx(own[theirs][name], abs=1e-5)
             assert result[mine]["interval"][name] == pytest.approx(own[theirs]["interval"][name], abs=1e-5)
-    assert result["rise"]["score"] == pytest.approx(own["rise"]["score"], abs=1e-5)
+    assert result["improvement"]["score"] == pytest.approx(own["improvement"]["score"], abs=1e-5)
 
 
 def test_given_answers_are_scored_without_a_model(tiny_run, tmp_path):

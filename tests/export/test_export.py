@@ -72,10 +72,10 @@ def test_generation_config_and_card_say_what_was_trained(tiny_run, tmp_path):
     result = json.loads((run / "result.json").read_text())
     low, high = result["ppo"]["interval"]["score"]
     assert f"| ppo.score | {result['ppo']['score']:.3f} | {low:.3f} to {high:.3f} | 6 |" in card.text
-    assert "Licence: to be filled in" in card.text
+    assert "License: to be filled in" in card.text
 
 
-def test_the_licence_of_the_base_is_taken_over(tiny_run, tmp_path):
+def test_the_license_of_the_base_is_taken_over(tiny_run, tmp_path):
     run, base = tiny_run
     note = Path(base) / "README.md"
     note.write_text("---\nlicense: mit\n---\n# base\n", encoding="utf-8")
@@ -84,7 +84,7 @@ def test_the_licence_of_the_base_is_taken_over(tiny_run, tmp_path):
     finally:
         note.unlink()
     assert card.data.license == "mit"
-    assert "Licence of the base model: mit." in card.text
+    assert "License of the base model: mit." in card.text
 
 
 def test_a_pipelines_folder_stands_for_its_ppo_stage(tiny_run, tmp_path):
@@ -134,7 +134,7 @@ def test_what_it_refuses(tiny_run, tmp_path, monkeypatch, capsys):
         (base,): "this is a model folder already",
         (run, f"out={tmp_path}/full"): "is there and not empty",
         (tmp_path / "young",): "the run is unfinished and has no checkpoint yet",
-        (run, "colour=red"): "export knows no other setting than out=FOLDER",
+        (run, "color=red"): "export knows no other setting than out=FOLDER",
     }.items():
         assert refusal(*arguments, monkeypatch=monkeypatch) == 2
         said = capsys.readouterr().err

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from src.kernels import padding_free
-from src.kernels.double_backward import second_order
+from src.kernels.double_backward import twice_differentiable
 from src.kernels.fast_layers import with_fast_layers
 from src.models.forward import gradient_checkpointing, hidden_states
 from src.models.loading import load_causal_lm
@@ -160,7 +160,7 @@ def test_rows_are_done_in_single_products_where_that_is_faster(
     monkeypatch.setattr(padding_free, "short_rows", lambda *given: called.append(1))
     lengths = [3, padding_free.SHORT[torch.float32] + longest]
     states = torch.ones(3, 1, 2, sum(lengths), 4, dtype=dtype)
-    with second_order() if within else nullcontext():
+    with twice_differentiable() if within else nullcontext():
         padding_free.attention(torch.nn.Module(), *states, None, lengths, scaling=0.5, dropout=0.0)
     assert bool(called) == taken
 
@@ -177,7 +177,7 @@ def test_a_model_can_be_differentiated_twice_where_that_is_asked_for(
     for lm in (load_causal_lm(model_settings(path, dtype="float64")), plain):
         parameter = next(p for name, p in lm.base_model.named_parameters() if p.dim() == 2 and ".0." in name)
         vector = torch.randn(parameter.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        with second_order():
+        with twice_differentiable():
             rows = (
                 [(IDS, MASK)] if lm is not plain else [(i[m][None], m[m][None]) for i, m in zip(IDS, MASK, strict=True)]
             )
@@ -214,11 +214,11 @@ def test_it_pays_where_wide_layers_are_spared_much_padding(tmp_path: Path) -> No
     lm = load_causal_lm(model_settings(architectures.write(tmp_path, "gpt2")))
     much = torch.ones(2, 2 * padding_free.SPARED // 256 + 2, dtype=torch.bool)
     much[0, 1:] = False
-    assert padding_free.pays(lm.base_model, much)
+    assert padding_free.saves_time(lm.base_model, much)
     much[0, 1:3] = True
-    assert not padding_free.pays(lm.base_model, much)
+    assert not padding_free.saves_time(lm.base_model, much)
     eager = load_causal_lm(model_settings(architectures.write(tmp_path, "gpt2"), attn_implementation="eager"))
-    assert not padding_free.pays(eager.base_model, torch.zeros_like(much))
+    assert not padding_free.saves_time(eager.base_model, torch.zeros_like(much))
 
 
 def test_saved_models_know_nothing_of_it(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_saved_models_know_nothing_of_it(tmp_path: Path) -> None:
 
 
 def test_dropping_rows_changes_no_other_row(tmp_path: Path, wanted: Callable[[bool], None]) -> None:
-    """Checklist 3. What a row gives does not depend on its neighbours in the pack."""
+    """Checklist 3. What a row gives does not depend on its neighbors in the pack."""
     roles = make_roles(architectures.write(tmp_path, "llama"), spread=0.2, dtype="float64")
     wanted(True)
     rollout = ragged_rollout()
@@ -262,4 +262,4 @@ def test_in_half_precision_rollouts_of_equal_prompts_are_scored_as_they_were_dra
     assert prompts.mask.all()
     rollout = make_maker().sample(roles, "policy", prompts, 0, torch.Generator().manual_seed(0))
     scored = roles.distribution(rollout, 1.0).logprobs().detach()
-    assert_close(scored, rollout.behaviour_logprobs, atol=0.25, rtol=0)
+    assert_close(scored, rollout.behavior_logprobs, atol=0.25, rtol=0)

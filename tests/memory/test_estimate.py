@@ -102,7 +102,7 @@ def test_a_run_says_it_where_it_is_a_question(tmp_path: Path, capsys: Any, monke
         monkeypatch.setattr(src.memory.__main__, "WORTH_SAYING", large)
         if odd:
             monkeypatch.setattr(src.memory.__main__, "ledger_of", lambda _: int("no number"))
-        src.memory.say_memory(config)
+        src.memory.__main__.say_memory(config)
         said.append(capsys.readouterr().out)
     assert said[0] == ""
     assert "memory at most" in said[1]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from src.kernels import linear
-from src.kernels.double_backward import second_order
+from src.kernels.double_backward import twice_differentiable
 from src.models import adapters
 from src.models.adapters import AdaptedLinear, add_adapter, lora_config
 from src.models.loading import load_causal_lm
@@ -132,7 +132,7 @@ def test_second_derivatives_are_those_of_peft(tmp_path: Path) -> None:
     peft = adapted(tmp_path, "gpt2", dtype="float64").double()
     for model in (peft, plain(peft)):
         trained = [weight for weight in model.parameters() if weight.requires_grad]
-        with second_order():
+        with twice_differentiable():
             first = torch.autograd.grad(model(IDS).logits.tanh().sum(), trained, create_graph=True)
             found.append(torch.autograd.grad(sum(g.square().sum() for g in first), trained))
     assert_close(found[0], found[1], atol=1e-10, rtol=1e-10)

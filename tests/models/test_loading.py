@@ -113,7 +113,7 @@ def test_tokenizers_pad_on_the_left_and_need_an_end_token(tmp_path: Path) -> Non
         load_tokenizer(str(tmp_path / "no_end"))
 
 
-def retokenised(folder: Path, *added: str, **special: str | None) -> str:
+def retokenized(folder: Path, *added: str, **special: str | None) -> str:
     """A model whose tokenizer learned further tokens."""
     path = write_lm(folder)
     changed = tokenizer()
@@ -131,7 +131,7 @@ def fit_tokenizer(path: str) -> PreTrainedTokenizerBase:
 def test_a_tokenizer_with_more_tokens_than_the_embedding_is_refused(tmp_path: Path) -> None:
     size = len(tokenizer())
     with pytest.raises(ModelError, match=rf"tokens up to id {size + 1}, but the model's embedding has {size} rows"):
-        fit_tokenizer(retokenised(tmp_path, "one", "two"))
+        fit_tokenizer(retokenized(tmp_path, "one", "two"))
 
 
 def test_the_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_the_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
 
 def test_a_padding_token_beyond_the_embedding_gives_way_to_the_end_token(tmp_path: Path) -> None:
     """Checklist 9. Safe, as masks are made by position."""
-    path = retokenised(tmp_path, "[PAD]", pad_token="[PAD]")
+    path = retokenized(tmp_path, "[PAD]", pad_token="[PAD]")
     with pytest.warns(UserWarning, match=r"no embedding for \[PAD\], so the end token pads instead"):
         loaded = fit_tokenizer(path)
     assert loaded.pad_token_id == loaded.eos_token_id < len(tokenizer())
@@ -152,12 +152,12 @@ def test_a_padding_token_beyond_the_embedding_gives_way_to_the_end_token(tmp_pat
 
 def test_a_padding_token_that_is_the_end_token_is_fine(tmp_path: Path) -> None:
     """Checklist 9."""
-    loaded = fit_tokenizer(retokenised(tmp_path, pad_token=tokenizer().eos_token))
+    loaded = fit_tokenizer(retokenized(tmp_path, pad_token=tokenizer().eos_token))
     assert loaded.pad_token_id == loaded.eos_token_id
 
 
 def test_an_end_token_other_than_the_models_is_said(tmp_path: Path) -> None:
-    path = retokenised(tmp_path, eos_token=str(tokenizer().convert_ids_to_tokens(7)))
+    path = retokenized(tmp_path, eos_token=str(tokenizer().convert_ids_to_tokens(7)))
     with pytest.warns(UserWarning, match=r"ends texts with token \[1\], its tokenizer with 7"):
         fit_tokenizer(path)
 

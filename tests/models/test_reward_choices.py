@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from src.errors import ModelError
 from src.models.loading import load_tokenizer
-from src.models.reward_choices import OnBase, Pretrained
+from src.models.reward_choices import Pretrained, SharedBaseAdapter
 from src.models.reward_net import RewardNet
 from src.models.scalar_head import BIAS_KEY
 from src.models.settings import LoraSettings
@@ -65,7 +65,7 @@ def step(net: RewardNet) -> None:
 
 
 def on_base(path: str, seed: int = 1, with_lm_head: bool = False) -> RewardNet:
-    choice = OnBase(model_settings(path), LORA)
+    choice = SharedBaseAdapter(model_settings(path), LORA)
     return choice.build(choice.build_tokenizer(TinyCorpus()), seed, with_lm_head)
 
 
@@ -80,7 +80,7 @@ def test_an_adapter_leaves_its_base_and_merges_to_the_same_scores(name: str, tmp
     before = scores(net).detach()
     step(net)
     assert all(torch.equal(p, frozen[key]) for key, p in net.named_parameters() if key in frozen)
-    net.normalise(0.3, 1.7)
+    net.normalize(0.3, 1.7)
     mine = scores(net).detach()
     assert (mine - before).abs().max() > 1e-3
     folder = net.save(tmp_path / "run", load_tokenizer(path))
@@ -99,7 +99,7 @@ def test_folders_score_the_same_in_a_process_without_this_project(tmp_path: Path
     path = write(tmp_path / "base", "gpt2")
     net = on_base(path)
     step(net)
-    net.normalise(0.3, 1.7)
+    net.normalize(0.3, 1.7)
     mine = scores(net).detach()
     net.save(tmp_path / "run", load_tokenizer(path))
     assert_close(in_a_fresh_process(str(tmp_path / "run/model")), mine, atol=1e-6, rtol=0)
@@ -121,7 +121,7 @@ def test_a_pretrained_model_of_any_architecture_learns_and_loads(
     net = choice.build(tokenizer, 1, with_lm_head=False)
     before = scores(net).detach()
     step(net)
-    net.normalise(-0.2, 0.6)
+    net.normalize(-0.2, 0.6)
     mine = scores(net).detach()
     assert (0.6 * mine - 0.2 - before).abs().max() > 1e-3
     folder = net.save(tmp_path / "run", tokenizer)
@@ -135,12 +135,12 @@ def test_a_classifier_keeps_its_trained_head(tmp_path: Path) -> None:
     first = Pretrained(write(tmp_path / "base", "llama"), None, False)
     tokenizer = first.build_tokenizer(TinyCorpus())
     net = first.build(tokenizer, 1, False)
-    net.normalise(0.4, 2.0)
+    net.normalize(0.4, 2.0)
     expected = scores(net)
     net.save(tmp_path / "run", tokenizer)
     again = Pretrained(str(tmp_path / "run/model"), None, False).build(tokenizer, 2, False)
     assert_close(scores(again), expected, atol=1e-6, rtol=0)  # the bias, which Llama keeps beside its weights, too
-    again.normalise(0.1, 0.5)
+    again.normalize(0.1, 0.5)
     again.save(tmp_path / "again", tokenizer)
     reward = LearnedReward(str(tmp_path / "again"), 2)
     found = reward.score([""], ["the film"], [{}])
@@ -163,7 +163,7 @@ def test_the_vocabulary_head_is_the_language_models(kind: str, name: str, tmp_pa
     """With fresh adapters the chosen response has the logprobs of the model in the folder; scores are as without."""
     path = write(tmp_path, name)
     choice = (
-        OnBase(model_settings(path), LORA)
+        SharedBaseAdapter(model_settings(path), LORA)
         if kind == "adapter"
         else Pretrained(path, LORA if kind == "lora" else None, False)
     )
@@ -212,7 +212,7 @@ def test_a_chat_template_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_a_target_that_matches_no_layer_is_named(tmp_path: Path) -> None:
     lora = LoraSettings(2, 2, 0.0, ["nowhere"])
-    choice = OnBase(model_settings(write(tmp_path, "gpt2")), lora)
+    choice = SharedBaseAdapter(model_settings(write(tmp_path, "gpt2")), lora)
     with pytest.raises(ModelError, match=r"reward_model\.net\.lora\.targets=\['nowhere'\] does not fit"):
         choice.build(choice.build_tokenizer(TinyCorpus()), 1, False)
 

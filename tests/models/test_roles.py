@@ -111,14 +111,14 @@ def test_neither_batch_size_nor_order_changes_logprobs_or_values(
     roles, rollout = make_roles(base, lora, spread=0.1), ragged_rollout()
     order = torch.randperm(7, generator=torch.Generator().manual_seed(2))
     shuffled = select(rollout, order)
-    for judge in (
+    for function in (
         lambda r: roles.distribution(r, 1.0).logprobs(),
         lambda r: roles.distribution(r, 1.0).logprobs_and_entropy()[1],
         roles.values,
     ):
         with torch.no_grad():
-            whole = judge(rollout)
-            pieces = join([(index, judge(micro)) for index, micro in micro_batches(shuffled, size)], whole.shape)
+            whole = function(rollout)
+            pieces = join([(index, function(micro)) for index, micro in micro_batches(shuffled, size)], whole.shape)
         assert_close(pieces, whole[order], atol=1e-5, rtol=0)
 
 
@@ -341,7 +341,7 @@ def test_half_precision_logits_give_single_precision_logprobs(base: str) -> None
     assert_close(logprobs, single.distribution(rollout, 1.0).logprobs(), atol=0.3, rtol=0)
 
 
-def test_a_softmax_over_rounded_logits_is_normalised_in_float32(base: str) -> None:
+def test_a_softmax_over_rounded_logits_is_normalized_in_float32(base: str) -> None:
     """Checklist 58. The probabilities of all first tokens sum to 1 far below bfloat16's precision."""
     roles, one = make_roles(base, dtype="bfloat16"), ragged_rollout(rows=1, response=1)
     count = len(tokenizer())

@@ -43,7 +43,7 @@ def test_samples_score_mean_zero_and_variance_one(name: str, tmp_path: Path) -> 
     net = RewardNet(classifier(tmp_path / "base", name))
     rows = rows_of(tmp_path / "base")
     raw = plain_scores(net.classifier, rows)
-    net.normalise(float(raw.mean()), float(raw.std()))
+    net.normalize(float(raw.mean()), float(raw.std()))
     expected = (raw - raw.mean()) / raw.std()
     tolerance = 2e-6 * max(1.0, float(raw.abs().max() / raw.std()))  # float32 rounds raw scores, which may vary little
     ours = torch.cat([net.scores(torch.tensor([r]), torch.ones(1, len(r)).bool()) for r in rows]).detach()
@@ -58,13 +58,13 @@ def test_samples_score_mean_zero_and_variance_one(name: str, tmp_path: Path) -> 
     assert reward.mean().item() == pytest.approx(0, abs=4 * tolerance)
 
 
-def test_a_second_normalisation_is_one_of_the_first_ones_scores(tmp_path: Path) -> None:
+def test_a_second_normalization_is_one_of_the_first_ones_scores(tmp_path: Path) -> None:
     """(r - 1) / 2, then (s - 3) / 4: together (r - 7) / 8."""
     net = RewardNet(classifier(tmp_path, "llama"))
     ids = torch.tensor([[4, 5, EOS]])
     raw = net.scores(ids, torch.ones(1, 3).bool()).item()
-    net.normalise(1.0, 2.0)
-    net.normalise(3.0, 4.0)
+    net.normalize(1.0, 2.0)
+    net.normalize(3.0, 4.0)
     assert net.scores(ids, torch.ones(1, 3).bool()).item() == pytest.approx((raw - 7) / 8, abs=1e-5)
 
 
@@ -74,7 +74,7 @@ def test_scores_that_do_not_vary_are_refused_unchanged(std: float, tmp_path: Pat
     net = RewardNet(classifier(tmp_path, "gpt2"))
     before = net.classifier.score.weight.clone()
     with pytest.raises(ModelError, match="same score"):
-        net.normalise(1.0, std)
+        net.normalize(1.0, std)
     assert torch.equal(net.classifier.score.weight, before)
     assert net.bias == 0
 

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from transformers import get_constant_schedule
 
 from src.models.forward import next_token_logprobs
-from src.models.reward_choices import OnBase
+from src.models.reward_choices import SharedBaseAdapter
 from src.modules.sft import SFTModule
 from tests.tiny import FOREIGN_WARNINGS, LORA, TinyCorpus, make_roles, model_settings, seeded, tokenizer, write_lm
 
@@ -35,7 +35,7 @@ def sft(path: str, checkpointing: bool) -> Made:
 
 
 def reward(path: str, checkpointing: bool) -> Made:
-    choice = OnBase(model_settings(path, gradient_checkpointing=checkpointing), LORA)
+    choice = SharedBaseAdapter(model_settings(path, gradient_checkpointing=checkpointing), LORA)
     net = choice.build(choice.build_tokenizer(TinyCorpus()), 1, True)
     return net, lambda: net.scores(IDS, MASK).sum() + net.scores_and_logprobs(IDS, MASK, MASK)[1].sum()
 

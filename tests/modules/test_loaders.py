@@ -107,7 +107,7 @@ def test_no_loader_has_workers_that_could_die(stage: str) -> None:
         ),
         "ppo": lambda: PromptData(
             TinyCorpus(), tokenizer(), batch_size=2, samples_per_prompt=1, iterations=1, eval_prompts=2,
-            eval_batch_size=2, max_prompt_tokens=8, max_text_tokens=9, lm_coef=0.1, seed=1,
+            eval_batch_size=2, max_prompt_tokens=8, max_text_tokens=9, ptx_coef=0.1, seed=1,
         ),
     }[stage]()  # fmt: skip
     data.setup("fit")

@@ -146,7 +146,7 @@ def test_when_no_step_is_finite_nothing_moves(base: str, tmp_path: Path) -> None
     """Adam holds no moments, and the coefficient of the penalty on KL(old || new) stays."""
     controller = DoublingKL(0.5, kl_target=1e-9)
     with pytest.warns(UserWarning, match="left out"):
-        found = Learned(base, tmp_path, "policy", minibatch_size=8, old_kl_controller=controller, old_kl_limit=1e-9)
+        found = Learned(base, tmp_path, "policy", minibatch_size=8, old_kl_controller=controller, early_stop_kl=1e-9)
     assert same_bits(found.before, found.roles.policy_parameters())
     assert found.state("policy")[1]["state"] == {}
     assert controller.kl_coef == 0.5
@@ -163,7 +163,7 @@ def test_by_default_the_first_ends_the_run_with_one_sentence(
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: step 1, policy: ")
     assert f"its samples are in {tmp_path}/nonfinite/000001-policy-0.jsonl. Nothing was learned from it" in said
-    assert "nonfinite.skip=3" in said
+    assert "nonfinite.max_skipped_in_a_row=3" in said
 
 
 def test_a_gradient_that_is_not_finite_though_the_loss_is(base: str, tmp_path: Path) -> None:

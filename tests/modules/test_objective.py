@@ -16,7 +16,7 @@ from src.core.kl import ExactKL, KLEstimator, SampledKL, k2, k3
 from src.core.policy_losses import ClippedSurrogate, Surrogate
 from src.models.roles import Roles
 from src.modules.objective import PolicyObjective
-from src.modules.weighted_means import Averages
+from src.modules.weighted_means import WeightedMeans
 from src.rollout.kl_controller import DoublingKL, FixedKL
 from src.rollout.minibatches import micro_batches
 from src.types import Experience
@@ -62,7 +62,7 @@ class Case:
 
     def run(self) -> tuple[float, dict[str, Tensor], dict[str, float]]:
         """(loss, gradient by name, what was logged), three rows at a time."""
-        averages, total = Averages(), 0.0
+        averages, total = WeightedMeans(), 0.0
         for index, micro in micro_batches(self.experience, 3):
             loss = self.objective.loss(micro, self.weights[index, : micro.mask.shape[1]], averages)
             loss.backward()
@@ -228,7 +228,7 @@ class NotingLoss(Surrogate):
         return super().__call__(logprobs, old_logprobs, advantages, mask)
 
 
-def penalised(base: str, tmp_path: Path, start: str | None = None, **changes: Any) -> tuple[Any, Any, Any]:
+def penalized(base: str, tmp_path: Path, start: str | None = None, **changes: Any) -> tuple[Any, Any, Any]:
     """Three iterations of two epochs with the penalty; (controller, loss, recorder), from checkpoint `start` on."""
     controller, loss = NotingKL(0.5, changes.pop("kl_target", 1e-4)), NotingLoss()
     module = make_module(
@@ -243,7 +243,7 @@ def penalised(base: str, tmp_path: Path, start: str | None = None, **changes: An
 
 def test_the_weight_of_the_penalty_is_steered_once_an_iteration(base: str, tmp_path: Path) -> None:
     """Checklist 30, 57. By the mean over all tokens of the last epoch; the log has the mean over both epochs."""
-    controller, loss, recorder = penalised(base, tmp_path)
+    controller, loss, recorder = penalized(base, tmp_path)
     assert len(loss.seen) == 3 * 2 * 4  # iterations, epochs, micro-batches
     assert [episodes for _, _, episodes in controller.told] == [8, 8, 8]
     for iteration, (coef, kl, _) in enumerate(controller.told):
@@ -259,16 +259,16 @@ def test_the_weight_of_the_penalty_is_steered_once_an_iteration(base: str, tmp_p
 
 def test_the_weight_of_the_penalty_is_part_of_a_checkpoint(base: str, tmp_path: Path) -> None:
     """Checklist 57, 61. A run taken up after the first iteration is told the same, with the same weights."""
-    whole = penalised(base, tmp_path / "whole")[0]
+    whole = penalized(base, tmp_path / "whole")[0]
     (first,) = [path for path in checkpoints(tmp_path / "whole") if path.stem == "iteration-1"]
-    rest = penalised(base, tmp_path / "rest", first)[0]
+    rest = penalized(base, tmp_path / "rest", first)[0]
     assert rest.told == whole.told[1:]
     assert rest.kl_coef == whole.kl_coef == 4.0
 
 
 def test_an_early_stop_still_steers_and_logs(base: str, tmp_path: Path) -> None:
     """Checklist 55, 57. The minibatch that went too far is measured and not learned from."""
-    controller, loss, recorder = penalised(base, tmp_path, old_kl_limit=1e-5)
+    controller, loss, recorder = penalized(base, tmp_path, early_stop_kl=1e-5)
     calls = iter(loss.seen)
     for (_, kl, _), row in zip(controller.told, recorder.by_step().values(), strict=True):
         assert row["policy/early_stop"] == 1

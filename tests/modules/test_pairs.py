@@ -28,7 +28,7 @@ LOSSES = sorted(path.stem for path in (CONF / "policy_loss").glob("*.yaml"))
 PAIRS = pytest.mark.parametrize(("advantage", "policy_loss"), [(a, p) for a in ESTIMATORS for p in LOSSES])
 SETTINGS = {
     "batch_size": 32, "epochs": 2, "minibatch_size": 16, "micro_batch_size": 16, "max_grad_norm": 1.0,
-    "entropy_coef": 0.0, "lm_coef": 0.0, "old_kl_limit": None, "critic_warmup": 0, "temperature": 1.0,
+    "entropy_coef": 0.0, "ptx_coef": 0.0, "early_stop_kl": None, "critic_warmup": 0, "temperature": 1.0,
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from src.core.value_losses import SquaredError
 from src.errors import ConfigError, SettingError
 from src.models.roles import Roles
 from src.models.settings import LoraSettings
-from src.modules.weighted_means import Averages
+from src.modules.weighted_means import WeightedMeans
 from src.rewards.learned import LearnedReward
 from src.rollout.kl_controller import DoublingKL, FixedKL
 from src.types import Experience
@@ -321,7 +321,7 @@ def updates(
     plain: dict[str, Any] = {
         "lr": 1.0, "critic_lr": 1.0, "iterations": 10**9, "optimizer": torch.optim.SGD, "epochs": 1,
         "minibatch_size": 8,
-        "max_grad_norm": 1e9, "entropy_coef": ENTROPY, "lm_coef": LM, "temperature": 0.8, "value_loss": SquaredError(),
+        "max_grad_norm": 1e9, "entropy_coef": ENTROPY, "ptx_coef": LM, "temperature": 0.8, "value_loss": SquaredError(),
         "policy_loss": ClippedSurrogate(CLIP, CLIP),
     }  # fmt: skip
     module = make_module(roles, **(plain | changes))
@@ -382,7 +382,7 @@ def wider(experience: Experience) -> Experience:
         prompt_mask=F.pad(rollout.prompt_mask, (2, 0)),
         response_ids=F.pad(rollout.response_ids.where(rollout.response_mask, 5), (0, 3), value=9),
         response_mask=F.pad(rollout.response_mask, (0, 3)),
-        behaviour_logprobs=F.pad(rollout.behaviour_logprobs, (0, 3)),
+        behavior_logprobs=F.pad(rollout.behavior_logprobs, (0, 3)),
     )
     names = ("old_logprobs", "ref_logprobs", "old_values", "rewards", "advantages", "returns")
     junk = {n: F.pad(getattr(experience, n).where(experience.mask, nan), (0, 3), value=nan) for n in names}
@@ -405,7 +405,7 @@ def test_padding_changes_no_update_whatever_it_holds(base: str, experience: Expe
 def test_the_text_loss_has_a_weight_of_its_own(base: str, experience: Experience, tmp_path: Path) -> None:
     """Checklist 56. Twice the weight is twice the difference to no text at all; and it never reaches the critic."""
     none, one, two = (
-        updates(base, LORA, experience, tmp_path, text, lm_coef=coef)
+        updates(base, LORA, experience, tmp_path, text, ptx_coef=coef)
         for text, coef in ((None, 0.0), (TEXT, 0.5), (TEXT, 1.0))
     )
     for name in none[0]:
@@ -485,7 +485,7 @@ def test_beyond_the_limit_on_the_old_kl_the_update_is_skipped_and_the_log_goes_o
             for optimizer in trainer.optimizers:
                 optimizer.register_step_post_hook(lambda *args: states.append(snapshot(everything)))
 
-    module = make_module(roles, lr=0.05, epochs=4, old_kl_limit=1e-4)
+    module = make_module(roles, lr=0.05, epochs=4, early_stop_kl=1e-4)
     recorder, trainer = fit(module, tmp_path, iterations=1, maker=make_maker(), callbacks=(AfterSteps(),))
     assert trainer.global_step == len(states) == 2
     assert same_bits(states[-1], [*roles.policy_parameters(), *roles.critic_parameters()])
@@ -499,7 +499,7 @@ def test_beyond_the_limit_on_the_old_kl_the_update_is_skipped_and_the_log_goes_o
 
 def test_a_limit_that_is_not_reached_stops_nothing(base: str, tmp_path: Path) -> None:
     """Checklist 55."""
-    module = make_module(make_roles(base), lr=1e-4, old_kl_limit=10.0)
+    module = make_module(make_roles(base), lr=1e-4, early_stop_kl=10.0)
     recorder, trainer = fit(module, tmp_path, iterations=1, maker=make_maker())
     assert trainer.global_step == 8
     assert recorder.by_step()[1]["policy/early_stop"] == 0
@@ -559,8 +559,8 @@ def test_knobs_that_bend_the_sampled_distribution_do_not_exist(knob: str) -> Non
 
 
 def test_the_configured_optimizers_are_adam_with_the_epsilon_of_the_details() -> None:
-    """Checklist 51. And the schedule falls to 0 over ppo.iterations."""
-    config = compose(["stage=ppo", "ppo.lr=0.01", "ppo.critic_lr=0.02", "ppo.iterations=5"])
+    """Checklist 51. And the schedule falls to 0 over ppo.num_iterations."""
+    config = compose(["stage=ppo", "ppo.lr=0.01", "ppo.critic_lr=0.02", "ppo.num_iterations=5"])
     for key, lr in (("policy_optimizer", 0.01), ("critic_optimizer", 0.02)):
         optimizer = instantiate(config.module[key])([nn.Parameter(torch.zeros(1))])
         assert isinstance(optimizer, torch.optim.Adam)
@@ -583,8 +583,9 @@ def test_a_batch_without_experience_is_a_plain_error(base: str, tmp_path: Path) 
     ("changes", "name"),
     [({"minibatch_size": 9}, "minibatch_size"), ({"minibatch_size": 0}, "minibatch_size"), ({"epochs": 0}, "epochs"),
      ({"micro_batch_size": 0}, "micro_batch_size"), ({"max_grad_norm": 0.0}, "max_grad_norm"),
-     ({"entropy_coef": -1.0}, "entropy_coef"), ({"lm_coef": -1.0}, "lm_coef"), ({"old_kl_limit": 0.0}, "old_kl_limit"),
-     ({"critic_warmup": -1}, "critic_warmup"), ({"batch_size": 0}, "batch_size")],
+     ({"entropy_coef": -1.0}, "entropy_coef"), ({"ptx_coef": -1.0}, "ptx_coef"),
+     ({"early_stop_kl": 0.0}, "early_stop_kl"), ({"critic_warmup": -1}, "critic_warmup"),
+     ({"batch_size": 0}, "batch_size")],
 )  # fmt: skip
 def test_settings_that_do_not_fit_are_refused(base: str, changes: dict[str, Any], name: str) -> None:
     with pytest.raises(SettingError, match=name):
@@ -594,14 +595,14 @@ def test_settings_that_do_not_fit_are_refused(base: str, changes: dict[str, Any]
 def test_averages_of_ragged_pieces_are_those_of_the_whole() -> None:
     """Checklist 47, 30."""
     values, mask = torch.randn(6, 4), torch.rand(6, 4) > 0.4
-    whole, pieces, part = Averages(), Averages(), Averages()
+    whole, pieces, part = WeightedMeans(), WeightedMeans(), WeightedMeans()
     whole.add_tokens("x", values, mask)
     pieces.add_tokens("x", values[:1], mask[:1])
     part.add_tokens("x", values[1:].masked_fill(~mask[1:], float("nan")), mask[1:])
     pieces.merge(part)
     assert pieces.compute()["x"] == pytest.approx(values[mask].mean().item(), abs=1e-6)
     assert whole.compute() == pytest.approx(pieces.compute(), abs=1e-6)
-    assert Averages().compute() == {}
+    assert WeightedMeans().compute() == {}
 
 
 def test_warm_up_leaves_the_weight_of_the_penalty_alone(base: str, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, get_constant_schedu
 
 from src.core.diagnostics import calibration_error
 from src.data.modules import PairData
-from src.models.reward_choices import FromScratch, OnBase, Pretrained
+from src.models.reward_choices import FromScratch, Pretrained, SharedBaseAdapter
 from src.modules.reward import RewardModule
 from src.rewards.learned import LearnedReward
 from src.types import PreferencePair
@@ -56,7 +56,7 @@ def make(**config: Any) -> RewardModule:
 
     return RewardModule(
         FromScratch(config_of, lambda texts: tokenizer()), tokenizer(), min_gap=0.5, gap_edges=[0.0, 0.5, 1.0],
-        margin_coef=0.0, centre_coef=0.0, lm_coef=0.0,
+        margin_coef=0.0, center_coef=0.0, lm_coef=0.0,
         optimizer=partial(torch.optim.SGD, lr=0.0), lr_schedule=get_constant_schedule, max_grad_norm=1.0, seed=1,
     )  # fmt: skip
 
@@ -128,10 +128,10 @@ def test_the_test_figures_are_accuracies_by_gap(tmp_path: Path) -> None:
     }
 
 
-def test_margin_and_centring_are_part_of_what_is_minimised(tmp_path: Path) -> None:
+def test_margin_and_centering_are_part_of_what_is_minimized(tmp_path: Path) -> None:
     """One step of SGD with learning rate 1 is the gradient of the plain loss; a pair of unknown gap has no margin."""
     module = make()
-    module.margin_coef, module.centre_coef, module.max_grad_norm = 0.8, 0.1, 1e9
+    module.margin_coef, module.center_coef, module.max_grad_norm = 0.8, 0.1, 1e9
     module.eval()  # no dropout anyway
     before = {name: p.detach().clone() for name, p in module.net.named_parameters()}
     total = torch.zeros(())
@@ -193,9 +193,9 @@ def test_the_same_seed_gives_the_same_fresh_model() -> None:
 def test_the_language_model_loss_is_that_of_the_chosen_responses(kind: str, tmp_path: Path) -> None:
     """One step of SGD with learning rate 1 is the gradient of both losses, each text alone; both are logged apart."""
     path = write_lm(tmp_path / "base")
-    choice = OnBase(model_settings(path), LORA) if kind == "adapter" else Pretrained(path, None, False)
+    choice = SharedBaseAdapter(model_settings(path), LORA) if kind == "adapter" else Pretrained(path, None, False)
     module = RewardModule(
-        choice, tokenizer(), min_gap=0.5, gap_edges=[], margin_coef=0.0, centre_coef=0.0, lm_coef=0.3,
+        choice, tokenizer(), min_gap=0.5, gap_edges=[], margin_coef=0.0, center_coef=0.0, lm_coef=0.3,
         optimizer=partial(torch.optim.SGD, lr=1.0), lr_schedule=get_constant_schedule, max_grad_norm=1e9, seed=1,
     )  # fmt: skip
     net, head = module.net.model, module.net.lm_head
@@ -227,6 +227,6 @@ def test_margins_are_on_the_scale_of_the_loss_whatever_the_gain(tmp_path: Path) 
     trainer(tmp_path, Recorder()).test(module, datamodule=data(4), verbose=False)
     before = torch.cat(module.margins)
     module.margins.clear()
-    module.net.normalise(0.7, 3.0)
+    module.net.normalize(0.7, 3.0)
     trainer(tmp_path, Recorder()).test(module, datamodule=data(4), verbose=False)
     torch.testing.assert_close(torch.cat(module.margins), before, atol=1e-5, rtol=1e-5)

@@ -83,7 +83,7 @@ def test_the_test_figure_counts_every_held_out_token_once(tmp_path: Path) -> Non
     path = write_lm(tmp_path / "base")
     module = make(path, None)
     run(module, tmp_path, "test")
-    figure, expected = module.result()["sft"]["nats_per_token"], plain_nats(AutoModelForCausalLM.from_pretrained(path))
+    figure, expected = module.result()["sft"]["nll_per_token"], plain_nats(AutoModelForCausalLM.from_pretrained(path))
     assert figure.n == len(expected)
     assert figure.value == pytest.approx(expected.mean().item(), abs=1e-5)
     assert figure.interval is not None

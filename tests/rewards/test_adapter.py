@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 from src.checkpointing.checkpoint import IterationCheckpoint
 from src.errors import ModelError, SettingError
 from src.models.loading import load_tokenizer
-from src.models.reward_choices import OnBase
+from src.models.reward_choices import SharedBaseAdapter
 from src.rewards.adapter import AdapterReward, token_rows
 from src.rewards.learned import LearnedReward
 from src.types import RolloutReward
@@ -45,14 +45,14 @@ pytestmark = FOREIGN_WARNINGS
 
 def train_adapter(path: str, folder: Path, seed: int = 1) -> str:
     """A run's folder with an adapter whose weights are noise, and the merged model."""
-    choice = OnBase(model_settings(path), replace(LORA, rank=2))
+    choice = SharedBaseAdapter(model_settings(path), replace(LORA, rank=2))
     net = choice.build(choice.build_tokenizer(TinyCorpus()), seed, False)
     noise = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in net.parameters():
             if parameter.requires_grad:
                 parameter += 0.2 * torch.randn(parameter.shape, generator=noise)
-    net.normalise(0.4, 1.5)
+    net.normalize(0.4, 1.5)
     net.save(folder, load_tokenizer(path))
     return str(folder)
 
@@ -246,6 +246,6 @@ def test_a_reward_adapter_does_not_reach_the_trunk_of_the_other_roles(tmp_path: 
     maker, prompts = make_maker(), make_prompts(["the film", "they", "we liked the plot"])
     experience, _ = maker.make(roles, reward, prompts, 0, torch.Generator().manual_seed(0))
     assert experience.rollout.trunk is not None
-    assert_close(experience.old_logprobs, experience.rollout.behaviour_logprobs, atol=1e-4, rtol=0)
+    assert_close(experience.old_logprobs, experience.rollout.behavior_logprobs, atol=1e-4, rtol=0)
     whole = roles.distribution(replace(experience.rollout, trunk=None), 1.0).logprobs()
     assert_close(experience.old_logprobs, whole.detach(), atol=1e-5, rtol=0)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from src.errors import RewardError, SettingError
 from src.rewards.verifiers import ExactMatch, NumericMatch, last_number
-from src.rollout.scoring import Judge
+from src.rollout.scoring import Scorer
 from tests.tiny import ragged_rollout
 
 
@@ -125,10 +125,10 @@ def test_a_row_without_a_number_is_named_or_left_out_and_the_others_are_judged()
     rollout = replace(ragged_rollout(rows=3), responses=("1", "2", "3"))
     rollout = replace(rollout, metadata=({"answer": 1}, {"answer": "unknown"}, {"answer": 4}))
     reward = NumericMatch("answer", "", 0.0)
-    verdict = Judge(timeout=None, drop_failed=True).judge(reward, rollout)
-    assert (verdict.dropped, verdict.scores.tolist(), verdict.rollout.responses) == (1, [1.0, 0.0], ("1", "3"))
+    scored = Scorer(timeout=None, drop_failed=True).score(reward, rollout)
+    assert (scored.dropped, scored.scores.tolist(), scored.rollout.responses) == (1, [1.0, 0.0], ("1", "3"))
     with pytest.raises(RewardError, match="reward NumericMatch gave nan for prompt 'p1', response '2'"):
-        Judge(timeout=None, drop_failed=False).judge(reward, rollout)
+        Scorer(timeout=None, drop_failed=False).score(reward, rollout)
 
 
 @pytest.mark.parametrize(

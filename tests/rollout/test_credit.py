@@ -16,8 +16,8 @@ from src.errors import RewardError
 from src.models.roles import Roles
 from src.rollout.experience import ExperienceMaker
 from src.rollout.kl_controller import AdaptiveKL, FixedKL
-from src.rollout.scoring import Judge
-from src.rollout.shaping import Normalise, NoScaling, ScoreShaping, SetMissingEos
+from src.rollout.scoring import Scorer
+from src.rollout.shaping import Normalize, NoScaling, ScoreShaping, SetMissingEos
 from src.types import Episodes, Experience, Prompts, Rollout
 from tests.tiny import (
     EOS,
@@ -111,7 +111,7 @@ def test_the_greedy_baseline_is_what_generate_would_have_scored(roles: Roles) ->
 
 def test_greedy_scores_are_scaled_by_the_sampled_ones_and_leave_no_mark(roles: Roles) -> None:
     """Checklist 20, 21. They share the running moments of the sampled scores and are no part of them."""
-    estimator, scaling, reward = Keeping(1.0), Normalise(), ScriptedReward()
+    estimator, scaling, reward = Keeping(1.0), Normalize(), ScriptedReward()
     maker = make_maker(shaping=replace(SHAPING, scaling=scaling, score_clip=None), advantage=estimator)
     experience, _ = make(roles, maker, reward, prompts=grouped_prompts())
     assert scaling.moments.count == len(GROUPS)
@@ -133,7 +133,7 @@ def test_a_group_whose_greedy_response_fails_is_left_out_where_samples_may_be(ro
             greedy = len(self.calls) > 1
             return [nan if greedy and p == WORDS[4] else s for p, s in zip(prompts, scores, strict=True)]
 
-    maker = make_maker(advantage=GreedyBaseline(1.0), whiten_advantages=False, judge=Judge(None, drop_failed=True))
+    maker = make_maker(advantage=GreedyBaseline(1.0), whiten_advantages=False, scorer=Scorer(None, drop_failed=True))
     experience, measures = make(roles, maker, FailsOnGreedy(), prompts=grouped_prompts())
     kept = [row for row, group in enumerate(GROUPS) if group != 4]
     assert experience.rollout.group_ids.tolist() == [GROUPS[row] for row in kept]
@@ -199,7 +199,7 @@ def test_a_reward_per_token_without_shaping_is_itself(roles: Roles) -> None:
 def remembering_maker() -> ExperienceMaker:
     """Everything that an iteration leaves behind for the next."""
     return make_maker(
-        shaping=ScoreShaping(Normalise(), None, SetMissingEos(-2.0)), advantage=RunningMeanBaseline(0.9, 0.8),
+        shaping=ScoreShaping(Normalize(), None, SetMissingEos(-2.0)), advantage=RunningMeanBaseline(0.9, 0.8),
         kl_controller=AdaptiveKL(0.5, kl_target=0.01, kl_horizon=100), whiten_advantages=False,
     )  # fmt: skip
 

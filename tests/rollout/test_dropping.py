@@ -17,7 +17,7 @@ from src.core.estimators import GAE, Estimator, GroupRelative, LeaveOneOut
 from src.errors import RewardError
 from src.models.roles import Roles
 from src.rollout.experience import ExperienceMaker
-from src.rollout.scoring import Judge
+from src.rollout.scoring import Scorer
 from src.types import Experience, Rollout, select
 from tests.tiny import (
     FOREIGN_WARNINGS,
@@ -33,7 +33,7 @@ from tests.tiny import (
 
 pytestmark = FOREIGN_WARNINGS
 
-DROP = Judge(timeout=None, drop_failed=True)
+DROP = Scorer(timeout=None, drop_failed=True)
 ESTIMATORS = {
     "gae": GAE(gamma=1.0, lam=0.95, critic_lam=0.95),
     "rloo": LeaveOneOut(),
@@ -70,7 +70,7 @@ class Sampled:
 
     def sample(self, *_: Any) -> tuple[Tensor, ...]:
         r = self.rollout
-        return r.response_ids, r.response_mask, r.behaviour_logprobs, r.finished
+        return r.response_ids, r.response_mask, r.behavior_logprobs, r.finished
 
 
 def make(
@@ -78,7 +78,7 @@ def make(
 ) -> tuple[Experience, dict[str, float]]:
     """Experience of the eight prompts in these groups; of the responses in `rollout`, where it is given."""
     prompts = dataclasses.replace(make_prompts(PROMPTS), group_ids=torch.tensor(groups))
-    changes: dict[str, Any] = {"judge": DROP, "advantage": estimator}
+    changes: dict[str, Any] = {"scorer": DROP, "advantage": estimator}
     if rollout is not None:
         rows = rollout.prompt_index
         prompts, changes["sampler"] = select(prompts, rows), Sampled(rollout)
@@ -115,7 +115,7 @@ def test_the_experience_is_that_of_the_samples_that_are_left(
 
 
 def test_a_sample_alone_in_its_group_has_nothing_to_be_compared_with(roles: Roles) -> None:
-    maker = make_maker(judge=DROP, advantage=LeaveOneOut(), whiten_advantages=False)
+    maker = make_maker(scorer=DROP, advantage=LeaveOneOut(), whiten_advantages=False)
     prompts = dataclasses.replace(make_prompts(PROMPTS), group_ids=torch.tensor(GROUPS))
     experience, _ = maker.make(roles, FailsOn([4, 5, 7]), prompts, 0, torch.Generator().manual_seed(2))
     assert experience.rollout.prompt_index.tolist() == [0, 1, 2, 3, 6]
@@ -149,7 +149,7 @@ def test_a_fit_goes_on_with_what_is_left_and_counts_what_is_not(estimator: str, 
     changes: dict[str, Any] = {} if estimator == "gae" else {"value_loss": None}
     roles = make_roles(write_lm(tmp_path / "lm"), critic=estimator == "gae")
     module, sizes = make_module(roles, reward=FailsOnSome(), **changes), Sizes()
-    maker = make_maker(judge=DROP, advantage=ESTIMATORS[estimator])
+    maker = make_maker(scorer=DROP, advantage=ESTIMATORS[estimator])
     recorder, _ = fit(module, tmp_path, maker=maker, samples_per_prompt=4, callbacks=(sizes,))
     assert sizes.rows == [[0, 0, 0, 1, 1]] * 2
     for row in recorder.by_step().values():
@@ -179,7 +179,7 @@ def test_a_reward_that_fails_in_iteration_3_leaves_the_checkpoint_of_iteration_2
 
     def train(reward: ScriptedReward, ckpt_path: Path | None = None) -> Any:
         keep = IterationCheckpoint(str(saved), every=1, keep=9)
-        maker = make_maker(judge=Judge(timeout=60.0, drop_failed=drop_failed))
+        maker = make_maker(scorer=Scorer(timeout=60.0, drop_failed=drop_failed))
         module = make_module(make_roles(base), reward=reward, iterations=4)
         return fit(module, tmp_path, maker=maker, iterations=4, callbacks=(keep,), ckpt_path=ckpt_path)
 

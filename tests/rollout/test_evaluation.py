@@ -1,4 +1,4 @@
-"""The final comparison when the reward cannot judge every answer."""
+"""The final comparison when the reward cannot score every answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from src.errors import RewardError
 from src.evaluate.prompts import over_prompts, rows_of
 from src.models.roles import Roles
 from src.rollout.evaluation import Answers, Evaluation, Evaluator, merge
-from src.rollout.scoring import Judge
+from src.rollout.scoring import Scorer
 from tests.tiny import (
     FOREIGN_WARNINGS,
     PROMPTS,
@@ -26,7 +26,7 @@ from tests.tiny import (
 
 pytestmark = FOREIGN_WARNINGS
 
-DROP = Judge(timeout=None, drop_failed=True)
+DROP = Scorer(timeout=None, drop_failed=True)
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +48,11 @@ class Picky(ScriptedReward):
 
 
 def test_prompts_that_fail_in_either_role_are_left_out_and_n_says_how_many_are_left(roles: Roles) -> None:
-    """What is left is what the same reward gives that fails on nothing, for the prompts judged in both roles."""
+    """What is left is what the same reward gives that fails on nothing, for the prompts scored in both roles."""
     prompts = make_prompts(PROMPTS)
 
-    def compare(judge: Judge, reward: ScriptedReward) -> Evaluation:
-        evaluator = Evaluator(make_maker(judge=judge), TinyCorpus(), seed=3)
+    def compare(scorer: Scorer, reward: ScriptedReward) -> Evaluation:
+        evaluator = Evaluator(make_maker(scorer=scorer), TinyCorpus(), seed=3)
         return merge([evaluator.evaluate(roles, reward, reward, prompts, 0)])
 
     whole, left = compare(DROP, ScriptedReward()), compare(DROP, Picky(0))
@@ -71,28 +71,28 @@ def test_prompts_that_fail_in_either_role_are_left_out_and_n_says_how_many_are_l
             assert figures[name].n == len(kept)
         assert figures["response_length"].n == 8
     differences = [whole.policy.measures["score"][r] - whole.reference.measures["score"][r] for r in kept]
-    assert left.rise()["score"].value == pytest.approx(sum(differences) / len(kept))
+    assert left.improvement()["score"].value == pytest.approx(sum(differences) / len(kept))
     assert left.win_rate()["score"].value == pytest.approx(
         sum(1.0 if d > 0 else 0.5 if d == 0 else 0.0 for d in differences) / len(kept)
     )
-    assert left.rise()["score"].n == left.win_rate()["gold"].n == len(kept)
+    assert left.improvement()["score"].n == left.win_rate()["gold"].n == len(kept)
     greedy = [left.reference.measures["greedy_score"], left.policy.measures["greedy_score"]]
     assert [math.isnan(x) for x in greedy[0]] == [math.isnan(x) for x in greedy[1]]
     with pytest.raises(RewardError, match="reward Picky gave nan for prompt"):
-        compare(Judge(timeout=None, drop_failed=False), Picky(0))
+        compare(Scorer(timeout=None, drop_failed=False), Picky(0))
 
 
-def test_a_comparison_without_any_judged_answer_has_no_score(roles: Roles) -> None:
-    evaluator = Evaluator(make_maker(judge=DROP), TinyCorpus(), seed=3)
+def test_a_comparison_without_any_scored_answer_has_no_score(roles: Roles) -> None:
+    evaluator = Evaluator(make_maker(scorer=DROP), TinyCorpus(), seed=3)
     both = merge([evaluator.evaluate(roles, Picky(0, 1, 2), None, make_prompts(PROMPTS), 0)])
-    with pytest.raises(RewardError, match="could judge none of the answers"):
+    with pytest.raises(RewardError, match="could score none of the answers"):
         both.policy.figures()
 
 
 def test_a_measure_that_no_answer_has_is_left_out_unless_it_is_the_score() -> None:
     answers = Answers(("p", "q"), ("r", "s"), {"score": [1.0, 2.0], "gold": [math.nan, math.nan]})
     assert set(answers.figures()) == {"score", "distinct"}
-    assert set(Evaluation(answers, answers).rise()) == {"score"}
+    assert set(Evaluation(answers, answers).improvement()) == {"score"}
 
 
 def test_rows_of_the_evaluation_without_a_score_are_null_and_count_for_no_prompt() -> None:
@@ -104,7 +104,7 @@ def test_rows_of_the_evaluation_without_a_score_are_null_and_count_for_no_prompt
 
 
 def test_scores_say_nan_for_whatever_is_no_number(roles: Roles) -> None:
-    maker = make_maker(judge=DROP)
+    maker = make_maker(scorer=DROP)
     rollout = maker.sample(roles, "policy", make_prompts(PROMPTS), 0, torch.Generator().manual_seed(1))
 
     class Infinite(ScriptedReward):

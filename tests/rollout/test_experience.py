@@ -104,7 +104,7 @@ def test_every_number_is_that_of_plain_python(roles: Roles, rule: str, whitened:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_behaviour_old_and_reference_logprobs_share_one_temperature(roles: Roles, temperature: float) -> None:
+def test_behavior_old_and_reference_logprobs_share_one_temperature(roles: Roles, temperature: float) -> None:
     """Checklist 14, 15, 58. And come from a whole forward, not from the sampler."""
     rollout = (experience := make(roles, make_maker(temperature=temperature))[0]).rollout
     mask = rollout.response_mask
@@ -112,12 +112,12 @@ def test_behaviour_old_and_reference_logprobs_share_one_temperature(roles: Roles
     reference = plain_logprobs(plain_model(roles, "reference"), rollout, temperature)
     assert_rows_close(rows_of(experience.old_logprobs, mask), policy, 1e-5)
     assert_rows_close(rows_of(experience.ref_logprobs, mask), reference, 1e-5)
-    assert_rows_close(rows_of(rollout.behaviour_logprobs, mask), policy, 1e-5)
+    assert_rows_close(rows_of(rollout.behavior_logprobs, mask), policy, 1e-5)
 
 
 @pytest.mark.parametrize("size", [1, 5, 100])
 def test_the_size_of_forward_passes_changes_nothing(roles: Roles, size: int) -> None:
-    """Checklist 3, 42. Whitening is over the whole batch, whatever is judged at a time."""
+    """Checklist 3, 42. Whitening is over the whole batch, however much is scored at a time."""
     expected, _ = make(roles, make_maker(batch_size=3))
     experience, _ = make(roles, make_maker(batch_size=size))
     for name in ("old_logprobs", "ref_logprobs", "old_values", "rewards", "advantages", "returns"):
@@ -193,7 +193,7 @@ def test_response_statistics_are_counted_by_hand(roles: Roles) -> None:
     experience, measures = make(roles, make_maker())
     rollout = experience.rollout
     lengths = [sum(row) for row in rollout.response_mask.tolist()]
-    nats = -sum(sum(row) for row in rows_of(rollout.behaviour_logprobs, rollout.response_mask))
+    nats = -sum(sum(row) for row in rows_of(rollout.behavior_logprobs, rollout.response_mask))
     assert measures["rollout/response_length"] == pytest.approx(sum(lengths) / 8)
     assert measures["rollout/eos_fraction"] == sum(rollout.finished.tolist()) / 8
-    assert measures["rollout/nats_per_token"] == pytest.approx(nats / sum(lengths), rel=1e-5)
+    assert measures["rollout/nll_per_token"] == pytest.approx(nats / sum(lengths), rel=1e-5)

@@ -19,7 +19,7 @@ from src.rollout.experience import ExperienceMaker, ReferenceKL
 from src.rollout.kl_controller import AdaptiveKL, FixedKL
 from src.rollout.shaping import (
     IgnoreMissingEos,
-    Normalise,
+    Normalize,
     NoScaling,
     ScaleByStd,
     ScoreShaping,
@@ -227,7 +227,7 @@ MISSING = {
 
 
 @pytest.mark.parametrize("missing", MISSING)
-@pytest.mark.parametrize("scaling", [ScaleByStd, Normalise])
+@pytest.mark.parametrize("scaling", [ScaleByStd, Normalize])
 def test_scores_are_scaled_then_clipped_then_lowered_and_the_kl_comes_last(
     roles: Roles, scaling: Any, missing: str
 ) -> None:
@@ -244,7 +244,7 @@ def test_scores_are_scaled_then_clipped_then_lowered_and_the_kl_comes_last(
         assert noting.calls == [("update", raw), ("apply", raw)]
         noting.calls.clear()
         past += raw
-        mean = statistics.fmean(past) if scaling is Normalise else 0.0
+        mean = statistics.fmean(past) if scaling is Normalize else 0.0
         scaled = [(score - mean) / statistics.stdev(past) for score in raw]
         assert any(abs(score) > 0.9 for score in scaled)
         assert len(set(finished)) == 2

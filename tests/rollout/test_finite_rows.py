@@ -15,7 +15,7 @@ from src.core.estimators import GreedyBaseline
 from src.errors import NonFiniteError
 from src.models.roles import Roles
 from src.rollout.kl_controller import AdaptiveKL
-from src.rollout.shaping import IgnoreMissingEos, Normalise, ScoreShaping
+from src.rollout.shaping import IgnoreMissingEos, Normalize, ScoreShaping
 from src.types import Experience
 from src.utils.nonfinite import FiniteGuard
 from tests.modules.test_nonfinite import poison
@@ -42,7 +42,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def make(roles: Roles, guard: FiniteGuard | None, **changes: Any) -> tuple[Experience, dict[str, float], Any]:
-    shaping = ScoreShaping(Normalise(), score_clip=None, missing_eos=IgnoreMissingEos())
+    shaping = ScoreShaping(Normalize(), score_clip=None, missing_eos=IgnoreMissingEos())
     maker = make_maker(**({"shaping": shaping, "kl_controller": AdaptiveKL(0.1, 1.0, 100)} | changes))
     draws = torch.Generator().manual_seed(2)
     return *maker.make(roles, ScriptedReward(), make_prompts(PROMPTS), 4, draws, guard), maker
@@ -69,21 +69,21 @@ def test_a_row_with_nan_is_left_out_before_anything_is_averaged(base: str, role:
     assert found.scores.tolist() == whole.scores[left].tolist()
     assert measures["rollout/dropped"] == guard.skipped == 1
     assert all(math.isfinite(number) for number in measures.values())
-    assert maker.shaping.scaling.state_dict() == pytest.approx(Normalised(found).state())
+    assert maker.shaping.scaling.state_dict() == pytest.approx(Normalized(found).state())
     assert math.isfinite(maker.kl_controller.kl_coef)
     (file,) = tmp_path.iterdir()
     (row,) = (json.loads(line) for line in file.read_text().splitlines())
     assert row["prompt"] == "they"
     # the reference is the base with the policy's adapter off, and the hook lies on the base
-    of_policy = ["behaviour_logprobs", "logprobs", "ref_logprobs", "kl"]
+    of_policy = ["behavior_logprobs", "logprobs", "ref_logprobs", "kl"]
     assert row["not_finite"] == (of_policy if role == "policy" else ["values"])
 
 
-class Normalised:
+class Normalized:
     """The running moments after the scores of these rows alone."""
 
     def __init__(self, experience: Experience) -> None:
-        self.scaling = Normalise()
+        self.scaling = Normalize()
         self.scaling.update(experience.scores)
 
     def state(self) -> dict[str, Any]:

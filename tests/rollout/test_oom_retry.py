@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from src.errors import ModelError
 from src.models.roles import Roles
-from src.rollout.oom_retry import Fitting, out_of_memory
+from src.rollout.oom_retry import OomRetry, out_of_memory
 from src.runs.report import JobFailedError, friendly_errors
 from src.types import Experience
 from tests.tiny import (
@@ -87,7 +87,7 @@ def learn(base: str, folder: Path, change: Callable[[Any], None] | None = None, 
     """Gradients and averages of two steps of each role in float64, with every term of the loss; and the module."""
     roles, gradients = make_roles(base, spread=0.1, dtype="float64", **options), Gradients()
     experience, text = experience_of(roles)
-    module = make_module(roles, epochs=1, micro_batch_size=4, minibatch_size=8, lm_coef=0.3, entropy_coef=0.1)
+    module = make_module(roles, epochs=1, micro_batch_size=4, minibatch_size=8, ptx_coef=0.3, entropy_coef=0.1)
     if change is not None:
         change(module)
     recorder, _ = fit(module, folder, iterations=1, callbacks=(Inject(experience, text), gradients))
@@ -185,7 +185,8 @@ def test_experience_is_made_in_smaller_pieces(base: str, name: str) -> None:
         return {n: x for n, x in fields.items() if isinstance(x, Tensor)}, maker.fitting
 
     expected, _ = made()
-    with pytest.warns(UserWarning, match="passes now take 2 sequences instead of 4.*rollout.batch_size=2 says so"):
+    said = "passes now take 2 sequences instead of 4.*rollout.scoring_batch_size=2 says so"
+    with pytest.warns(UserWarning, match=said):
         found, fitting = made(2)
     assert fitting.size == 2
     assert_close(found, expected, **close)
@@ -211,7 +212,7 @@ def test_one_row_that_does_not_fit_ends_the_run_with_one_sentence(
 
 def test_a_minibatch_smaller_than_a_pass_is_halved_itself() -> None:
     """Pieces of 16 where there are 32 to a pass but 16 rows would fail as before."""
-    fitting, sizes = Fitting(32, "key"), []
+    fitting, sizes = OomRetry(32, "key"), []
 
     def work() -> int:
         sizes.append(fitting.size)
@@ -224,7 +225,7 @@ def test_a_minibatch_smaller_than_a_pass_is_halved_itself() -> None:
     assert sizes == [32, 6, 3]
     assert [len(index) for index, _ in fitting.micro_batches(ragged_rollout(rows=7))] == [3, 3, 1]
     with pytest.raises(ModelError, match="single sequence"):
-        Fitting(1, "key").attempt(lambda: (_ for _ in ()).throw(no_memory()), rows=8)
+        OomRetry(1, "key").attempt(lambda: (_ for _ in ()).throw(no_memory()), rows=8)
 
 
 def test_what_is_no_lack_of_memory_goes_through() -> None:
@@ -236,7 +237,7 @@ def test_what_is_no_lack_of_memory_goes_through() -> None:
         torch.zeros(2) + torch.zeros(3)
     assert not out_of_memory(shapes.value)
     with pytest.raises(RuntimeError, match="must match"):
-        Fitting(8, "key").attempt(lambda: torch.zeros(2) + torch.zeros(3), rows=8)
+        OomRetry(8, "key").attempt(lambda: torch.zeros(2) + torch.zeros(3), rows=8)
 
 
 @pytest.mark.parametrize("job_of_sweep", [False, True])
@@ -249,7 +250,7 @@ def test_memory_that_runs_out_anywhere_is_one_sentence(job_of_sweep: bool, capsy
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "memory ran out (CUDA out of memory. Tried to allocate 2.00 GiB." in said
-    assert "rollout.batch_size" in said
+    assert "rollout.scoring_batch_size" in said
 
 
 def test_other_faults_of_the_program_keep_their_traceback() -> None:

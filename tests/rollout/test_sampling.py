@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from src.errors import SettingError
 from src.rollout.sampling import Sampler
-from src.utils.distributed import Share
+from src.utils.distributed import RowShard
 from tests.tiny import EOS, PAD, PROMPTS, make_prompts, write_lm
 
 STOP = torch.tensor([EOS])
@@ -184,7 +184,7 @@ def test_some_rows_of_a_batch_draw_what_they_draw_in_the_whole(lm: PreTrainedMod
     prompts, index = make_prompts(PROMPTS), torch.tensor(rows)
     ids, mask, logprobs, finished = sample(lm, 12, draws(3))
     own = Sampler(12, 1.0).sample(
-        lm, prompts.ids[index], prompts.mask[index], STOP, PAD, draws(3), Share(index, len(PROMPTS))
+        lm, prompts.ids[index], prompts.mask[index], STOP, PAD, draws(3), RowShard(index, len(PROMPTS))
     )
     width = own[0].shape[1]
     assert torch.equal(own[0], ids[index, :width])

@@ -15,7 +15,7 @@ import torch
 from src.errors import RewardError, SettingError
 from src.rewards.function import FunctionReward
 from src.rewards.mix import MixReward
-from src.rollout.scoring import Judge
+from src.rollout.scoring import Scorer
 from src.types import Rollout
 from tests.tiny import (
     FOREIGN_WARNINGS,
@@ -25,7 +25,7 @@ from tests.tiny import (
 
 pytestmark = FOREIGN_WARNINGS
 
-STOP, DROP = Judge(timeout=None, drop_failed=False), Judge(timeout=None, drop_failed=True)
+STOP, DROP = Scorer(timeout=None, drop_failed=False), Scorer(timeout=None, drop_failed=True)
 
 
 class Faulty:
@@ -62,7 +62,7 @@ CAME_BACK = {"nan": "gave nan", "inf": "gave inf", "-inf": "gave -inf", "raises"
 def test_one_bad_sample_stops_with_all_there_is_to_know(fault: str) -> None:
     """Reward, prompt, response and what came back; the first one in the order of the batch."""
     with pytest.raises(RewardError) as caught:
-        STOP.judge(Faulty({"r3": FAULTS[fault], "r5": FAULTS[fault]}), ragged_rollout())
+        STOP.score(Faulty({"r3": FAULTS[fault], "r5": FAULTS[fault]}), ragged_rollout())
     expected = f"reward Faulty {CAME_BACK[fault]} for prompt 'p3', response 'r3'; a score must be a finite number"
     assert str(caught.value) == expected
     assert caught.value.__cause__ is (FAULTS[fault] if fault == "raises" else None)
@@ -70,49 +70,49 @@ def test_one_bad_sample_stops_with_all_there_is_to_know(fault: str) -> None:
 
 def test_a_function_is_called_by_its_dotted_path() -> None:
     with pytest.raises(RewardError, match=r"reward my_rewards\.brevity gave nan for prompt 'p0'"):
-        STOP.judge(FunctionReward("my_rewards.brevity", lambda p, r, m: [math.nan] * len(p)), ragged_rollout())
+        STOP.score(FunctionReward("my_rewards.brevity", lambda p, r, m: [math.nan] * len(p)), ragged_rollout())
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("timeout", [None, 60.0])
 def test_dropping_leaves_out_exactly_the_rows_that_failed(fault: str, timeout: float | None) -> None:
     rollout = ragged_rollout()
-    verdict = Judge(timeout, drop_failed=True).judge(Faulty({"r0": FAULTS[fault], "r5": FAULTS[fault]}), rollout)
-    assert verdict.dropped == 2
-    assert verdict.rollout.responses == ("r1", "r2", "r3", "r4", "r6")
-    assert torch.equal(verdict.rollout.response_ids, rollout.response_ids[[1, 2, 3, 4, 6]])
+    scored = Scorer(timeout, drop_failed=True).score(Faulty({"r0": FAULTS[fault], "r5": FAULTS[fault]}), rollout)
+    assert scored.dropped == 2
+    assert scored.rollout.responses == ("r1", "r2", "r3", "r4", "r6")
+    assert torch.equal(scored.rollout.response_ids, rollout.response_ids[[1, 2, 3, 4, 6]])
     kept = [f"p{i}" for i in (1, 2, 3, 4, 6)], [f"r{i}" for i in (1, 2, 3, 4, 6)]
-    assert verdict.scores.tolist() == pytest.approx(ScriptedReward().score(*kept, [{}] * 5))
-    assert verdict.credit.shape == (5, rollout.response_ids.shape[1])
+    assert scored.scores.tolist() == pytest.approx(ScriptedReward().score(*kept, [{}] * 5))
+    assert scored.credit.shape == (5, rollout.response_ids.shape[1])
 
 
 def test_nothing_is_dropped_where_nothing_fails() -> None:
     rollout = ragged_rollout()
-    verdict = DROP.judge(ScriptedReward(), rollout)
-    assert (verdict.dropped, verdict.rollout, verdict.parts) == (0, rollout, {})
+    scored = DROP.score(ScriptedReward(), rollout)
+    assert (scored.dropped, scored.rollout, scored.parts) == (0, rollout, {})
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_when_every_sample_fails_the_run_stops(fault: str) -> None:
     """Even where failed samples are to be dropped."""
     with pytest.raises(RewardError, match=f"{re.escape(CAME_BACK[fault])} for prompt 'p0', response 'r0'"):
-        DROP.judge(Faulty({f"r{i}": FAULTS[fault] for i in range(7)}), ragged_rollout())
+        DROP.score(Faulty({f"r{i}": FAULTS[fault] for i in range(7)}), ragged_rollout())
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_parts_of_a_mix_lose_the_same_rows(fault: str) -> None:
     """A part that fails takes its sample out of all of them; the others stay visible."""
     parts = {"faulty": Faulty({"r2": FAULTS[fault]}), "scripted": ScriptedReward()}
-    verdict = DROP.judge(MixReward(parts, {"faulty": 1.0, "scripted": 1.0}), ragged_rollout())
+    scored = DROP.score(MixReward(parts, {"faulty": 1.0, "scripted": 1.0}), ragged_rollout())
     rows = [0, 1, 3, 4, 5, 6]
     expected = ScriptedReward().score([f"p{i}" for i in rows], [f"r{i}" for i in rows], [{}] * 6)
-    assert {name: part.tolist() for name, part in verdict.parts.items()} == dict.fromkeys(parts, expected)
-    assert verdict.scores.tolist() == pytest.approx(expected)
-    assert verdict.dropped == 1
+    assert {name: part.tolist() for name, part in scored.parts.items()} == dict.fromkeys(parts, expected)
+    assert scored.scores.tolist() == pytest.approx(expected)
+    assert scored.dropped == 1
 
 
-@pytest.mark.parametrize("judge", [STOP, DROP], ids=["stop", "drop"])
-def test_an_answer_of_the_wrong_shape_stops_the_run(judge: Judge) -> None:
+@pytest.mark.parametrize("scorer", [STOP, DROP], ids=["stop", "drop"])
+def test_an_answer_of_the_wrong_shape_stops_the_run(scorer: Scorer) -> None:
     """Which sample failed cannot be known then."""
     for answer, gave in (
         ([0.0] * 6, r"\(6,\) scores"),
@@ -121,16 +121,16 @@ def test_an_answer_of_the_wrong_shape_stops_the_run(judge: Judge) -> None:
         ([], r"\(0,\) scores"),
     ):
         with pytest.raises(RewardError, match=f"reward Says gave {gave} for 7 sequences: one for each is needed"):
-            judge.judge(Says(answer), ragged_rollout())
+            scorer.score(Says(answer), ragged_rollout())
 
 
-@pytest.mark.parametrize("judge", [STOP, DROP], ids=["stop", "drop"])
+@pytest.mark.parametrize("scorer", [STOP, DROP], ids=["stop", "drop"])
 @pytest.mark.parametrize(
     "answer", [["good"] * 7, None, "0.5", [None] * 7, {"score": 1.0}, [[1.0], [1.0, 2.0]], object()]
 )
-def test_an_answer_that_is_not_numbers_stops_the_run(judge: Judge, answer: Any) -> None:
+def test_an_answer_that_is_not_numbers_stops_the_run(scorer: Scorer, answer: Any) -> None:
     with pytest.raises(RewardError, match=r"reward Says raised .* for prompt 'p0', response 'r0'"):
-        judge.judge(Says(answer), ragged_rollout())
+        scorer.score(Says(answer), ragged_rollout())
 
 
 def test_a_reward_that_raises_for_the_batch_only_is_not_taken_row_by_row() -> None:
@@ -140,13 +140,13 @@ def test_a_reward_that_raises_for_the_batch_only_is_not_taken_row_by_row() -> No
         return [1.0]
 
     with pytest.raises(RewardError) as caught:
-        DROP.judge(FunctionReward("lonely", lonely), ragged_rollout())
+        DROP.score(FunctionReward("lonely", lonely), ragged_rollout())
     assert str(caught.value) == "reward lonely raised OSError('too many') for the batch, and for no row of it alone"
 
 
 def test_whole_numbers_and_truth_values_are_scores() -> None:
     for answer in ([1, 0, 1, 1, 0, 0, 1], [True, False, True, True, False, False, True]):
-        assert STOP.judge(Says(answer), ragged_rollout()).scores.tolist() == [1, 0, 1, 1, 0, 0, 1]
+        assert STOP.score(Says(answer), ragged_rollout()).scores.tolist() == [1, 0, 1, 1, 0, 0, 1]
 
 
 def test_scores_carry_no_gradient() -> None:
@@ -154,7 +154,7 @@ def test_scores_carry_no_gradient() -> None:
     weight = torch.ones(7, requires_grad=True)
     mix = MixReward({"a": Says(weight * 2), "b": Says(weight)}, {"a": 1.0, "b": 1.0})
     for reward in (Says(weight * 2), mix):
-        assert not STOP.judge(reward, ragged_rollout()).scores.requires_grad
+        assert not STOP.score(reward, ragged_rollout()).scores.requires_grad
 
 
 # ---------------------------------------------------------------------------------------------------------- time limits
@@ -191,25 +191,25 @@ def test_a_reward_that_hangs_is_given_up(awake: threading.Event, drop_failed: bo
     """Once, not once for every row."""
     started, reward = time.perf_counter(), Sleeper(awake, fail_first)
     with pytest.raises(RewardError) as caught:
-        Judge(0.2, drop_failed).judge(reward, ragged_rollout(rows=60))
+        Scorer(0.2, drop_failed).score(reward, ragged_rollout(rows=60))
     assert str(caught.value) == "reward Sleeper gave no answer within 0.2 s (ppo.reward_timeout)"
     assert 0.2 <= time.perf_counter() - started < 6  # 60 rows would take 12 s
     assert reward.asked == 1 + fail_first
 
 
 def test_within_the_limit_scores_and_errors_are_those_without_one() -> None:
-    limited = Judge(60.0, drop_failed=False)
+    limited = Scorer(60.0, drop_failed=False)
     assert torch.equal(
-        limited.judge(ScriptedReward(), ragged_rollout()).scores, STOP.judge(ScriptedReward(), ragged_rollout()).scores
+        limited.score(ScriptedReward(), ragged_rollout()).scores, STOP.score(ScriptedReward(), ragged_rollout()).scores
     )
     with pytest.raises(RewardError, match=r"raised ValueError\('r1'\) for prompt 'p1'"):
-        limited.judge(Faulty({"r1": ValueError("r1")}), ragged_rollout())
+        limited.score(Faulty({"r1": ValueError("r1")}), ragged_rollout())
 
 
 @pytest.mark.parametrize("timeout", [0, -1.0, math.nan])
 def test_a_limit_that_nothing_can_keep_is_refused(timeout: float) -> None:
     with pytest.raises(SettingError, match="timeout must be greater than 0 seconds, or null"):
-        Judge(timeout, drop_failed=False)
+        Scorer(timeout, drop_failed=False)
 
 
 # -------------------------------------------------------------------------------------------------------- token rewards
@@ -233,22 +233,22 @@ def test_a_token_without_a_number_fails_its_sequence() -> None:
     rollout = ragged_rollout()
     last = int(rollout.response_mask[4].sum()) - 1
     with pytest.raises(RewardError, match="reward Dense gave nan for prompt 'p4', response 'r4'"):
-        STOP.judge(Dense([(4, last)]), rollout)
-    verdict = DROP.judge(Dense([(4, last)]), rollout)
-    assert verdict.dropped == 1
-    assert verdict.rollout.responses == ("r0", "r1", "r2", "r3", "r5", "r6")
+        STOP.score(Dense([(4, last)]), rollout)
+    scored = DROP.score(Dense([(4, last)]), rollout)
+    assert scored.dropped == 1
+    assert scored.rollout.responses == ("r0", "r1", "r2", "r3", "r5", "r6")
     expected = [
-        [t / 10 if counts else 0.0 for t, counts in enumerate(m)] for m in verdict.rollout.response_mask.tolist()
+        [t / 10 if counts else 0.0 for t, counts in enumerate(m)] for m in scored.rollout.response_mask.tolist()
     ]
-    torch.testing.assert_close(verdict.credit, torch.tensor(expected))
-    assert verdict.scores.tolist() == pytest.approx([sum(row) for row in expected])
+    torch.testing.assert_close(scored.credit, torch.tensor(expected))
+    assert scored.scores.tolist() == pytest.approx([sum(row) for row in expected])
 
 
 def test_what_a_token_reward_says_outside_the_mask_does_not_count() -> None:
     rollout = ragged_rollout()
     outside = [(row, place) for row, place in (~rollout.response_mask).nonzero().tolist()]
     assert len(outside) > 5
-    assert torch.equal(STOP.judge(Dense(outside), rollout).credit, STOP.judge(Dense([]), rollout).credit)
+    assert torch.equal(STOP.score(Dense(outside), rollout).credit, STOP.score(Dense([]), rollout).credit)
 
 
 class DenseFaulty(Dense):
@@ -275,13 +275,13 @@ class DenseSays:
         return self.answer
 
 
-@pytest.mark.parametrize("judge", [STOP, DROP], ids=["stop", "drop"])
-def test_a_token_reward_of_the_wrong_shape_stops_the_run(judge: Judge) -> None:
+@pytest.mark.parametrize("scorer", [STOP, DROP], ids=["stop", "drop"])
+def test_a_token_reward_of_the_wrong_shape_stops_the_run(scorer: Scorer) -> None:
     """Nothing is spread over the tokens or rows that it was not meant for."""
     rollout = ragged_rollout()
     for shape in ((7, 1), (6,), (1, 6), (6, 7), ()):
         with pytest.raises(RewardError) as caught:
-            judge.judge(DenseSays(torch.ones(shape)), rollout)
+            scorer.score(DenseSays(torch.ones(shape)), rollout)
         gave = f"{shape} scores" if shape else "a single number"
         assert str(caught.value) == f"reward DenseSays gave {gave} for (7, 6) tokens: one for each is needed"
 
@@ -289,28 +289,28 @@ def test_a_token_reward_of_the_wrong_shape_stops_the_run(judge: Judge) -> None:
 def test_a_token_reward_that_raises_is_named_or_its_rows_are_dropped() -> None:
     rollout = ragged_rollout()
     with pytest.raises(RewardError) as caught:
-        STOP.judge(DenseFaulty("r2"), rollout)
+        STOP.score(DenseFaulty("r2"), rollout)
     assert str(caught.value).startswith("reward DenseFaulty raised KeyError('r2') for prompt 'p2', response 'r2'")
     reward = DenseFaulty("r2", "r6")
-    verdict, whole = DROP.judge(reward, rollout), DROP.judge(Dense([]), rollout)
+    scored, whole = DROP.score(reward, rollout), DROP.score(Dense([]), rollout)
     kept = [0, 1, 3, 4, 5]
-    assert verdict.dropped == 2
+    assert scored.dropped == 2
     assert reward.sizes == [7, *[1] * 7]
-    assert torch.equal(verdict.credit, whole.credit[kept])
-    assert torch.equal(verdict.scores, whole.scores[kept])
+    assert torch.equal(scored.credit, whole.credit[kept])
+    assert torch.equal(scored.scores, whole.scores[kept])
     with pytest.raises(RewardError, match=r"raised KeyError\('r0'\) for prompt 'p0'"):
-        DROP.judge(DenseFaulty(*rollout.responses), rollout)
+        DROP.score(DenseFaulty(*rollout.responses), rollout)
     with pytest.raises(RewardError, match=r"reward DenseSays raised .* where 6 numbers are needed"):
-        DROP.judge(DenseSays("good"), rollout)
+        DROP.score(DenseSays("good"), rollout)
 
 
 def test_credit_of_a_token_reward_carries_no_gradient_and_is_float32() -> None:
     answer = torch.ones(7, 6, dtype=torch.float64, requires_grad=True) * 2
-    verdict = STOP.judge(DenseSays(answer), ragged_rollout())
-    assert (verdict.credit.requires_grad, verdict.scores.requires_grad) == (False, False)
-    assert verdict.credit.dtype == verdict.scores.dtype == torch.float32
-    assert torch.equal(verdict.credit, 2.0 * ragged_rollout().response_mask)
-    assert torch.equal(STOP.judge(DenseSays([[2] * 6] * 7), ragged_rollout()).credit, verdict.credit)
+    scored = STOP.score(DenseSays(answer), ragged_rollout())
+    assert (scored.credit.requires_grad, scored.scores.requires_grad) == (False, False)
+    assert scored.credit.dtype == scored.scores.dtype == torch.float32
+    assert torch.equal(scored.credit, 2.0 * ragged_rollout().response_mask)
+    assert torch.equal(STOP.score(DenseSays([[2] * 6] * 7), ragged_rollout()).credit, scored.credit)
 
 
 class Tokens:
@@ -327,13 +327,13 @@ def test_a_reward_that_reads_rollouts_is_asked_and_checked_like_any_other() -> N
     """Ids in, one number per row out; a wrong count and a number that is not finite are named."""
     rollout = ragged_rollout()
     expected = [sum(ids[mask].tolist()) for ids, mask in zip(rollout.response_ids, rollout.response_mask, strict=True)]
-    verdict = Judge(timeout=5.0, drop_failed=False).judge(Tokens(), rollout)
-    assert verdict.scores.tolist() == expected
-    assert not verdict.credit.any()
+    scored = Scorer(timeout=5.0, drop_failed=False).score(Tokens(), rollout)
+    assert scored.scores.tolist() == expected
+    assert not scored.credit.any()
     with pytest.raises(RewardError, match=r"reward Tokens gave \(6,\) scores for 7 sequences"):
-        STOP.judge(Tokens(torch.zeros(6)), rollout)
+        STOP.score(Tokens(torch.zeros(6)), rollout)
     with pytest.raises(RewardError, match="reward Tokens gave nan for prompt 'p2'"):
-        STOP.judge(Tokens([0.0, 0.0, math.nan, 0.0, 0.0, 0.0, 0.0]), rollout)
+        STOP.score(Tokens([0.0, 0.0, math.nan, 0.0, 0.0, 0.0, 0.0]), rollout)
 
 
 def test_a_reward_that_ends_the_program_is_named() -> None:
@@ -344,7 +344,7 @@ def test_a_reward_that_ends_the_program_is_named() -> None:
             sys.exit(3)
 
     with pytest.raises(RewardError, match=r"reward Leaving ended the program by sys\.exit\(3\)"):
-        Judge(None, drop_failed=True).judge(Leaving(), ragged_rollout())
+        Scorer(None, drop_failed=True).score(Leaving(), ragged_rollout())
 
 
 def test_one_number_for_all_is_no_answer() -> None:
@@ -353,4 +353,4 @@ def test_one_number_for_all_is_no_answer() -> None:
             return 0.5
 
     with pytest.raises(RewardError, match="reward Lazy gave a single number for 7 sequences: one for each is needed"):
-        Judge(None, drop_failed=False).judge(Lazy(), ragged_rollout())
+        Scorer(None, drop_failed=False).score(Lazy(), ragged_rollout())

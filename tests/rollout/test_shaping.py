@@ -10,7 +10,7 @@ from src.errors import SettingError
 from src.rollout.shaping import (
     IgnoreMissingEos,
     MissingEos,
-    Normalise,
+    Normalize,
     NoScaling,
     ScaleByStd,
     ScoreShaping,
@@ -60,20 +60,20 @@ STREAM = (3.0 + 2.0 * torch.randn(10, dtype=torch.float64, generator=torch.Gener
 
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_scaling_divides_by_the_spread_of_all_scores_so_far(after: int) -> None:
-    """Checklist 21 and 22. The std by torch over the concatenation; the mean stays, unless normalising is asked for."""
+    """Checklist 21 and 22. The std by torch over the concatenation; the mean stays, unless normalizing is asked for."""
     seen, batch = torch.cat(STREAM[:after]), STREAM[after - 1]
-    scaled, normalised = ScaleByStd(), Normalise()
+    scaled, normalized = ScaleByStd(), Normalize()
     for scores in STREAM[:after]:
         scaled.update(scores)
-        normalised.update(scores)
+        normalized.update(scores)
     assert_close(scaled(batch), batch / seen.std(unbiased=True))
-    assert_close(normalised(batch), (batch - seen.mean()) / seen.std(unbiased=True))
+    assert_close(normalized(batch), (batch - seen.mean()) / seen.std(unbiased=True))
     assert_close(scaled(seen).mean(), seen.mean() / seen.std(unbiased=True))
-    assert_close(normalised(seen).mean(), torch.tensor(0.0, dtype=torch.float64))
-    assert_close(normalised(seen).std(unbiased=True), torch.tensor(1.0, dtype=torch.float64))
+    assert_close(normalized(seen).mean(), torch.tensor(0.0, dtype=torch.float64))
+    assert_close(normalized(seen).std(unbiased=True), torch.tensor(1.0, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("scaling", [NoScaling(), ScaleByStd(), Normalise()])
+@pytest.mark.parametrize("scaling", [NoScaling(), ScaleByStd(), Normalize()])
 def test_scaling_starts_at_one_and_looking_is_not_taking_in(scaling: NoScaling) -> None:
     """Checklist 21. Before anything was seen scores are as they are, and asking twice gives the same twice."""
     before = scaling.state_dict()
@@ -94,15 +94,15 @@ def test_no_scaling_takes_nothing_in() -> None:
 def test_a_single_score_or_equal_ones_stay_finite() -> None:
     """Checklist 41. One score has no spread: unit 1. Equal ones are at their mean, 0.1 too."""
     score = torch.tensor([2.0])
-    for scaling, expected in ((ScaleByStd(), 2.0), (Normalise(), 0.0)):
+    for scaling, expected in ((ScaleByStd(), 2.0), (Normalize(), 0.0)):
         scaling.update(score)
         assert_close(scaling(score), torch.tensor([expected]))
-    equal, scores = Normalise(), torch.full((3,), 0.1)
+    equal, scores = Normalize(), torch.full((3,), 0.1)
     equal.update(scores)
     assert_close(equal(scores), torch.zeros(3))
 
 
-@pytest.mark.parametrize("scaling", [ScaleByStd, Normalise])
+@pytest.mark.parametrize("scaling", [ScaleByStd, Normalize])
 def test_the_moments_survive_a_checkpoint(scaling: type[ScaleByStd]) -> None:
     """Checklist 61. Another one, told the state, goes on as the first does."""
     one, two = scaling(), scaling()
@@ -130,9 +130,9 @@ def test_scaled_then_clipped_then_the_rule(rule: MissingEos, expected: list[floa
     assert_close(ScoreShaping(scaling, 1.5, rule)(SCORES, FINISHED), torch.tensor(expected))
 
 
-def test_normalised_then_clipped() -> None:
+def test_normalized_then_clipped() -> None:
     """Checklist 20. The clip is around the mean of the stream: (5 - 1) / 2 -> 1.5, (0.5 - 1) / 2 stays."""
-    scaling = Normalise()
+    scaling = Normalize()
     scaling.update(torch.tensor([-1.0, 1.0, 3.0]))
     shaped = ScoreShaping(scaling, 1.5, IgnoreMissingEos())(SCORES, FINISHED)
     assert_close(shaped, torch.tensor([1.5, -1.5, -0.25, 1.5]))
@@ -145,7 +145,7 @@ def test_shaping_takes_nothing_in_by_itself() -> None:
     assert scaling.moments.count == 0
 
 
-@pytest.mark.parametrize(("scaling", "expected"), [(ScaleByStd, 1.0), (Normalise, 0.0)])
+@pytest.mark.parametrize(("scaling", "expected"), [(ScaleByStd, 1.0), (Normalize, 0.0)])
 def test_equal_scores_are_not_blown_up(scaling: type[ScaleByStd], expected: float) -> None:
     """A verifier that says 1 to every response: there is no spread to divide by."""
     scale = scaling()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from src.config.compose import compose
-from src.runs import prerequisites as artefacts
+from src.runs import prerequisites as artifacts
 from src.runs.prerequisites import ensure
 
 
@@ -37,7 +37,7 @@ def test_what_is_lacking_is_trained_once(tmp_path):
     assert trained(tmp_path) == ["sft", "reward"]
     assert Path(config.model.path).is_dir()
     assert Path(config.reward.path).is_dir()
-    assert f"reward {config.model.path}" in (tmp_path / "trained").read_text()  # normalised on the SFT policy's samples
+    assert f"reward {config.model.path}" in (tmp_path / "trained").read_text()  # normalized on the SFT policy's samples
     again = ensured(tmp_path, "seed=2", "ppo.clip=0.1", "name=other")
     assert (again.model.path, again.reward.path) == (config.model.path, config.reward.path)
     assert trained(tmp_path) == ["sft", "reward"]
@@ -75,20 +75,20 @@ def test_a_key_with_a_sign_in_front_counts_for_what_is_trained_too(tmp_path, sig
 
 def test_other_code_has_another_key(tmp_path, monkeypatch):
     config = compose(["experiment=quick", "stage=sft"])
-    before = artefacts._key(config)
-    assert artefacts._key(compose(["experiment=quick", "stage=sft", "log_dir=elsewhere", "name=x"])) == before
-    monkeypatch.setattr(artefacts, "SOURCES", artefacts.SOURCES[:-1])
-    assert artefacts._key(config) != before
+    before = artifacts._key(config)
+    assert artifacts._key(compose(["experiment=quick", "stage=sft", "log_dir=elsewhere", "name=x"])) == before
+    monkeypatch.setattr(artifacts, "SOURCES", artifacts.SOURCES[:-1])
+    assert artifacts._key(config) != before
 
 
-def test_an_interrupted_training_leaves_no_half_artefact(tmp_path):
+def test_an_interrupted_training_leaves_no_half_artifact(tmp_path):
     def interrupted(config):
         (Path(config.run_dir) / "checkpoints").mkdir(parents=True)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         ensured(tmp_path, train=interrupted)
-    (left,) = (path for path in (tmp_path / "artefacts").iterdir() if path.is_dir())
+    (left,) = (path for path in (tmp_path / "artifacts").iterdir() if path.is_dir())
     assert left.suffix == ".tmp"
 
     def goes_on(config):

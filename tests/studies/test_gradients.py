@@ -18,7 +18,7 @@ from src.core.estimators import (
     GreedyBaseline,
     GroupRelative,
     LeaveOneOut,
-    NormalisedReturn,
+    NormalizedReturn,
     RewardToGo,
     RunningMeanBaseline,
     TDError,
@@ -51,7 +51,7 @@ def estimators(gamma: float = 0.9) -> dict[str, Estimator]:
     """Every kind there is."""
     return {
         "total_return": TotalReturn(gamma), "reward_to_go": RewardToGo(gamma), "batch": BatchMeanBaseline(gamma),
-        "running": RunningMeanBaseline(gamma, 0.8), "whitened": NormalisedReturn(gamma),
+        "running": RunningMeanBaseline(gamma, 0.8), "whitened": NormalizedReturn(gamma),
         "value": ValueBaseline(gamma, 1.0), "td": TDError(gamma, 0.0), "gae": GAE(gamma, lam=0.7, critic_lam=0.7),
         "rloo": LeaveOneOut(), "grpo": GroupRelative(True), "remax": GreedyBaseline(gamma),
     }  # fmt: skip

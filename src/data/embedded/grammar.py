@@ -1,4 +1,4 @@
-"""The grammar of the embedded film reviews: one dictionary that both writes sentences and recognises them.
+"""The grammar of the embedded film reviews: one dictionary that both writes sentences and recognizes them.
 
 A rule maps a slot to its alternatives, which name other slots in braces. No slot reaches itself, so the language is
 finite and one regular expression accepts exactly its sentences.

@@ -23,11 +23,11 @@ class Example:
     response: str | None = None  # an answer to imitate
     chosen: str | None = None
     rejected: str | None = None
-    gap: float | None = None  # how far apart chosen and rejected are, on the scale of whoever judged them
+    gap: float | None = None  # how far apart chosen and rejected are, on the scale of their scores
     key: str | None = None  # rows of one key stay in one split; None: the prompt is the key
 
 
-class Form(Protocol):
+class RowFormat(Protocol):
     """Reads an example, or says in two or three words why the row falls. Raises `DataError` for a wrong column."""
 
     def read(self, row: Row) -> Example | str:
@@ -96,7 +96,7 @@ class Columns:
         return better - worse
 
 
-class TextStart:
+class PrefixPrompt:
     """A whole text: its first `words` words are the prompt, the rest the response.
 
     White space, and the HTML line breaks of film reviews, become single spaces, so that prompt + response is the text.
