@@ -51,8 +51,8 @@ class PolicyObjective:
         if isinstance(self.old_kl, ExactKL):
             self._old_policy = snapshot(self.roles.policy_parameters())
 
-    def loss(self, micro: Experience, weights: Tensor, averages: WeightedMeans) -> Tensor:
-        """sum_t w_t L_t over a micro-batch, a scalar; what was seen on the way goes to `averages`."""
+    def loss(self, micro: Experience, weights: Tensor, means: WeightedMeans) -> Tensor:
+        """sum_t w_t L_t over a micro-batch, a scalar; what was seen on the way goes to `means`."""
         old = self._old_distribution(micro)
         policy = self.roles.distribution(micro.rollout, self.temperature)
         logprobs, entropy = policy.logprobs_and_entropy(entropy_trains=self.entropy_coef > 0)
@@ -67,7 +67,7 @@ class PolicyObjective:
             total = total + micro.loss_kl_coef * seen["reference_kl"]
         ratio = probability_ratio(logprobs.detach(), micro.old_logprobs, micro.mask)
         for name, values in (seen | {"ratio": ratio} | indicators).items():
-            averages.add_tokens(f"policy/{name}", values, micro.mask)
+            means.add_tokens(f"policy/{name}", values, micro.mask)
         return weighted_sum(total, weights, micro.mask)
 
     def _old_distribution(self, micro: Experience) -> TokenDistribution | None:
@@ -89,12 +89,12 @@ class PolicyObjective:
 
 
 def critic_objective(
-    roles: Roles, value_loss: ValueLoss, micro: Experience, weights: Tensor, averages: WeightedMeans
+    roles: Roles, value_loss: ValueLoss, micro: Experience, weights: Tensor, means: WeightedMeans
 ) -> Tensor:
-    """sum_t w_t L_t of the critic over a micro-batch, a scalar; what was seen on the way goes to `averages`."""
+    """sum_t w_t L_t of the critic over a micro-batch, a scalar; what was seen on the way goes to `means`."""
     assert micro.old_values is not None
     assert micro.returns is not None
     losses, clipped = value_loss(roles.values(micro.rollout), micro.old_values, micro.returns, micro.mask)
-    averages.add_tokens("critic/loss", losses, micro.mask)
-    averages.add_tokens("critic/clip_fraction", clipped, micro.mask)
+    means.add_tokens("critic/loss", losses, micro.mask)
+    means.add_tokens("critic/clip_fraction", clipped, micro.mask)
     return weighted_sum(losses, weights, micro.mask)

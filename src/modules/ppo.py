@@ -38,6 +38,7 @@ from src.utils.seeding import generator
 from src.utils.statistics import Figure
 
 Loss = Callable[[Experience, Tensor, WeightedMeans], Tensor]
+Texts = dict[str, Tensor]  # ids and mask of the language-model loss
 
 
 @dataclass(frozen=True)
@@ -126,22 +127,22 @@ class PPOModule(LightningModule):
                 "the batch holds no experience: the rollout callback (callbacks.rollout) must be among the callbacks"
             )
         experience: Experience = batch["experience"]
-        averages = WeightedMeans()
+        means = WeightedMeans()
         for role, optimizer in self._optimizers().items():
-            averages.add(f"{role}/lr", optimizer.param_groups[0]["lr"])
+            means.add(f"{role}/lr", optimizer.param_groups[0]["lr"])
         self.objective.remember_old_policy()
-        optimizer_steps = self._learn(experience, batch.get("text"), batch_idx, averages)
+        optimizer_steps = self._learn(experience, batch.get("text"), batch_idx, means)
         for schedule in as_list(self.lr_schedulers()):
             schedule.step()
         self.episodes += len(experience)
         self.tokens += int(experience.mask.sum())
         if experience.old_values is not None:
             explained = explained_variance(experience.old_values, experience.returns, experience.mask)
-            averages.add("critic/explained_variance", explained)
+            means.add("critic/explained_variance", explained)
         trim()
         self.log_dict(
             {
-                **averages.compute(),
+                **means.compute(),
                 "train/optimizer_steps": float(optimizer_steps),
                 "train/skipped_steps": float(self.nonfinite.skipped),
                 "train/iterations": float(batch_idx + 1),
@@ -156,9 +157,7 @@ class PPOModule(LightningModule):
         """The optimizers by the role they train; Lightning hands out a single one bare."""
         return dict(zip(self.optimizer_factories, as_list(self.optimizers()), strict=False))
 
-    def _learn(
-        self, experience: Experience, text: dict[str, Tensor] | None, iteration: int, averages: WeightedMeans
-    ) -> int:
+    def _learn(self, experience: Experience, text: Texts | None, iteration: int, means: WeightedMeans) -> int:
         """Run the epochs; returns the number of minibatches learned from before a stop on KL(old || new)."""
         steps, stopped = 0, False
         for epoch in range(self.settings.epochs):
@@ -169,10 +168,10 @@ class PPOModule(LightningModule):
                 if stopped:
                     break
                 steps += 1
-            averages.merge(this_epoch)
+            means.merge(this_epoch)
             if stopped:
                 break
-        averages.add("policy/early_stop", float(stopped))
+        means.add("policy/early_stop", float(stopped))
         seen = this_epoch.compute().get("policy/old_kl")  # None: not one step was finite
         if seen is not None and not self._warming_up(iteration):  # a policy that may not move says nothing of it
             self.objective.old_kl_controller.update(seen, len(experience))
@@ -182,24 +181,20 @@ class PPOModule(LightningModule):
         order = generator(self.seed, "minibatches", 0, iteration, epoch)  # 0: the same on every rank
         return minibatches(rows, self.settings.minibatch_size, order)
 
-    def _learn_minibatch(
-        self, minibatch: Experience, text: dict[str, Tensor] | None, iteration: int, averages: WeightedMeans
-    ) -> bool:
+    def _learn_minibatch(self, minibatch: Experience, text: Texts | None, iteration: int, means: WeightedMeans) -> bool:
         """One step of each optimizer; False, and no step, when the policy has moved beyond `early_stop_kl`."""
         mine = self._gradients("policy", self.objective.loss, minibatch, text)
         limit = self.settings.early_stop_kl
         if limit is not None and limit < mine.compute()["policy/old_kl"] < torch.inf:
-            averages.merge(mine)
+            means.merge(mine)
             self._optimizers()["policy"].zero_grad()
             return False
-        self._step("policy", mine, averages, minibatch, iteration)
+        self._step("policy", mine, means, minibatch, iteration)
         if self.value_loss is not None:
-            self._learn_values(self.value_loss, minibatch, iteration, averages)
+            self._learn_values(self.value_loss, minibatch, iteration, means)
         return True
 
-    def _gradients(
-        self, role: str, loss: Loss, minibatch: Experience, text: dict[str, Tensor] | None = None
-    ) -> WeightedMeans:
+    def _gradients(self, role: str, loss: Loss, minibatch: Experience, text: Texts | None = None) -> WeightedMeans:
         """Add up this rank's gradient, from 0, in pieces that fit into memory; what all ranks saw on the way."""
 
         def work() -> WeightedMeans:
@@ -222,14 +217,12 @@ class PPOModule(LightningModule):
         for index, micro in self.fitting.micro_batches(minibatch):
             yield micro, weights[index, : micro.mask.shape[1]]
 
-    def _learn_values(
-        self, value_loss: ValueLoss, minibatch: Experience, iteration: int, averages: WeightedMeans
-    ) -> None:
+    def _learn_values(self, value_loss: ValueLoss, minibatch: Experience, iteration: int, means: WeightedMeans) -> None:
         """One step of the critic."""
         mine = self._gradients("critic", partial(critic_objective, self.roles, value_loss), minibatch)
-        self._step("critic", mine, averages, minibatch, iteration)
+        self._step("critic", mine, means, minibatch, iteration)
 
-    def _text_backward(self, text: dict[str, Tensor], averages: WeightedMeans) -> None:
+    def _text_backward(self, text: Texts, means: WeightedMeans) -> None:
         """Add the gradient of ptx_coef times the mean negative logprob of the text's tokens (InstructGPT's PPO-ptx)."""
         tokens = int((text["mask"][:, 1:] & text["mask"][:, :-1]).sum())
         texts = len(text["ids"])
@@ -240,14 +233,14 @@ class PPOModule(LightningModule):
                     lm, text["ids"][rows], text["mask"][rows], checkpointing=self.roles.checkpointing
                 )
             self.manual_backward(-self.settings.ptx_coef * logprobs.sum() / max(tokens, 1))
-            averages.add("policy/lm_loss", -logprobs.detach().sum() / max(len(logprobs), 1), len(logprobs))
+            means.add("policy/lm_loss", -logprobs.detach().sum() / max(len(logprobs), 1), len(logprobs))
 
     def _step(
-        self, role: str, mine: WeightedMeans, averages: WeightedMeans, minibatch: Experience, iteration: int
+        self, role: str, mine: WeightedMeans, means: WeightedMeans, minibatch: Experience, iteration: int
     ) -> None:
         """Step on the gradient of all ranks; a step without gradients moves nothing, and keeps the schedules in step.
 
-        `averages` take in what was seen, unless loss or gradient is not finite.
+        `means` take in what was seen, unless loss or gradient is not finite.
         """
         optimizer = self._optimizers()[role]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -256,7 +249,7 @@ class PPOModule(LightningModule):
         mine.add(f"{role}/grad_norm", norm)
         finite = self._finite(role, mine, minibatch, iteration)
         if finite:
-            averages.merge(mine)
+            means.merge(mine)
         if not finite or (role == "policy" and self._warming_up(iteration)):
             optimizer.zero_grad()
         optimizer.step()
@@ -275,11 +268,8 @@ class PPOModule(LightningModule):
     def result(self) -> dict[str, dict[str, Figure]]:
         """What the test measured of the SFT policy (the reference) and of the PPO policy."""
         evaluation = merge(self.evaluations)
-        return {
-            "sft": evaluation.reference.figures(),
-            "ppo": evaluation.policy.figures(),
-            "improvement": evaluation.improvement(),
-        }
+        roles = {"sft": evaluation.reference.figures(), "ppo": evaluation.policy.figures()}
+        return roles | {"improvement": evaluation.improvement()}
 
     def save(self, folder: Path) -> Path:
         """Write the policy: `adapter/` for peft (where it is one) and `model/`, a plain Hugging Face folder."""

@@ -16,7 +16,7 @@ from src.errors import require
 from src.kernels.double_backward import twice_differentiable
 from src.models.distribution import TokenDistribution
 from src.models.weights import restore, snapshot
-from src.modules.ppo import PPOModule
+from src.modules.ppo import PPOModule, Texts
 from src.modules.weighted_means import WeightedMeans
 from src.types import Experience, select
 from src.utils.distributed import all_reduce_sum, gather
@@ -57,22 +57,20 @@ class TRPOModule(PPOModule):
         self.trust_region = trust_region
         del self.optimizer_factories["policy"]  # the policy takes natural-gradient steps
 
-    def _learn(
-        self, experience: Experience, text: dict[str, Tensor] | None, iteration: int, averages: WeightedMeans
-    ) -> int:
+    def _learn(self, experience: Experience, text: Texts | None, iteration: int, means: WeightedMeans) -> int:
         """One step of the policy on the whole batch, then the critic's minibatches."""
         tokens = experience.mask.sum().clamp(min=1)
         micros = [(micro, weights, micro.mask / tokens) for micro, weights in self._micros(experience)]
         with twice_differentiable():
-            self._natural_step(experience, micros, averages, iteration)
+            self._natural_step(experience, micros, means, iteration)
         steps = 1
         if self.value_loss is not None:
             for index in self._order(len(experience), iteration, 0):
-                self._learn_values(self.value_loss, select(experience, index), iteration, averages)
+                self._learn_values(self.value_loss, select(experience, index), iteration, means)
                 steps += 1
         return steps
 
-    def _natural_step(self, experience: Experience, micros: Micros, averages: WeightedMeans, iteration: int) -> None:
+    def _natural_step(self, experience: Experience, micros: Micros, means: WeightedMeans, iteration: int) -> None:
         parameters = self.roles.policy_parameters()
         old = [self.roles.distribution(micro.rollout, self.settings.temperature).detached() for micro, *_ in micros]
         before, gradient, mine = 0.0, torch.zeros_like(parameters_to_vector(parameters)), WeightedMeans()
@@ -85,7 +83,7 @@ class TRPOModule(PPOModule):
         mine.add("policy/grad_norm", gradient.norm())
         if not self._finite("policy", mine, experience, iteration):
             return
-        averages.merge(mine)
+        means.merge(mine)
         if self._warming_up(iteration):
             return
 
@@ -94,7 +92,7 @@ class TRPOModule(PPOModule):
 
         direction = conjugate_gradient(fisher, -gradient, self.trust_region.cg_iterations)
         step = step_length(direction.dot(fisher(direction)), self.trust_region.max_kl) * direction
-        self._line_search(step, before, lambda: self._measure(micros, old), averages)
+        self._line_search(step, before, lambda: self._measure(micros, old), means)
 
     def _fisher_product(self, micros: Micros, old: list[TokenDistribution], vector: Tensor) -> Tensor:
         """F v: the gradient of (gradient of the mean KL) . v, at the old policy."""
@@ -120,7 +118,7 @@ class TRPOModule(PPOModule):
 
     @torch.no_grad()
     def _line_search(
-        self, step: Tensor, before: float, measure: Callable[[], tuple[float, float]], averages: WeightedMeans
+        self, step: Tensor, before: float, measure: Callable[[], tuple[float, float]], means: WeightedMeans
     ) -> None:
         """Halve the step until the bound holds and the loss falls; log what was taken."""
         parameters = self.roles.policy_parameters()
@@ -139,7 +137,7 @@ class TRPOModule(PPOModule):
         else:
             restore(start, parameters)
         for name, value in {"step_kl": kl, "step_gain": gain, "step_fraction": fraction}.items():
-            averages.add(f"policy/{name}", value)
+            means.add(f"policy/{name}", value)
 
 
 def flat(tensors: tuple[Tensor, ...]) -> Tensor:

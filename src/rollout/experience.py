@@ -257,9 +257,8 @@ def keep_finite(
     Raises `NonFiniteError` when `nonfinite` says so, and when no row is left.
     """
     rollout = scored.rollout
-    seen = {"behavior_logprobs": rollout.behavior_logprobs} | {
-        f.name: getattr(outputs, f.name) for f in fields(outputs)
-    }
+    seen = {"behavior_logprobs": rollout.behavior_logprobs}
+    seen |= {f.name: getattr(outputs, f.name) for f in fields(outputs)}
     broken = {name: ~x.isfinite().all(1) for name, x in seen.items() if x is not None}
     rows = torch.stack(list(broken.values())).any(0)
 

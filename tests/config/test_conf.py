@@ -148,7 +148,9 @@ def test_every_key_has_a_comment(path):
         "no headline"
     )
     text = text.split("\nhydra:")[0]  # Hydra's own keys are documented by Hydra
-    names = [key for key in uncommented(text) if key not in ("stage", "unit", "name", "path", "attn_implementation")]
+    names = [
+        key for key in uncommented(text) if key not in ("stage", "progress_unit", "name", "path", "attn_implementation")
+    ]
     assert names == []
 
 
@@ -320,8 +322,8 @@ def test_a_key_of_an_experiment_that_nothing_reads_is_refused(tmp_path, monkeypa
     for group in ("experiment", "preset"):
         (conf / group / "bad.yaml").write_text("# @package _global_\n{}\n")
     (conf / folder).write_text("# @package _global_\nppo:\n  clipp: 0.1\n")
-    for module in ("config", "explain"):
-        monkeypatch.setattr(f"src.utils.{module}.CONF", conf)
+    for module in ("compose", "errors"):
+        monkeypatch.setattr(f"src.config.{module}.CONF", conf)
     with pytest.raises(ConfigError, match=r"nothing reads ppo\.clipp, set by .*close to it: ppo\.clip") as refused:
         compose(["experiment=bad", "preset=bad"])
     assert key in str(refused.value)

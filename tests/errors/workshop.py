@@ -78,8 +78,10 @@ class Said:
 def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Said:
     """`python -m src.NAME ...` without a new process: its entry, its streams, Python's own warnings."""
     module, *rest = arguments
-    entry = importlib.import_module(f"src.{module}").main
-    monkeypatch.setattr(sys, "argv", [f"src.{module}", *rest])
+    name = f"src.{module}"
+    found = importlib.import_module(name)
+    entry = (importlib.import_module(f"{name}.__main__") if hasattr(found, "__path__") else found).main
+    monkeypatch.setattr(sys, "argv", [name, *rest])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # taken back at the end; the entry sets it
     capsys.readouterr()
     code: Any = 0
