@@ -48,10 +48,11 @@ results: setup ## Repeat the studies of docs/results.md (some hours); REVIEWS=FI
 	$(BIN)/python -m benchmarks.seeds sentiment --name sentiment_top --seeds 1 2 3 4 5 -- model.lora.layers=2
 	$(BIN)/python -m benchmarks.seeds arithmetic
 	$(BIN)/python -m studies.estimators name=results
-	@newest=$$(ls -td logs/ladder/results* | head -1); \
-	cp "$$newest/ladder.json" "$$newest/ladder.md" benchmarks/results/; cp "$$newest/ladder.png" docs/
+	@newest=$$(ls -td logs/estimators/results* | head -1); \
+	cp "$$newest/estimators.json" "$$newest/estimators.md" benchmarks/results/; cp "$$newest/estimators.png" docs/
 	$(BIN)/python -m benchmarks.learning
 	$(BIN)/python -m benchmarks.overoptimization
+	$(BIN)/python -m benchmarks.pictures
 	$(BIN)/python -m benchmarks.kills
 	$(BIN)/python -m benchmarks.soak
 	$(BIN)/python -m benchmarks.memory

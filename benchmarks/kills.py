@@ -1,4 +1,4 @@
-"""Kill PPO runs in every phase and at random moments, go on with the same command, compare with a run nobody killed.
+"""Kill PPO runs in every phase and at random times, resume them, and compare with an uninterrupted run.
 
     python -m benchmarks.kills --kills 20
 
@@ -16,11 +16,11 @@ from tests.kills import PPO, Fault, Runner, differences, faults_of_ppo
 
 RESULTS = Path(__file__).parent / "results"
 HEAD = """\
-A tiny PPO run (6 iterations, a checkpoint every second one) is killed with SIGKILL and gone on with by the same
-command. Compared to the bit: model and adapter, the checkpoints with both optimizers, metrics.csv, samples, and
-result.json but for its seconds.
+A tiny PPO run (6 iterations, a checkpoint every second one) is killed with SIGKILL and resumed by the same command.
+Compared bit for bit with an uninterrupted run: model and adapter, the checkpoints with both optimizers, metrics.csv,
+samples, and result.json except its seconds.
 
-| phase | moment | equal? |
+| phase | time | equal? |
 |---|---|---|
 """
 
@@ -28,8 +28,8 @@ result.json but for its seconds.
 def main() -> None:
     """Entry of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20, help="each phase once, the rest at random moments")
-    parser.add_argument("--seed", type=int, default=1, help="of calls and moments")
+    parser.add_argument("--kills", type=int, default=20, help="each phase once, the rest at random times")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the calls and times")
     arguments = parser.parse_args()
     draw, rows = random.Random(arguments.seed), []
     with tempfile.TemporaryDirectory() as folder:
@@ -44,7 +44,7 @@ def main() -> None:
             phase, when = (
                 (moment.phase, f"call {moment.call} of `{moment.target.split(':')[1]}`")
                 if isinstance(moment, Fault)
-                else ("wherever it was", f"after {moment:.2f} s of {runner.seconds['whole']:.2f}")
+                else ("any", f"after {moment:.2f} s of {runner.seconds['whole']:.2f}")
             )
             rows.append(f"| {phase} | {when} | {'yes' if not found else 'no: ' + '; '.join(found[:3])} |")
             print(rows[-1], flush=True)

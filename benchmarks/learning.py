@@ -1,9 +1,9 @@
-"""Every Phi_t with the clipped surrogate, and every policy loss with GAE, on the embedded task.
+"""Train with every advantage estimator and PPO-clip, and with every policy loss and GAE, on the embedded task.
 
     python -m benchmarks.learning --seeds 1 2 3
 
-All runs share one SFT policy and one reward model; each prompt is answered four times, so that the group estimators
-can take part. Writes benchmarks/results/learning.json (every figure of every run) and learning.md (the table).
+All runs share one SFT policy and one reward model; each prompt gets four responses, as group estimators need. Writes
+benchmarks/results/learning.json (every figure of every run) and learning.md (the table).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.progress import track
 
-from src.config.errors import CONF
+from src.config import files
 from src.loggers.csv import read_table
 from src.utils.statistics import Figure
 
@@ -29,13 +29,13 @@ EXTRA = {"gspo": ["aggregation=sequence_mean"]}
 
 
 def options(group: str) -> list[str]:
-    """The choices of a group, the default first."""
-    names = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    """The options of a group, the default first."""
+    names = files.options(group)
     return [DEFAULT[group], *(name for name in names if name != DEFAULT[group])]
 
 
 def run(group: str, option: str, seed: int, log_dir: str) -> dict[str, Any]:
-    """One training run in a process of its own; returns its result.json."""
+    """One training run in a separate process; returns its result.json."""
     name = f"learning-{group}-{option}-{seed}"
     overrides = [f"{group}={option}", *EXTRA.get(option, []), *SHARED, f"seed={seed}", f"name={name}"]
     command = [sys.executable, "-m", "src.train", *overrides, f"log_dir={log_dir}"]
@@ -47,7 +47,7 @@ def run(group: str, option: str, seed: int, log_dir: str) -> dict[str, Any]:
 
 
 def table(results: dict[str, dict[int, dict[str, Any]]]) -> str:
-    """One row per choice: gold during training (how fast it learns) and after, each seed by itself, and the KL."""
+    """One row per choice: gold during training (how fast it learns), gold after it for each seed, and the KL."""
     seeds = list(next(iter(results.values())))
     held_out = " | ".join(f"gold after, seed {seed}" for seed in seeds)
     lines = [f"| choice | gold over the iterations | {held_out} | KL (nats) |", "|---" * (len(seeds) + 3) + "|"]
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--log-dir", default="logs")
     arguments = parser.parse_args()
     jobs = [(g, o, s) for g in DEFAULT for o in options(g) for s in arguments.seeds]
-    # the default pair is the same run in both halves
+    # the default pair is the same run in both groups
     jobs = [job for job in jobs if job[:2] != ("policy_loss", DEFAULT["policy_loss"])]
     results: dict[str, dict[int, dict[str, Any]]] = {}
     for group, option, seed in track(jobs, description="runs"):

@@ -1,4 +1,4 @@
-"""docs/memory.md: what fits into 8, 16, 24 and 80 GB, by the ledger of `python -m src.memory`.
+"""Write docs/memory.md: what fits into 8, 16, 24 and 80 GB, by the estimate of `python -m src.memory`.
 
     python -m benchmarks.memory_tables
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 from transformers import GPT2Config, LlamaConfig, PretrainedConfig, Qwen2Config
 
-from src.memory.estimate import Ledger, Workload, ledger
+from src.memory.estimate import MemoryEstimate, Workload, estimate
 from src.models.settings import LoraSettings, ModelSettings
 
 PAGE = Path(__file__).parents[1] / "docs" / "memory.md"
 SIZES = (8, 16, 24, 80)  # GB, 10^9 bytes
-RESERVE = 0.9  # of a card: the rest is the driver's, the allocator's and the libraries'
+RESERVE = 0.9  # of a card; the rest is for the driver, the allocator and the libraries
 MODELS: dict[str, PretrainedConfig] = {
     "GPT-2 (124M)": GPT2Config(),
     "Qwen2.5 0.5B": Qwen2Config(
@@ -40,16 +40,16 @@ WAYS = {
 }
 
 
-def ledger_for(config: PretrainedConfig, way: str) -> Ledger:
+def estimate_for(config: PretrainedConfig, way: str) -> MemoryEstimate:
     """Rank 16 on every linear layer, or every weight; a critic, no reward model."""
     dtype, lora, checkpointing = WAYS[way]
     adapter = LoraSettings(rank=16, alpha=32, dropout=0.0, targets="all-linear") if lora else None
-    return ledger(config, ModelSettings("", "", dtype, "sdpa", checkpointing, adapter, None), None, LOAD, critic=True)
+    return estimate(config, ModelSettings("", "", dtype, "sdpa", checkpointing, adapter, None), None, LOAD, critic=True)
 
 
 def page() -> str:
-    """The whole page."""
-    peaks = {model: {way: ledger_for(config, way).on_gpu for way in WAYS} for model, config in MODELS.items()}
+    """The page."""
+    peaks = {model: {way: estimate_for(config, way).on_gpu for way in WAYS} for model, config in MODELS.items()}
     lines = [HEAD, "| model | " + " | ".join(WAYS) + " |", "|---" * (len(WAYS) + 1) + "|"]
     lines += [f"| {model} | {' | '.join(f'{p / 1e9:.1f}' for p in row.values())} |" for model, row in peaks.items()]
     for size in SIZES:
@@ -62,10 +62,12 @@ def page() -> str:
 
 HEAD = f"""# Memory
 
-`python -m src.memory model=... ppo.micro_batch_size=...` prints what a PPO run takes before anything is loaded.
-The architecture is built on fake tensors, which have shapes but no memory; each phase is run on them by the code that
-runs it in earnest, and the bytes that live at once are counted (`src/memory/estimate.py`).
-This page is made by `python -m benchmarks.memory_tables` from the same code; a test compares.
+    python -m src.memory model=gpt2 ppo.micro_batch_size=8
+
+prints the memory of a PPO run by role and phase, before weights are loaded. The architecture is built on fake tensors,
+which have shapes but no memory; each phase runs on them with the code of training, and the bytes that live at once are
+counted (`src/memory/estimate.py`). A run of a large model prints the same table when it starts. This page is written by
+`python -m benchmarks.memory_tables` from the same code; a test compares the two.
 
 Peak in GB (10^9 bytes) on a GPU, with a critic and without a reward model: {LOAD.rollout_rows} responses sampled at a
 time, {LOAD.scoring_rows} scored at a time, micro-batches of {LOAD.update_rows}; {LOAD.prompt_tokens} prompt and
@@ -74,16 +76,16 @@ time, {LOAD.scoring_rows} scored at a time, micro-batches of {LOAD.update_rows};
 TAIL = f"""
 "Fits": the peak is at most {RESERVE:.0%} of the card. To make a run smaller, in this order: `ppo.micro_batch_size` and
 `rollout.scoring_batch_size` (change no result), `model.gradient_checkpointing=true` (the same numbers, more time),
-`model.dtype=bfloat16`, `value_loss=none` with an estimator that needs no critic.
+`model.dtype=bfloat16`, an estimator that needs no critic (`advantage=rloo`).
 
-## How far off it is
+## Accuracy
 
-`benchmarks/results/memory.md` (made by `python -m benchmarks.memory`) compares it with real iterations on a CPU.
-It counts tensors, exactly. It does not count what an allocator keeps back: glibc holds on to freed pieces that
-later tensors do not fit into, so a CPU run can be larger than its tensors; `MALLOC_MMAP_THRESHOLD_=65536` gives them
-back, at some cost in time. Not counted either: libraries' workspaces, a trainer's mixed precision, the third loss
-(`ppo.ptx_coef`), exact KLs.
-Saving copies the model in main memory, also when training was on a GPU.
+`python -m benchmarks.memory` compares the estimate with real iterations on a CPU
+([results](../benchmarks/results/memory.md)): it is within 6 % of the tensors. A process needs more, as glibc keeps
+freed memory in pieces that later tensors do not fit into: there 1.25 to 1.3 times the estimate.
+`MALLOC_MMAP_THRESHOLD_=65536` returns that memory, at some cost in time. Not counted: libraries' workspaces, the
+trainer's mixed precision, the PPO-ptx loss (`ppo.ptx_coef`), exact KLs. Saving copies the model to main memory, also
+after training on a GPU.
 """
 
 

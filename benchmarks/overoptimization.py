@@ -1,10 +1,10 @@
-"""Optimize a weak reward model too far, with and without the stop on gold, with several seeds.
+"""Overoptimize a weak reward model, with and without early_stop=gold, with several seeds.
 
     python -m benchmarks.overoptimization --seeds 1 2 3
 
-Runs the pipeline of experiment=overoptimization, then its PPO stage once more with early_stop=gold, from the same SFT
-and reward model. Writes benchmarks/results/overoptimization.{md,json} and docs/overoptimization.png, the plot of the
-first seed.
+Runs the pipeline of experiment=overoptimization, then its PPO stage again with early_stop=gold, from the same SFT and
+reward model. Writes benchmarks/results/overoptimization.{md,json} and docs/overoptimization.png, the plot of the first
+seed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from src.loggers.csv import read_table
 RESULTS = Path(__file__).parent / "results"
 WINDOW = 5  # iterations, as in conf/early_stop/gold.yaml
 ROWS = {
-    "reward model: clear pairs ordered rightly": "accuracy",
+    "reward model: clear pairs ordered correctly": "accuracy",
     "gold at the start": "start",
     "gold, highest window": "highest",
     "... at iteration": "highest_at",
@@ -34,14 +34,14 @@ ROWS = {
     "beta": "beta",
     "turning point of the fit (sqrt nats)": "turn",
     "KL, last window (nats per sequence)": "kl_last",
-    "with the stop: stopped after iteration": "stopped_after",
-    "with the stop: gold of the policy kept, held-out prompts": "kept",
+    "with early stop: stopped after iteration": "stopped_after",
+    "with early stop: gold of the policy kept, held-out prompts": "kept",
     "start + 0.9 (highest - start)": "wanted",
 }
 
 
 def run(module: str, folder: Path, *overrides: str) -> Path:
-    """Run an entry file into a run folder of that name; returns the folder."""
+    """Run a command of src into a run folder of that name; returns the folder."""
     name = [f"log_dir={folder.parents[1]}", f"name={folder.name}", "experiment=overoptimization"]
     subprocess.run([sys.executable, "-m", module, *name, *overrides], check=True)
     return folder
@@ -54,7 +54,7 @@ def windows(rows: list[list[float]]) -> list[list[float]]:
 
 
 def study(seed: int) -> dict[str, Any]:
-    """Both runs of a seed, in figures."""
+    """The figures of both runs of a seed."""
     logs = Path("logs").resolve()
     free = run("src.pipeline", logs / "pipeline" / f"overoptimization-{seed}", f"seed={seed}")
     models = [f"model.path={free / 'sft' / 'model'}", f"reward.path={free / 'reward' / 'model'}"]

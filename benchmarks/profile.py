@@ -1,12 +1,11 @@
-"""Where the time of one PPO iteration goes, by phase and kind of operation, for the workload of `benchmarks.compare`.
+"""Profile one PPO iteration by phase and kind of operation, for the workload of `benchmarks.compare`.
 
     python -m benchmarks.profile
 
-One process for each variant, one thread; the second iteration counts. Seconds are those that PyTorch's profiler finds
-in each operator itself, without the operators that it calls. "Outside of operators" is what the wall clock shows
-beyond them: Python, dispatch, the profiler itself. Beside the matrix products stands the time that the operations
-counted in `benchmarks/compare/limit.py` would take at the best rate of a 1024^3 product. Writes
-benchmarks/results/profile.json and profile.md.
+One process per variant, one thread; the second iteration is measured. Seconds are the self times of PyTorch's profiler:
+those of an operator without the operators that it calls. "Outside of operators" is the rest of the wall clock: Python,
+dispatch, the profiler. The limit is the time that the operations counted in `benchmarks/compare/limit.py` would need at
+the best rate of a 1024^3 matrix product. Writes benchmarks/results/profile.json and profile.md.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ RESULTS = Path(__file__).parent / "results"
 CLOCK = "+callbacks.clock._target_"
 VARIANTS = ("ours_lora", "ours_lora_bf16", "ours_top_bf16", "ours_full")
 ATTENTION, ACTIVATION = "attention", "activation"
-WITHIN = {"_ShortRows": ATTENTION, "_GELU": ACTIVATION}  # autograd functions all of whose operators are of a kind
+WITHIN = {"_ShortRows": ATTENTION, "_GELU": ACTIVATION}  # autograd functions whose operators are all of one kind
 KINDS = {
     "matrix products": ("mm", "addmm", "bmm", "baddbmm", "linear_pointwise", "linear", "matmul", "einsum", "vecdot"),
     ATTENTION: ("scaled_dot_product", "softmax"),
@@ -48,7 +47,7 @@ OTHER, OUTSIDE, LIMIT = "other operators", "outside of operators", "limit of the
 
 
 def kind_of(event: FunctionEvent) -> str:
-    """The row that an operator counts in, by what it is or was called by."""
+    """The row of an operator, by its own name or by the function that called it."""
     node: FunctionEvent | None = event
     while node is not None:
         for function, kind in WITHIN.items():
@@ -60,13 +59,13 @@ def kind_of(event: FunctionEvent) -> str:
 
 
 class Profile:
-    """A clock that tells the seconds of each kind of operation; the first iteration warms up."""
+    """A clock that records the seconds of each kind of operation; the first iteration warms up."""
 
     def __init__(self, _: str) -> None:
         self.steps, self.found, self.profiler = 0, {}, None
 
     def lap(self, phase: str) -> None:
-        """All since the last lap was `phase`."""
+        """Assign everything since the last lap to `phase`."""
         if self.profiler is None:
             return
         wall = time.perf_counter() - self.since
@@ -78,7 +77,7 @@ class Profile:
         self._begin()
 
     def finish(self, response_tokens: int) -> None:
-        """The iteration is over: print it, or begin with the next."""
+        """End the iteration: print it, or start to record after the warm-up."""
         if self.profiler is None:
             self._begin()
             return
@@ -93,20 +92,20 @@ class Profile:
 
 
 class PhaseProfile(PhaseClock):
-    """The same hooks with another clock."""
+    """The hooks of `PhaseClock` with this clock."""
 
     make_clock = Profile
 
 
 def profiled(contender: Contender, workload: Workload, folder: Path) -> dict[str, dict[str, float]]:
-    """phase -> kind -> seconds, from a process of its own."""
+    """phase -> kind -> seconds, from a separate process."""
     settings = contender.settings.replace("TOP", str(workload.top)).split()
     command = ["-m", "benchmarks.compare.ours", str(folder), *settings, f"{CLOCK}=benchmarks.profile.PhaseProfile"]
     return json.loads([line for line in lines(sys.executable, *command) if line.startswith('{"rollout"')][-1])
 
 
 def section(contender: Contender, phases: dict[str, dict[str, float]], limits: dict[str, float]) -> list[str]:
-    """The table of one variant in Markdown."""
+    """One variant's table in Markdown."""
     totals = {phase: sum(kinds.values()) for phase, kinds in phases.items()}
     head = [contender.title, *(f"{phase} (s)" for phase in PHASES), "share of all"]
     rows = [head, ["---"] * len(head)]

@@ -1,11 +1,11 @@
-"""Seconds of a rollout: this project's engine beside transformers' generate, for GPT-2 small with random weights.
+"""Time a rollout: this project's sampler against transformers' generate, for GPT-2 small with random weights.
 
     python -m benchmarks.rollout
 
-One thread on a CPU, 64 prompts of 16 to 47 tokens. When a response ends is laid down beforehand, for both in the same
-way and after the same work: generate is told by a stopping criterion, the engine by its own question after each draw.
-generate keeps its logits, and logprobs are taken by compute_transition_scores. Engines take turns; medians. Writes
-benchmarks/results/rollout.json and rollout.md.
+One thread on a CPU, 64 prompts of 16 to 47 tokens. The length of every response is fixed beforehand, for both alike:
+generate stops by a stopping criterion, the sampler by its check after each token. generate keeps its logits, and
+compute_transition_scores gives the log-probabilities. Both alternate; medians. Writes benchmarks/results/rollout.json
+and rollout.md.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ ROWS, NEW = 64, 48
 COLUMNS = ("case", "generate CPU s", "ours CPU s", "CPU ratio", "generate wall s", "ours wall s", "ours tokens/s")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scheduled(Sampler):
-    """The engine, with the length of each response (B,) laid down."""
+    """The sampler, with the length of each response (B,) fixed."""
 
     lengths: Tensor
 
@@ -46,19 +46,19 @@ class Scheduled(Sampler):
 
 @dataclass(frozen=True)
 class AtLength(StoppingCriteria):
-    """The same for generate."""
+    """The same rule for generate."""
 
     prompt: int
     lengths: Tensor
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        """Which rows (B,) have come to their end."""
+        """Which rows (B,) have ended."""
         return input_ids.shape[1] - self.prompt >= self.lengths
 
 
 @torch.no_grad()
 def by_generate(lm: PreTrainedModel, ids: Tensor, mask: Tensor, lengths: Tensor) -> None:
-    """Tokens and their logprobs."""
+    """Tokens and their log-probabilities from generate."""
     out = lm.generate(
         ids, attention_mask=mask.long(), do_sample=True, top_k=0, top_p=1.0, max_new_tokens=NEW, pad_token_id=0,
         eos_token_id=None, stopping_criteria=StoppingCriteriaList([AtLength(ids.shape[1], lengths)]),
@@ -68,20 +68,20 @@ def by_generate(lm: PreTrainedModel, ids: Tensor, mask: Tensor, lengths: Tensor)
 
 
 def by_engine(lm: PreTrainedModel, ids: Tensor, mask: Tensor, lengths: Tensor) -> None:
-    """The same from here."""
+    """Tokens and their log-probabilities from this project's sampler."""
     draws = torch.Generator().manual_seed(0)
-    Scheduled(NEW, 1.0, lengths).sample(lm, ids, mask, torch.tensor([-1]), 0, draws)
+    Scheduled(NEW, 1.0, lengths=lengths).sample(lm, ids, mask, torch.tensor([-1]), 0, draws)
 
 
 def seconds(engine: Callable[..., None], *arguments: Any) -> tuple[float, float]:
-    """CPU and wall."""
+    """CPU and wall seconds."""
     cpu, wall = time.process_time(), time.perf_counter()
     engine(*arguments)
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
 def prompts(samples: int) -> tuple[Tensor, Tensor]:
-    """ROWS prompts padded on the left, each `samples` times."""
+    """ROWS left-padded prompts, each `samples` times."""
     draws = torch.Generator().manual_seed(1)
     lengths = torch.randint(16, 48, (ROWS // samples, 1), generator=draws)
     lengths[0] = 47
@@ -91,7 +91,7 @@ def prompts(samples: int) -> tuple[Tensor, Tensor]:
 
 
 def measured(lm: PreTrainedModel, samples: int, lengths: Tensor, repeats: int) -> dict[str, Any]:
-    """Medians of both engines, who take turns."""
+    """Medians of both, which alternate."""
     batch = (*prompts(samples), lengths)
     loaded = with_fast_layers(copy.deepcopy(lm))  # as this project loads it
     times = [(seconds(by_generate, lm, *batch), seconds(by_engine, loaded, *batch)) for _ in range(repeats)]
@@ -128,7 +128,7 @@ def main() -> None:
 
 
 def write(found: dict[str, dict[str, float]]) -> None:
-    """Table, JSON and Markdown."""
+    """Print the table and write JSON and Markdown."""
     rows = [[name, *(f"{row[column]:.2f}" for column in COLUMNS[1:])] for name, row in found.items()]
     table = Table(*COLUMNS)
     for row in rows:

@@ -1,12 +1,11 @@
-"""Cost of an update of the policy against length, batch, vocabulary and size of the model, random weights on a CPU.
+"""Cost of a policy update against length, batch size, vocabulary and width, with random weights on a CPU.
 
     python -m benchmarks.scaling
 
-An update is one micro-batch forward and backward: log-probabilities and entropies of the response half of every
+An update is forward and backward of one micro-batch: log-probabilities and entropies of the second half of every
 sequence, LoRA of rank 16 on every linear layer, GPT-2's architecture with 2 layers, one thread. Seconds per token are
-the median of three passes, without and with attention, whose operators PyTorch's profiler times. Memory is the most
-bytes of tensors that live at once, counted as they are made and freed, without the weights. Writes
-benchmarks/results/scaling.json and scaling.md.
+the median of three passes; attention is timed separately by PyTorch's profiler. Memory is the peak of live tensors,
+counted as they are allocated and freed, without the weights. Writes benchmarks/results/scaling.json and scaling.md.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ COLUMNS = ("sweep", "rows", "tokens each", "vocabulary", "width", "us / token wi
 
 @dataclass(frozen=True)
 class Shape:
-    """Of the model and of a micro-batch."""
+    """Sizes of the model and of a micro-batch."""
 
     rows: int = 16
     tokens: int = 128
@@ -56,7 +55,7 @@ SWEEPS: dict[str, list[Shape]] = {
 
 
 def policy(shape: Shape) -> GPT2LMHeadModel:
-    """With an adapter that trains and a frozen rest."""
+    """A frozen model with a trainable adapter."""
     torch.manual_seed(0)
     config = GPT2Config(
         n_layer=2, n_embd=shape.width, n_head=shape.width // 64, vocab_size=shape.vocabulary, bos_token_id=0,
@@ -68,7 +67,7 @@ def policy(shape: Shape) -> GPT2LMHeadModel:
 
 
 def updating(shape: Shape) -> Callable[[], None]:
-    """One micro-batch, forward and backward."""
+    """A function that runs one micro-batch forward and backward."""
     lm = policy(shape)
     ids = torch.randint(1, shape.vocabulary, (shape.rows, shape.tokens))
     everywhere = torch.ones_like(ids, dtype=torch.bool)
@@ -76,9 +75,9 @@ def updating(shape: Shape) -> Callable[[], None]:
 
     def update() -> None:
         hidden = hidden_states(lm, ids, everywhere)[:, shape.tokens // 2 - 1 : -1]
-        taken: Tensor = ids[:, response]
+        actions: Tensor = ids[:, response]
         distribution = TokenDistribution(
-            hidden.flatten(0, 1), lm.get_output_embeddings(), taken.flatten(), everywhere[:, response], 1.0
+            hidden.flatten(0, 1), lm.get_output_embeddings(), actions.flatten(), everywhere[:, response], 1.0
         )
         logprobs, _ = distribution.logprobs_and_entropy(entropy_trains=False)
         logprobs.sum().backward()
@@ -88,7 +87,7 @@ def updating(shape: Shape) -> Callable[[], None]:
 
 
 def measured(shape: Shape) -> dict[str, float]:
-    """Seconds per token, those in attention's operators, and bytes."""
+    """Seconds per token without attention and in attention, and bytes."""
     update = updating(shape)
     update()
     whole, attention = [], []

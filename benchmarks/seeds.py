@@ -1,4 +1,4 @@
-"""Run the whole pipeline with several seeds and put the figures into one table.
+"""Run the pipeline with several seeds and tabulate the figures.
 
     python -m benchmarks.seeds sentiment --seeds 1 2 3
     python -m benchmarks.seeds movie_reviews --seeds 1 2 3 -- data.path=reviews.jsonl
@@ -40,7 +40,7 @@ ROWS = (
 
 
 def run(experiment: str, study: str, seed: int, overrides: list[str]) -> dict[str, Any]:
-    """One pipeline in a process of its own; returns its result.json."""
+    """One pipeline in a separate process; returns its result.json."""
     name = f"seeds-{study}-{seed}"
     command = [sys.executable, "-m", "src.pipeline", f"experiment={experiment}", f"seed={seed}", f"name={name}"]
     subprocess.run([*command, "resume=never", *overrides], check=True)
@@ -49,7 +49,7 @@ def run(experiment: str, study: str, seed: int, overrides: list[str]) -> dict[st
 
 
 def cell(result: dict[str, Any], group: str | None, name: str) -> str:
-    """A figure with its interval, or a dash when the experiment has no such figure."""
+    """A figure with its interval, or a dash if the experiment does not have it."""
     figures = result if group is None else result.get(group, {})
     if name not in figures:
         return "-"
@@ -72,7 +72,7 @@ def main() -> None:
     """Entry of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment")
-    parser.add_argument("--name", help="of the files that are written")
+    parser.add_argument("--name", help="name of the result files")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("overrides", nargs="*", help="further overrides of the pipeline, after --")
     arguments = parser.parse_intermixed_args()

@@ -1,4 +1,4 @@
-"""Train a very small model for long and see whether memory, open files or threads grow.
+"""Train a very small model for many iterations and record memory, open files and threads.
 
     python -m benchmarks.soak --iterations 500
 
@@ -12,7 +12,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from src.runs.report import quiet_libraries
+from src.utils.output import set_up_output
 from tests.soak import soak
 from tests.tiny import write_lm
 
@@ -24,11 +24,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--iterations", type=int, default=500, help="a multiple of 5")
     iterations = parser.parse_args().iterations
-    quiet_libraries()
+    set_up_output()
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
-        taken = soak(write_lm(Path(folder, "base")), Path(folder, "run"), iterations)
-    rows = zip(*(taken.fifths(numbers) for numbers in (taken.memory, taken.files, taken.threads)), strict=True)
+        found = soak(write_lm(Path(folder, "base")), Path(folder, "run"), iterations)
+    rows = zip(*(found.fifths(numbers) for numbers in (found.memory, found.files, found.threads)), strict=True)
     size = iterations // 5
     lines = [
         f"{iterations} PPO iterations of a two-layer model of width 16, with tables, samples and a checkpoint in each.",

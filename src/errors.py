@@ -5,6 +5,10 @@ The message is one sentence: what is wrong, where, and how to mend it.
 
 from __future__ import annotations
 
+import errno
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what the system says when there is no room
+
 
 class UserError(Exception):
     """Something a user can mend; commands print the message alone and exit with code 2."""

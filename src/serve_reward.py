@@ -1,14 +1,14 @@
-"""Serve a reward over HTTP, in the form that `reward=http` asks for.
+"""Serve a reward over HTTP, for `reward=http`.
 
 python -m src.serve_reward reward=vader
 python -m src.serve_reward reward=learned reward.path=FOLDER --port 8100
 curl -s localhost:8000 -H 'content-type: application/json' -d '{"query": ["A lovely film."]}'
 
-POST / with {"query": [...], "prompts": [...], "labels": [...]} (the last two may be left out) answers
-{"rewards": [...]}; GET /health says that the server is up. A query is the whole text; its response is what follows the
-prompt. Labels reach verifiers as the column --label-column. Only this machine is served, unless --host says otherwise;
-then a token is needed: clients send "Authorization: Bearer TOKEN", and both sides read it from the environment variable
-REWARD_TOKEN. Where there is a token, /health needs it too.
+POST / with {"query": [...], "prompts": [...], "labels": [...]} (the last two are optional) returns {"rewards": [...]};
+GET /health returns ok. A query is the whole text; its response is what follows the prompt. Labels reach verifiers as
+the column --label-column. The server listens on this machine only; any other --host needs a token: clients send
+"Authorization: Bearer TOKEN", and both sides read it from the environment variable REWARD_TOKEN. With a token, /health
+needs it too.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 
-from src.config.compose import compose, instantiate
-from src.config.validate import preflight
+from src.config.compose import compose
+from src.config.schema import PPORun
 from src.errors import ConfigError
-from src.runs.prerequisites import ensure
-from src.runs.report import friendly_errors, quiet_libraries
-from src.train import train
-from src.types import Reward
+from src.runs.prerequisites import train_missing
+from src.runs.start import train
+from src.stages.ppo import PPOStage
+from src.types import LoadedReward, Reward
+from src.utils.exits import friendly_errors
+from src.utils.output import set_up_output
 
 TOKEN_VARIABLE = "REWARD_TOKEN"  # the name of a variable, not a secret
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -47,7 +49,7 @@ class Question(BaseModel):
 
 
 def build_app(reward: Reward, label_column: str, token: str, max_bytes: int) -> FastAPI:
-    """The server. Without a token everybody is served."""
+    """The server. An empty token serves everybody."""
     app = FastAPI(title="reward")
 
     @app.middleware("http")
@@ -97,30 +99,25 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="reward=... and its keys, as for python -m src.train")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--label-column", default="answer", help="column that labels reach the reward as")
+    parser.add_argument("--label-column", default="answer", help="column of the labels, for the reward")
     parser.add_argument("--max-bytes", type=int, default=16 * 2**20, help="longest request body")
     arguments = parser.parse_intermixed_args()
-    quiet_libraries()
+    set_up_output()
     with friendly_errors(arguments.overrides):
         token = os.environ.get(TOKEN_VARIABLE, "").strip()
         if arguments.host not in LOOPBACK and not token:
             raise ConfigError(
-                f"--host {arguments.host}: others can reach it, so a token is needed: set {TOKEN_VARIABLE}"
+                f"--host {arguments.host}: other machines can reach it, so it needs a token: set {TOKEN_VARIABLE}"
             )
-        config = compose(arguments.overrides)
-        if config.choices.reward == "adapter":
-            raise ConfigError("reward=adapter needs a policy's base: serve reward=learned reward.path=ITS_MODEL_FOLDER")
-        config.run_dir = config.log_dir  # asked for by the checks; nothing is written there
-        preflight(config)
-        ensure_reward(config)
-        app = build_app(instantiate(config.reward), arguments.label_column, token, arguments.max_bytes)
+        name, reward = load_reward(arguments.overrides)
+        app = build_app(reward, arguments.label_column, token, arguments.max_bytes)
         require_free(arguments.host, arguments.port)
-        print(f"{config.choices.reward}: POST http://{arguments.host}:{arguments.port}/, GET /health; Ctrl-C ends it")
+        print(f"{name}: POST http://{arguments.host}:{arguments.port}/, GET /health; Ctrl-C ends it")
         uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning")
 
 
 def require_free(host: str, port: int) -> None:
-    """Raise `ConfigError` when nothing can listen there: another program does, or the address is not this machine's."""
+    """Raise `ConfigError` when the port is in use, or the address is not this machine's."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family) as probe:
@@ -133,10 +130,20 @@ def require_free(host: str, port: int) -> None:
         ) from error
 
 
-def ensure_reward(config: Any) -> None:
-    """Train the experiment's own reward model if the reward is a learned one without a path."""
-    if config.reward.get("path", "given") is None:
-        ensure(config, train)
+def load_reward(overrides: list[str]) -> tuple[str, Any]:
+    """Name and object of the chosen reward; the experiment's own reward model is trained if it is missing."""
+    run = compose(overrides)
+    if not isinstance(run, PPORun):
+        raise ConfigError(f"stage={run.stage}: a reward belongs to stage=ppo; leave stage out")
+    if run.choices["reward"] == "adapter":
+        raise ConfigError("reward=adapter needs a policy's base: serve reward=learned reward.path=RUN/model instead")
+    stage = PPOStage(run)
+    stage.check()
+    if stage.reward is None:
+        stage.set_paths(**train_missing(run, train))
+    if isinstance(stage.reward, LoadedReward):
+        stage.reward.load(None)
+    return run.choices["reward"], stage.reward
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
+from src.errors import DataError
+
 Record = TypeVar("Record", bound="Rollout | Experience")
 Rows = TypeVar("Rows", bound="Prompts | Rollout | Experience")
 
@@ -24,7 +26,7 @@ class PromptRow:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PreferencePair:
     """Two completions of one prompt, `chosen` preferred to `rejected`.
 
@@ -37,7 +39,7 @@ class PreferencePair:
     gap: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Prompts:
     """A batch of tokenized prompts, padded on the left."""
 
@@ -49,7 +51,7 @@ class Prompts:
     metadata: tuple[dict[str, Any], ...]  # B dictionaries
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rollout:
     """Sampled responses, before anything was scored."""
 
@@ -68,7 +70,7 @@ class Rollout:
     trunk: Tensor | None = None  # (B, P + T, H) output of the layers that no role adapts, where it is kept
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Episodes:
     """What credit assignment sees of a batch of responses."""
 
@@ -79,7 +81,7 @@ class Episodes:
     greedy_scores: Tensor | None = None  # (B,) shaped score of the greedy response to the prompt, when asked for
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Experience:
     """A scored rollout, ready to learn from. Everything is detached; all (B, T) tensors are 0 outside the mask."""
 
@@ -143,27 +145,39 @@ class PartedReward(Protocol):
         ...
 
 
+@runtime_checkable
+class LoadedReward(Protocol):
+    """A reward with weights, which are loaded after everything else was checked."""
+
+    def load(self, roles: Any) -> Any:
+        """Load them; `roles` has the base that an adapter is put on, None where there is none."""
+        ...
+
+
 AnyReward = Reward | TokenReward | RolloutReward
 
 
 class Corpus(Protocol):
-    """Where the text of all three stages comes from; `split` is "train", "validation" or "test"."""
+    """Where the text of all three stages comes from; `split` is "train", "validation" or "test".
+
+    A class of your own may inherit from it and define only what its stage reads.
+    """
 
     def texts(self, split: str) -> list[str]:
         """Whole texts to imitate (SFT)."""
-        ...
+        raise DataError(f"{type(self).__name__} has no texts: SFT and PPO-ptx read `texts(split)`")
 
     def prompts(self, split: str) -> list[PromptRow]:
         """Prompts to answer (PPO)."""
-        ...
+        raise DataError(f"{type(self).__name__} has no prompts: PPO reads `prompts(split)`")
 
     def pairs(self, split: str) -> list[PreferencePair]:
         """Preference pairs (reward model)."""
-        ...
+        raise DataError(f"{type(self).__name__} has no pairs: the reward model reads `pairs(split)`")
 
     def quality(self, texts: list[str]) -> dict[str, list[float]]:
         """Exact measures of a text's form, if the corpus knows any: name -> one number in [0, 1] per text."""
-        ...
+        return {}
 
 
 def select(record: Rows, index: Tensor) -> Rows:

@@ -1,1 +1,1 @@
-"""Studies that are made of the parts of `src`."""
+"""Studies built from the parts of `src`."""

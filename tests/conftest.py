@@ -1,15 +1,20 @@
-"""Tests run on one thread each and never reach for the network."""
+"""Tests run on one thread each, never reach for the network, and check the shapes of every call of `src.core`."""
 
 import os
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
+
+import tests.shapes  # noqa: F401 - the hook names it
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 torch.set_num_threads(1)
+
+install_import_hook("src.core", "tests.shapes.checked")  # before any test imports it
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +28,7 @@ def tiny_run(tmp_path_factory):
     """A finished PPO run of two iterations on a random GPT-2, judged by VADER: (run folder, SFT folder)."""
     import warnings
 
-    from src.train import run
+    from src.runs.start import start as run
     from tests.tiny import write_lm
 
     folder = tmp_path_factory.mktemp("tiny_run")

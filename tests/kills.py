@@ -101,7 +101,7 @@ def faults_of_ppo(draw: random.Random) -> list[Fault]:
         Fault("between a checkpoint and its row", ROW, 2 * 2 * draw.randint(1, 2) + 1),
         Fault("before the model is saved", "src.modules.ppo:PPOModule.save"),
         Fault("between model and test", "lightning.pytorch:Trainer.test"),
-        Fault("before result.json", "src.train:make_result"),
+        Fault("before result.json", "src.runs.start:make_result"),
     ]
 
 

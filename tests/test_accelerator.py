@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
-import lightning.pytorch
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -16,10 +14,11 @@ from torch import Tensor
 import src.callbacks.rollout
 import src.evaluate.prompts
 import src.rollout.evaluation
+import src.stages.base
 from src.errors import ConfigError
 from src.evaluate.__main__ import evaluate
 from src.pipeline import run_pipeline
-from src.train import run
+from src.runs.start import start as run
 from src.utils.device import accelerator, device
 from src.utils.seeding import generator
 from tests.accelerator import CPU, GPU, OnPretendedGPU, PretendedGPU, where
@@ -27,6 +26,13 @@ from tests.conftest import TINY_RUN
 from tests.tiny import FOREIGN_WARNINGS, write_lm
 
 pytestmark = FOREIGN_WARNINGS
+
+
+class OnGPU(Trainer):
+    """Lightning's Trainer on a GPU that is pretended."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings | {"accelerator": "auto", "strategy": OnPretendedGPU()})
 
 
 @pytest.fixture
@@ -40,8 +46,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.device]]:
 
     monkeypatch.setattr(src.callbacks.rollout, "generator", of_cpu)
     monkeypatch.setattr(src.rollout.evaluation, "generator", of_cpu)
-    trainer = partial(Trainer, strategy=OnPretendedGPU())
-    monkeypatch.setattr(lightning.pytorch, "Trainer", lambda **settings: trainer(**settings | {"accelerator": "auto"}))
+    monkeypatch.setattr(src.stages.base, "Trainer", OnGPU)
     with PretendedGPU():
         yield asked
 

@@ -26,16 +26,17 @@ ORDER = [  # an import goes from a later line to an earlier one, or stays in its
     ["config"],
     ["checkpointing"],
     ["callbacks"],
+    ["stages"],
+    ["memory"],
     ["runs"],
     ["evaluate"],
-    ["memory"],
     [ENTRY, "chat", "export"],
 ]
 LAYERS = {room: layer for layer, rooms in enumerate(ORDER) for room in rooms}
-IMPORT_HYDRA = {ENTRY, "config", "checkpointing", "runs", "evaluate", "chat", "export", "memory"}
+IMPORT_HYDRA = {ENTRY, "config", "stages", "runs", "export"}
 NAME_LOGGERS = {"loggers"}
 CORE_MAY_IMPORT = (
-    *("torch", "src.types", "src.errors", "src.core"),
+    *("torch", "jaxtyping", "src.types", "src.errors", "src.core"),
     *("__future__", "abc", "collections.abc", "dataclasses", "functools", "math", "typing"),
 )
 LONGEST_FUNCTION = 40  # lines from `def` to the end, docstring excluded

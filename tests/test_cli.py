@@ -18,8 +18,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from src.data.embedded.reviews import Reviews
 from src.data.tokenizers import byte_level_bpe
 from src.rewards.vader import Vader
-from src.runs.report import JobFailedError, friendly_errors
-from src.train import run
+from src.runs.start import start as run
+from src.utils.exits import JobFailedError, friendly_errors
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),  # peft, of GPT-2's Conv1D layers
@@ -118,7 +118,7 @@ def test_a_sweep_runs_every_job_and_leaves_whole_folders(sweep, logs):
 def test_a_bad_job_of_a_sweep_leaves_the_others_their_results(given, logs):
     code, _, err = finish("-m", "ppo.clip=5,0.3", *given)
     assert code == 2
-    assert "ppo.clip=5: must be greater than 0 and less than 1" in err
+    assert "ppo.clip=5: must be less than 1" in err
     assert "Traceback" not in err
     (other,) = folders(logs, "ppo.clip=0.3")
     assert (other / "result.json").exists()
@@ -175,7 +175,7 @@ def test_result_json_has_each_figure_with_n_and_interval(logs):
     result = json.loads((folder / "result.json").read_text())
     groups = {"sft", "ppo", "improvement"}
     assert {"format", "stage", "seconds", "git_revision", "config_hash", "seed", *groups} <= set(result)
-    assert result["format"] == 1
+    assert result["format"] == 2
     named = {"score", "gold", "kl", "response_length", "eos_fraction", "grammatical", "distinct"}
     for group, names in (("sft", named), ("ppo", named), ("improvement", {"score", "gold"})):
         assert names <= set(result[group])
@@ -261,7 +261,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(given, logs):
     assert "Traceback" not in err
     words = " ".join((out + err).split())
     assert "interrupted" in words
-    assert "the same command goes on from there" in words
+    assert "the same command resumes" in words
     assert not (folder / "result.json").exists()
     kept = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)[-1]
     assert kept.name in words.replace(" ", "")
@@ -284,9 +284,9 @@ def test_an_unfinished_run_is_gone_on_with_by_the_same_settings_only(given, logs
 
 
 def test_a_run_starts_from_the_checkpoint_of_another(given, logs):
-    longer = ["lr_schedule=constant", "ppo.num_iterations=4", f"resume={logs / 'ppo/constant'}"]
-    run([*given, "lr_schedule=constant", "name=constant"])
-    run([*given, "lr_schedule=constant", "ppo.num_iterations=4", "name=whole4"])
+    longer = ["ppo.lr_schedule=constant_with_warmup", "ppo.num_iterations=4", f"resume={logs / 'ppo/constant'}"]
+    run([*given, "ppo.lr_schedule=constant_with_warmup", "name=constant"])
+    run([*given, "ppo.lr_schedule=constant_with_warmup", "ppo.num_iterations=4", "name=whole4"])
     run([*given, *longer, "name=longer"])
     for name in ("metrics.csv", "model/model.safetensors"):
         assert (logs / "ppo/longer" / name).read_bytes() == (logs / "ppo/whole4" / name).read_bytes()
@@ -306,13 +306,13 @@ def refusal(overrides):
 
 
 OUT_OF_RANGE = {
-    "ppo.clip=0": "ppo.clip=0: must be greater than 0 and less than 1",
-    "ppo.clip=-1": "ppo.clip=-1: must be greater than 0 and less than 1",
-    "ppo.clip=1.5": "ppo.clip=1.5: must be greater than 0 and less than 1",
-    "ppo.gamma=1.2": "ppo.gamma=1.2: must be between 0 and 1",
-    "ppo.lam=-0.1": "ppo.lam=-0.1: must be between 0 and 1",
+    "ppo.clip=0": "ppo.clip=0: must be greater than 0",
+    "ppo.clip=-1": "ppo.clip=-1: must be greater than 0",
+    "ppo.clip=1.5": "ppo.clip=1.5: must be less than 1",
+    "ppo.gamma=1.2": "ppo.gamma=1.2: must be at most 1",
+    "ppo.lam=-0.1": "ppo.lam=-0.1: must be at least 0",
     "ppo.epochs=0": "ppo.epochs=0: must be at least 1",
-    "ppo.minibatch_size=999": "ppo.minibatch_size=999: must be between 1 and ppo.batch_size (16)",
+    "ppo.minibatch_size=999": "ppo.minibatch_size=999: must be at most ppo.batch_size (16)",
     "ppo.micro_batch_size=0": "ppo.micro_batch_size=0: must be at least 1",
     "ppo.num_iterations=0": "ppo.num_iterations=0: must be at least 1",
     "ppo.lr=-1": "ppo.lr=-1: must be at least 0",
@@ -323,15 +323,15 @@ OUT_OF_RANGE = {
     "model 'tiny' reads at most 64",
     "model.lora.rank=0": "model.lora.rank=0: must be at least 1",
     "model.lora.targets=[nonexistent]": "model.lora.targets=[nonexistent]: no layer of model 'tiny' is called nonexistent; "
-    "all-linear takes every linear layer",
-    "model.dtype=int3": "model.dtype='int3': must be one of float32, bfloat16, float16, float64",
-    "model.attn_implementation=x": "model.attn_implementation='x': must be sdpa, eager or flash_attention_2",
+    "all-linear adapts every linear layer",
+    "model.dtype=int3": "model.dtype='int3': must be 'float32', 'bfloat16', 'float16' or 'float64'",
+    "model.attn_implementation=x": "model.attn_implementation='x': must be 'sdpa', 'eager', 'flash_attention_2' or 'flash_attention_3'",
     "callbacks.checkpoint.every=0": "callbacks.checkpoint.every=0: must be at least 1",
     "trainer.devices=2": "trainer.devices=2: several processes need trainer=ddp",
-    "trainer.devices=auto": "trainer.devices='auto': must be a whole number, at least 1",
+    "trainer.devices=auto": "trainer.devices='auto': must be a whole number",
     "trainer=ddp trainer.num_nodes=2": "trainer.num_nodes=2: start the processes by torchrun or srun",
-    "+trainer.strategy=fsdp": "trainer.strategy=fsdp: is not supported; several processes train by trainer=ddp",
-    "+trainer.strategy=deepspeed": "trainer.strategy=deepspeed: is not supported; several processes train by trainer=ddp",
+    "+trainer.strategy=fsdp": "trainer.strategy='fsdp': is not supported; several processes train by trainer=ddp",
+    "+trainer.strategy=deepspeed": "trainer.strategy='deepspeed': is not supported; several processes train by trainer=ddp",
     "trainer=ddp trainer.devices=3": "ppo.batch_size=16: counts the rows of all processes together, so it must be a "
     "multiple of 3 (trainer.devices)",
     "trainer=ddp ppo.minibatch_size=5": "ppo.minibatch_size=5: counts the rows of all processes together, so it must be "

@@ -11,11 +11,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from src.config.compose import compose, instantiate, with_value
+from src.config.compose import compose, with_value
 from src.models.loading import load_tokenizer
 from src.models.roles import build_roles
 from src.pipeline import run_pipeline
-from src.train import run
+from src.runs.start import start as run
+from src.stages.objects import instantiate
 from tests.data import sets
 from tests.families import CHATS, CLASSES, write_family
 from tests.tiny import FOREIGN_WARNINGS, assert_rows_close, plain_logprobs, ragged_rollout, rows_of
@@ -117,11 +118,11 @@ def test_after_sft_with_an_adapter_the_reference_is_the_sft_model(
     run(["stage=sft", with_value("model.path", bare), *choice, *sft, "sft.max_tokens=128", "name=x"])
     tuned = str(tmp_path / "logs/sft/x/model")
     account = json.loads((tmp_path / "logs/sft/x/data.json").read_text())
-    assert account["train"] == {"rows": 24, "kept": 24, "fallen": {}}
+    assert account["train"] == {"rows": 24, "kept": 24, "dropped": {}}
     assert f"{tmp_path / 'pairs.jsonl'}, train: 24 of 24 rows\n" in capsys.readouterr().out
-    model = instantiate(compose([*choice, with_value("model.path", tuned)]).model)
+    model = instantiate(compose([*choice, with_value("model.path", tuned)]).model, "model")
     assert model.lora is not None
-    roles, rollout = build_roles(load_tokenizer(tuned), model, seed=1, critic=True), ragged_rollout()
+    roles, rollout = build_roles(model, load_tokenizer(tuned), seed=1, critic=True), ragged_rollout()
     policy, reference = (roles.distribution(rollout, 1.0, role).logprobs() for role in ("policy", "reference"))
     assert torch.equal(policy, reference)
     own = plain_logprobs(AutoModelForCausalLM.from_pretrained(tuned), rollout)

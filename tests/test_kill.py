@@ -50,7 +50,7 @@ def assert_equal_after(runner: Runner, overrides: tuple[str, ...], name: str, *m
         Fault("scoring", SCORING, 8),
         Fault("between minibatches", MINIBATCH, 11),
         Fault("inside a checkpoint, flushed and not renamed", RENAME, 2),
-        Fault("before result.json", "src.train:make_result"),
+        Fault("before result.json", "src.runs.start:make_result"),
     ],
     ids=lambda fault: fault.phase,
 )
@@ -119,7 +119,7 @@ def test_a_signal_saves_and_says_so_and_the_same_command_goes_on(runner: Runner,
     assert runner.run((*PPO, f"name={name}"), fault) == 128 + fault.signum, runner.said()
     last_line = runner.said().splitlines()[-1]
     assert kept in last_line
-    assert "the same command goes on from there" in last_line
+    assert "the same command resumes" in last_line
     assert "Traceback" not in runner.said()
     assert runner.run((*PPO, f"name={name}")) == 0, runner.said()
     assert differences(whole, runner.folder(name, PPO)) == []

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from src import pipeline
 from src.errors import ConfigError
-from src.pipeline import run_pipeline, share_out
+from src.pipeline import compose_stages, run_pipeline
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),  # peft, of GPT-2's Conv1D layers
@@ -21,17 +21,12 @@ SMALLER = ["sft.eval_rows=20", "reward_model.normalization_samples=16", "ppo.eva
 
 
 def test_each_override_goes_to_the_stages_that_read_it():
-    given = ["sft.steps=4", "reward_model.lr=1e-3", "ppo.dual_clip=3", "policy_loss=dual_clip", "data.flip=0"]
-    assert share_out(given) == {
-        "sft": ["sft.steps=4", "data.flip=0"],
-        "reward": ["reward_model.lr=1e-3", "data.flip=0"],
-        "ppo": ["ppo.dual_clip=3", "policy_loss=dual_clip", "data.flip=0"],
+    given = ["sft.steps=4", "reward_model.lr=1e-3", "ppo.dual_clip=3.0", "policy_loss=dual_clip", "data.flip=0.0"]
+    assert {stage: run.overrides[1:] for stage, run in compose_stages(given).items()} == {
+        "sft": ["sft.steps=4", "data.flip=0.0"],
+        "reward": ["reward_model.lr=1e-3", "data.flip=0.0"],
+        "ppo": ["ppo.dual_clip=3.0", "policy_loss=dual_clip", "data.flip=0.0"],
     }
-
-
-def test_the_choice_of_a_model_is_not_the_reward_models():
-    shared = share_out(["model=gpt2", "model.path=here"])
-    assert shared == {"sft": ["model=gpt2", "model.path=here"], "reward": [], "ppo": ["model=gpt2", "model.path=here"]}
 
 
 @pytest.mark.parametrize(
@@ -46,11 +41,11 @@ def test_the_choice_of_a_model_is_not_the_reward_models():
 )
 def test_an_override_that_no_stage_takes_is_refused(override, words):
     with pytest.raises(ConfigError, match=words):
-        share_out([override])
+        compose_stages([override])
 
 
 def test_whatever_is_wrong_is_said_before_the_first_stage(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "train", lambda config: pytest.fail("a stage was run"))
+    monkeypatch.setattr(pipeline, "train", lambda run, stage: pytest.fail("a stage was run"))
     with pytest.raises(ConfigError, match=r"ppo\.clip=-1"):
         run_pipeline(["experiment=quick", "ppo.clip=-1", f"log_dir={tmp_path}"])
 
@@ -58,10 +53,10 @@ def test_whatever_is_wrong_is_said_before_the_first_stage(tmp_path, monkeypatch)
 def test_with_another_reward_there_is_no_reward_stage(tmp_path, monkeypatch):
     stages = []
 
-    def pretend(config):
-        stages.append((config.stage, config.model.path))
-        Path(config.run_dir).mkdir(parents=True)
-        return {"stage": config.stage, "sft": {"nll_per_token": 1.0}}
+    def pretend(run, stage):
+        stages.append((run.stage, run.model.path))
+        Path(run.run_dir).mkdir(parents=True)
+        return {"stage": run.stage, "sft": {"nll_per_token": 1.0}}
 
     monkeypatch.setattr(pipeline, "train", pretend)
     result = run_pipeline(["experiment=quick", "reward=vader", f"log_dir={tmp_path}"])
@@ -74,13 +69,13 @@ def test_a_finished_stage_is_not_taken_for_one_with_other_settings(tmp_path, mon
     """Named before the first stage runs; the same settings, and what stages hand on, are no difference."""
     trained = []
 
-    def pretend(config):
-        trained.append(config.stage)
-        if config.stage == "ppo":
+    def pretend(run, stage):
+        trained.append(run.stage)
+        if run.stage == "ppo":
             raise TimeoutError
-        folder = Path(config.run_dir)
+        folder = Path(run.run_dir)
         folder.mkdir(parents=True)
-        OmegaConf.save(config, folder / "config.yaml")
+        OmegaConf.save(OmegaConf.create(run.plain()), folder / "config.yaml")
         (folder / "result.json").write_text("{}")
         return {}
 
@@ -94,7 +89,7 @@ def test_a_finished_stage_is_not_taken_for_one_with_other_settings(tmp_path, mon
 
     assert stages_of() == ["sft", "reward", "ppo"]
     assert stages_of() == ["ppo"]
-    assert stages_of("ppo.clip=0.1", "log_every=3") == ["ppo"]
+    assert stages_of("ppo.clip=0.1", "ppo.log_every=3") == ["ppo"]
     for others, words in (
         (["sft.lr=2e-3"], r"pipeline/mine/sft was finished with other settings: sft\.lr \(0\.001 -> 0\.002\); give"),
         (["sft.eval_rows=7"], r"mine/sft was .*: sft\.eval_rows \(\d+ -> 7\); give"),
@@ -129,7 +124,7 @@ def test_the_pipeline_runs_and_goes_on_after_an_interruption(tmp_path, monkeypat
     (folder / "ppo/result.json").unlink()
     trained = []
     train = pipeline.train
-    monkeypatch.setattr(pipeline, "train", lambda config: trained.append(config.stage) or train(config))
+    monkeypatch.setattr(pipeline, "train", lambda run, stage: trained.append(run.stage) or train(run, stage))
     capsys.readouterr()
     again = run_pipeline(overrides)
     assert trained == ["ppo"]

@@ -17,9 +17,9 @@ import pytest
 
 from src.data.embedded.reviews import Reviews
 from src.rewards.vader import Vader
-from src.runs.report import JobFailedError, friendly_errors
+from src.runs.start import start as run
 from src.serve_reward import build_app
-from src.train import run
+from src.utils.exits import JobFailedError, friendly_errors
 from tests.servers import serving
 from tests.tiny import FOREIGN_WARNINGS
 
@@ -30,7 +30,7 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[1]
 CORPUS = ["data.n_reviews=240", "data.n_pairs=20"]
-FAST = ["trainer.accelerator=cpu", "model=tiny", "callbacks.curves=null"]
+FAST = ["trainer.accelerator=cpu", "model=tiny"]
 TINY = [
     *FAST,
     *("ppo.num_iterations=1", "ppo.batch_size=8", "ppo.minibatch_size=8", "ppo.micro_batch_size=8", "ppo.epochs=1"),
@@ -269,18 +269,18 @@ REFUSED = {
     "reward=keyword": "reward.keywords must be given with these choices: add reward.keywords=...",
     "reward=regex": "reward.pattern must be given with these choices: add reward.pattern=...",
     "reward=http": "reward.url must be given with these choices: add reward.url=...",
-    "reward=keyword reward.keywords=good": "reward.keywords='good': must be a list of at least one word",
+    "reward=keyword reward.keywords=good": "reward.keywords='good': must be a list",
     "reward=keyword reward.keywords=[]": "reward.keywords=[]: must be a list of at least one word",
     "reward=regex reward.pattern='('": "reward.pattern='(': must be a regular expression of Python's re "
     "(missing ), unterminated subpattern at position 0)",
     "reward=length reward.target_words=0": "reward.target_words=0: must be at least 1",
     "reward=numeric reward.tolerance=-1": "reward.tolerance=-1: must be at least 0",
     "reward=http reward.url=localhost": "reward.url='localhost': must be an address that starts with http:// or https://",
-    "reward=mix reward.weights={sentiment:0,length:0}": "reward.weights={'sentiment': 0, 'length': 0}: "
+    "reward=mix reward.weights={sentiment:0,length:0}": "reward.weights={'sentiment': 0.0, 'length': 0.0}: "
     "must be numbers of which one is not 0",
-    "reward=mix +reward.weights.extra=1": "reward.weights={'sentiment': 1.0, 'length': 0.2, 'extra': 1}: "
+    "reward=mix +reward.weights.extra=1": "reward.weights={'sentiment': 1.0, 'length': 0.2, 'extra': 1.0}: "
     "must be one number for each of sentiment, length",
-    "reward=vader ppo.reward_timeout=0": "ppo.reward_timeout=0: must be greater than 0 seconds, or null",
+    "reward=vader ppo.reward_timeout=0": "ppo.reward_timeout=0: must be greater than 0, or null",
 }
 
 

@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from src import pipeline
 from src.config.compose import compose
-from src.config.validate import preflight
 from src.errors import ConfigError, ModelError
 from src.evaluate.prompts import load_rewards
-from src.pipeline import run_pipeline, share_out
+from src.pipeline import compose_stages, run_pipeline
 from src.rewards.learned import LearnedReward
-from src.runs.prerequisites import ensure
+from src.runs.find import load_config
+from src.runs.prerequisites import train_missing
+from src.stages.builders import stage_of
+from src.stages.ppo import PPOStage
 from tests.models.architectures import write
 from tests.test_pipeline import SMALL, SMALLER, pytestmark  # noqa: F401  (the same warnings)
 
@@ -25,16 +26,13 @@ ON_BASE = ["reward_net=adapter", "reward=adapter"]
 
 
 def check(*overrides: str) -> None:
-    config = compose(["experiment=quick", *overrides])
-    config.run_dir = "/tmp/never-written"
-    preflight(config)
+    stage_of(compose(["experiment=quick", *overrides])).check()
 
 
 def test_the_choice_of_a_model_is_the_reward_adapters_too() -> None:
-    """It sits on that model; every other reward model is one of its own."""
+    """It sits on that model."""
     given = ["model.lora.rank=4", "reward_net=adapter", "reward_model.net.lora.rank=2"]
-    assert share_out(given)["reward"] == given
-    assert share_out(["model.lora.rank=4"])["reward"] == []
+    assert compose_stages(given)["reward"].overrides == ["stage=reward", *given]
 
 
 def test_four_roles_run_on_one_base_in_one_command(tmp_path: Path) -> None:
@@ -47,13 +45,13 @@ def test_four_roles_run_on_one_base_in_one_command(tmp_path: Path) -> None:
     facts = json.loads((folder / "reward/adapter/reward.json").read_text())
     assert set(facts) == {"format", "base", "tokenizer", "bias"}
     assert facts["bias"] != 0
-    chosen = OmegaConf.load(folder / "ppo/config.yaml")
-    assert (chosen.reward.path, chosen.choices.reward) == (str(folder / "reward"), "adapter")
+    chosen: Any = load_config(folder / "ppo/config.yaml")
+    assert (chosen.reward.path, chosen.choices["reward"]) == (str(folder / "reward"), "adapter")
     saved = torch.load(next((folder / "ppo/checkpoints").glob("*.ckpt")), weights_only=True)
     assert not [name for name in saved["state_dict"] if ".reward." in name]
-    scorer = load_rewards(chosen)["score"]  # for the finished policy, which shares no base any more
+    scorer = load_rewards(PPOStage(chosen))["score"]  # for the finished policy, which shares no base any more
     assert isinstance(scorer, LearnedReward)
-    plain = LearnedReward(str(folder / "reward/model"), 4).score(["The film"], [" was good."], [{}])
+    plain = LearnedReward(str(folder / "reward/model"), 4).load().score(["The film"], [" was good."], [{}])
     assert torch.equal(scorer.score(["The film"], [" was good."], [{}]), plain)
 
 
@@ -61,36 +59,33 @@ def test_an_adapter_that_nobody_gave_is_trained_on_the_model_at_hand(tmp_path: P
     """And kept: another seed finds it; a reward model of its own is another artifact."""
     stages: list[Any] = []
 
-    def pretend(config: Any) -> dict[str, Any]:
-        stages.append((config.stage, config.choices.get("reward_net"), config.model.path))
-        (Path(config.run_dir) / "model").mkdir(parents=True)
-        (Path(config.run_dir) / "result.json").write_text("{}")
+    def pretend(run: Any) -> dict[str, Any]:
+        stages.append((run.stage, run.choices["reward_net"] if run.stage == "reward" else None, run.model.path))
+        (Path(run.run_dir) / "model").mkdir(parents=True)
+        (Path(run.run_dir) / "result.json").write_text("{}")
         return {}
 
-    def ensured(*overrides: str) -> Any:
-        config = compose(["experiment=quick", f"log_dir={tmp_path}", *overrides])
-        ensure(config, pretend)
-        return config
+    def missing(*overrides: str) -> dict[str, str]:
+        return train_missing(compose(["experiment=quick", f"log_dir={tmp_path}", *overrides]), pretend)
 
-    config = ensured("reward=adapter")
-    assert stages == [("sft", None, None), ("reward", "adapter", config.model.path)]
-    assert ensured("reward=adapter", "seed=2").reward.path == config.reward.path
-    ensured("reward=adapter", "model.path=mine")
-    ensured()
-    assert stages[2:] == [("reward", "adapter", "mine"), ("reward", "scratch", config.model.path)]
+    found = missing("reward=adapter")
+    assert stages == [("sft", None, None), ("reward", "adapter", found["model"])]
+    assert missing("reward=adapter", "seed=2") == found
+    missing("reward=adapter", "model.path=mine")
+    missing()
+    assert stages[2:] == [("reward", "adapter", "mine"), ("reward", "scratch", found["model"])]
 
 
 REFUSED = {
     "reward=adapter model.lora=null": "model.lora=null: policy and critic are whole models",
-    "reward=mix +reward.parts.mine._target_=src.rewards.adapter.AdapterReward": "cannot be the gold score or a part",
-    "gold_reward=vader gold_reward._target_=src.rewards.adapter.AdapterReward": "cannot be the gold score or a part",
+    "gold_reward=vader gold_reward._target_=nowhere.Reward": "gold_reward._target_",
     "stage=reward reward_model.lm_coef=0.1": "reward_net=scratch has no vocabulary head",
     "stage=reward reward_model.lm_coef=-1": "reward_model.lm_coef=-1: must be at least 0",
     "stage=reward reward_model.max_tokens=513": "the reward model reads at most 512 tokens",
     "stage=reward reward_net=adapter reward_model.max_tokens=65": "the reward model reads at most 64 tokens",
     "stage=reward reward_net=adapter reward_model.net.lora.targets=[nowhere]": "is called nowhere",
     "stage=reward reward_net=pretrained": "reward_model.net.path must be given with these choices",
-    "stage=reward reward_model.net.lora.rank=2": "it belongs to reward_net=adapter",
+    "stage=reward reward_model.net.lora.rank=2": "it belongs to reward_net=pretrained or reward_net=adapter",
 }
 
 
@@ -133,14 +128,13 @@ def test_without_an_adapter_in_ppo_the_reward_stage_is_run_all_the_same(
     """reward_net=adapter reward=learned: PPO reads the merged model of the run's folder."""
     given: list[Any] = []
 
-    def pretend(config: Any) -> dict[str, Any]:
-        given.append((config.stage, config.model.path, config.reward.get("path")))
-        Path(config.run_dir).mkdir(parents=True)
+    def pretend(run: Any, stage: Any) -> dict[str, Any]:
+        given.append((run.stage, run.model.path, run.reward.path if run.stage == "ppo" else None))
+        Path(run.run_dir).mkdir(parents=True)
         figures: dict[str, Any] = {"nll_per_token": 1.0, "accuracy": 1.0}
-        return {"stage": config.stage, "sft": figures, "reward_model": figures}
+        return {"stage": run.stage, "sft": figures, "reward_model": figures}
 
     monkeypatch.setattr(pipeline, "train", pretend)
-    monkeypatch.setattr(pipeline, "preflight", lambda config: None)
     run_pipeline(["experiment=quick", "reward_net=adapter", "name=x", f"log_dir={tmp_path}"])
     folder = tmp_path / "pipeline/x"
     sft = str(folder / "sft/model")

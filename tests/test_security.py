@@ -14,8 +14,7 @@ import torch
 
 from src.checkpointing.checksum import seal
 from src.checkpointing.resume import find_checkpoint
-from src.config.compose import compose, instantiate
-from src.config.validate import preflight
+from src.config.compose import compose
 from src.errors import CheckpointError, ConfigError, ModelError
 from src.models.loading import (
     build_tokenizer,
@@ -25,6 +24,8 @@ from src.models.loading import (
     load_tokenizer,
     unmatched_targets,
 )
+from src.stages.builders import stage_of
+from src.stages.objects import instantiate
 from tests.tiny import EOS, FOREIGN_WARNINGS, TinyCorpus, model_settings, write_lm
 
 pytestmark = FOREIGN_WARNINGS
@@ -55,7 +56,7 @@ def test_a_checkpoint_with_a_payload_is_not_opened(given: bool, tmp_path: Path) 
     torch.save({"format": 1, "state_dict": Payload(tmp_path / "marker")}, tmp_path / "checkpoints/file.tmp")
     seal(tmp_path / "checkpoints/file.tmp", file)
     config = compose([f"resume={file}"] if given else [])
-    config.run_dir = str(tmp_path / "other" if given else tmp_path)
+    config = config.model_copy(update={"run_dir": str(tmp_path / "other" if given else tmp_path)})
     with pytest.raises(CheckpointError, match=r"iteration-1\.ckpt holds more than tensors"):
         find_checkpoint(config)
     assert not (tmp_path / "marker").exists()
@@ -86,7 +87,7 @@ def test_the_code_in_a_model_folder_is_not_run(loader: str, tmp_path: Path) -> N
         LOADERS[loader](str(folder))
     assert not (tmp_path / "marker").exists()
     how = "here it is never run" if loader == "reward model" else "model.trust_remote_code=true runs it"
-    assert str(refused.value).endswith(f"it brings code of its own along, and {how}")
+    assert str(refused.value).endswith(f"it comes with its own code, and {how}")
 
 
 OWN = """
@@ -119,14 +120,13 @@ def test_code_that_is_named_per_model_is_run(tmp_path: Path, monkeypatch: pytest
     arguments = ["stage=ppo", f"model.path={path}", "model.scratch=null", "reward=length", "rollout.max_new_tokens=8"]
     for trusted in (False, True):
         config = compose([*arguments, f"model.trust_remote_code={str(trusted).lower()}"])
-        config.run_dir = str(tmp_path / "run")
         if not trusted:
             with pytest.raises(ModelError, match=r"model\.trust_remote_code=true runs it"):
-                preflight(config)
+                stage_of(config).check()
             assert not marker.exists()
-    preflight(config)
+    stage_of(config).check()
     assert marker.exists()
-    settings = instantiate(config.model)
+    settings = instantiate(config.model, "model")
     lm = load_causal_lm(settings)
     assert type(lm).__module__.startswith("transformers_modules.")
     assert build_tokenizer(settings, TinyCorpus()).eos_token_id == EOS
@@ -152,8 +152,7 @@ def test_weights_with_a_payload_are_not_opened(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["os.system", "subprocess.run", "builtins.exec"])
-def test_a_configuration_calls_nothing_that_reaches_out(target: str, tmp_path: Path) -> None:
+def test_a_configuration_calls_nothing_that_reaches_out(target: str) -> None:
     config = compose([f"+callbacks.mine._target_={target}"])
-    config.run_dir = str(tmp_path)
     with pytest.raises(ConfigError, match=f"{target}.*blocklisted"):
-        instantiate(config.callbacks)
+        stage_of(config)

@@ -169,7 +169,7 @@ def test_a_reward_that_raises_is_an_error_of_the_server() -> None:
 def command(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Runs the entry with these arguments; returns what uvicorn was asked to serve."""
     served: dict[str, Any] = {}
-    monkeypatch.setattr(serve_reward, "quiet_libraries", lambda: None)
+    monkeypatch.setattr(serve_reward, "set_up_output", lambda: None)
     monkeypatch.setattr(serve_reward.uvicorn, "run", lambda app, **options: served.update(options, app=app))
 
     def run(*arguments: str) -> dict[str, Any]:
@@ -190,7 +190,7 @@ def test_others_are_served_with_a_token_only(
         out, err = capsys.readouterr()
         assert (out, err) == (
             "",
-            f"error: --host {host}: others can reach it, so a token is needed: set REWARD_TOKEN\n",
+            f"error: --host {host}: other machines can reach it, so it needs a token: set REWARD_TOKEN\n",
         )
     monkeypatch.setenv("REWARD_TOKEN", "s3cret\n")
     served = command("reward=vader", "--host", "0.0.0.0", "--port", "8123")

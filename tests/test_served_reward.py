@@ -41,7 +41,7 @@ def asking(url: str, **changes: Any) -> HttpReward:
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> LearnedReward:
-    return LearnedReward(write_reward_model(tmp_path_factory.mktemp("reward")), 4)
+    return LearnedReward(write_reward_model(tmp_path_factory.mktemp("reward")), 4).load()
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_ppo_loses_nothing_to_a_server_that_fails_every_fifth_time(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With 20 in 100 of all answers an error: the very same numbers, and no sample left out."""
-    monkeypatch.setattr("src.rewards.http.wait_random_exponential", lambda **_: wait_none())
+    monkeypatch.setattr("tenacity.wait_random_exponential", lambda **_: wait_none())
     app, fate, fates = build_app(Vader(), "answer", "", 10**6), Random(1), []
 
     @app.middleware("http")

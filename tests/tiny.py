@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ from src.data.modules import PromptData
 from src.data.tokenizers import word_level
 from src.models.roles import Roles, build_roles
 from src.models.settings import LoraSettings, ModelSettings
-from src.modules.ppo import PPOModule, PPOSettings
+from src.modules.ppo import PPOModule
+from src.modules.settings import PPOSettings
 from src.rollout.experience import ExperienceMaker, ReferenceKL
 from src.rollout.kl_controller import FixedKL
 from src.rollout.sampling import Sampler
@@ -47,6 +49,7 @@ TEXTS = [
     "great .",
 ]
 PROMPTS = ["the film", "a", "we liked the plot", "they", "the plot was bright and", "a bad", "great", "we"]
+FAST_CPU = os.environ.get("TEST_FAST_CPU", "true") == "true"  # `model.fast_cpu` of every model that is loaded here
 PAD, EOS, FIRST_WORD = 0, 1, 3  # ids of `word_level`: pad, eos, unk, then words
 LORA = LoraSettings(rank=3, alpha=6, dropout=0.0, targets="all-linear")
 
@@ -104,6 +107,7 @@ def model_settings(path: str | None, lora: LoraSettings | None = LORA, **changes
         "attn_implementation": "sdpa",
         "gradient_checkpointing": False,
         "scratch": None,
+        "fast_cpu": FAST_CPU,
     }
     return ModelSettings(path=path, lora=lora, **(plain | changes))
 
@@ -112,7 +116,7 @@ def make_roles(
     path: str, lora: LoraSettings | None = LORA, *, spread: float = 0.0, critic: bool = True, **changes: Any
 ) -> Roles:
     """Roles on a folder; `spread` > 0 moves policy and critic away from the reference, each by noise of its own."""
-    roles = build_roles(tokenizer(), model_settings(path, lora, **changes), seed=5, critic=critic)
+    roles = build_roles(model_settings(path, lora, **changes), tokenizer(), seed=5, critic=critic)
     if spread:
         noise = torch.Generator().manual_seed(11)
         with torch.no_grad():
@@ -212,7 +216,7 @@ class TinyCorpus:
         return [PromptRow(text, {"row": i}) for i, text in enumerate(PROMPTS)]
 
     def pairs(self, split: str) -> list[PreferencePair]:
-        return [PreferencePair("the film", " was great .", " was bad .", gap=0.5)]
+        return [PreferencePair(prompt="the film", chosen=" was great .", rejected=" was bad .", gap=0.5)]
 
     def quality(self, texts: list[str]) -> dict[str, list[float]]:
         return {}
@@ -250,7 +254,7 @@ def make_module(roles: Roles, **changes: Any) -> PPOModule:
         "value_loss": ClippedSquaredError(0.2),
         "old_kl": SampledKL(k3),
         "old_kl_controller": FixedKL(0.0),
-        "reference_kl": KL_IN_REWARD,
+        "reference_kl": KL_IN_REWARD.estimator,
         "aggregation": token_mean,
     }
     mine |= {name: changes.pop(name) for name in list(changes) if name in mine}
@@ -267,7 +271,9 @@ def make_module(roles: Roles, **changes: Any) -> PPOModule:
         "temperature": 1.0,
     }
     return PPOModule(
-        settings=PPOSettings(**(settings | changes)),
+        roles,
+        mine["reward"],
+        PPOSettings(**(settings | changes)),
         policy_loss=mine["policy_loss"],
         old_kl=mine["old_kl"],
         old_kl_controller=mine["old_kl_controller"],
@@ -277,11 +283,7 @@ def make_module(roles: Roles, **changes: Any) -> PPOModule:
         policy_optimizer=partial(mine["optimizer"], lr=mine["lr"]),
         critic_optimizer=partial(mine["optimizer"], lr=mine["critic_lr"]),
         lr_schedule=partial(get_linear_schedule_with_warmup, num_warmup_steps=0, num_training_steps=mine["iterations"]),
-        reward=mine["reward"],
-        gold_reward=None,
-        roles=lambda tokenizer, critic: roles,
         seed=3,
-        tokenizer=roles.tokenizer,
     )
 
 

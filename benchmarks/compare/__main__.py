@@ -1,16 +1,16 @@
-"""Seconds and memory of one PPO iteration: this project beside TRL 1.12, for GPT-2 shapes with random weights.
+"""Seconds and memory of one PPO iteration: this project and TRL 1.12, for GPT-2 shapes with random weights.
 
     python -m benchmarks.compare --trl PYTHON                  124M on a CPU, one thread
     python -m benchmarks.compare --trl PYTHON --device cuda    124M and 1B in bfloat16 on a GPU
 
-PYTHON is the interpreter of an environment that has TRL; made, for example, by
+PYTHON is the interpreter of an environment with TRL, made for example by
 
     python -m venv trl && trl/bin/pip install torch==2.13.0 trl==1.12.0 peft
 
-Without it only this project is measured, and the table says so. An iteration is the rollout of 16 responses of 48
+Without --trl only this project is measured, and the table says so. An iteration is the rollout of 16 responses of 48
 tokens (on a GPU 64 of 256), their scoring by a reward model of the policy's shape, and 4 epochs of 4 minibatches
-(Adam). In each round every contender runs one fresh process: an iteration to warm up and one that counts (on a GPU
-three). Medians. Writes benchmarks/results/compare.json and compare.md, on a GPU compare_gpu_WIDTH.*.
+(Adam). In each round every contender runs in a new process: one iteration to warm up, then one that is measured (on a
+GPU three). Medians. Writes benchmarks/results/compare.json and compare.md, on a GPU compare_gpu_WIDTH.*.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from benchmarks.compare.contenders import CONTENDERS, ON_GPU, Contender
 from benchmarks.compare.page import contenders, summary, write
 from benchmarks.compare.workload import Workload, on_gpu
 
-WIDE = 160  # characters that the table takes
+WIDE = 160  # width of the table in characters
 ROOT = Path(__file__).parents[2]
 SHAPES = {"cpu": [Workload(12, 768)], "cuda": [on_gpu(12, 768), on_gpu(24, 1792)]}
 ENVIRONMENT = {
@@ -43,14 +43,14 @@ NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def lines(python: str, *arguments: str, device: str = "cpu") -> list[str]:
-    """What a Python prints; its errors go to the screen."""
+    """The lines that a Python process prints; its errors go to the terminal."""
     env = ENVIRONMENT if device == "cuda" else ENVIRONMENT | NO_GPU
     done = subprocess.run([python, *arguments], check=True, stdout=subprocess.PIPE, text=True, env=env, cwd=ROOT)
     return done.stdout.splitlines()
 
 
 def run(contender: Contender, python: str, workload: Workload, folder: Path) -> list[dict[str, Any]]:
-    """The iterations of one process, without the first. Raises `ValueError` when it did other work."""
+    """The iterations of one process, without the first. Raises `ValueError` if it did other work than asked."""
     module = "benchmarks.compare.by_trl" if contender.trl else "benchmarks.compare.ours"
     settings = contender.settings.replace("TOP", str(workload.top)).split()
     printed = lines(python, "-m", module, str(folder), *settings, device=workload.device)
@@ -66,13 +66,13 @@ def run(contender: Contender, python: str, workload: Workload, folder: Path) -> 
 
 
 def versions(python: str, *names: str) -> dict[str, str]:
-    """Of libraries in an environment."""
+    """Versions of libraries in an environment."""
     code = "import json, sys; from importlib.metadata import version; print(json.dumps([*map(version, sys.argv[1:])]))"
     return dict(zip(names, json.loads(lines(python, "-c", code, *names)[-1]), strict=True))
 
 
 def measure(arguments: argparse.Namespace, workload: Workload, folder: Path) -> Table:
-    """All rounds, and the best rates just before or after each process; what there is is written after every round."""
+    """Run all rounds, with the best rates just before or after each process; results are written after every round."""
     pythons = {False: sys.executable, True: arguments.trl}
     chosen = [c for c in contenders(workload) if pythons[c.trl] and (not arguments.only or c.name in arguments.only)]
     names = ("torch", "transformers", "peft")
@@ -94,7 +94,7 @@ def measure(arguments: argparse.Namespace, workload: Workload, folder: Path) -> 
 
 
 def _rates(device: str) -> dict[str, float]:
-    """The machine's best now: operations per second by precision, and bytes per second."""
+    """The machine's best rates now: operations per second by precision, and bytes per second."""
     found = json.loads(lines(sys.executable, "-m", "benchmarks.compare.rate", device, device=device)[-1])
     return {kind: max(ways.values()) for kind, ways in found.items()}
 

@@ -1,7 +1,7 @@
-"""One process of TRL's PPO, run by a Python that has it: `python -m benchmarks.compare.by_trl FOLDER lora|full`.
+"""One process of TRL's PPO, run by a Python with TRL: `python -m benchmarks.compare.by_trl FOLDER lora|full`.
 
-TRL's own trainer does the work. Phases are told apart from outside: its sampling ends when `batch_generation` returns,
-its scoring when `forward` is first called with gradients.
+TRL's own trainer runs. Phases are separated from outside: sampling ends when `batch_generation` returns, scoring when
+`forward` is first called with gradients.
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ class PhaseClock(TrainerCallback):
         self.clock.steps += 1
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Begin."""
+        """Start the clock."""
         self.clock = Clock(self.device)
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """An iteration is over."""
+        """End an iteration."""
         self.clock.lap("train")
         self.clock.finish(self.tokens)
 
 
 def settings(workload: Workload, folder: Path) -> PPOConfig:
-    """The workload in TRL's words; a step of its optimizer per minibatch asks for accumulation over 1."""
+    """The workload as TRL's settings; accumulation over 1 gives one optimizer step per minibatch."""
     return PPOConfig(
         output_dir=str(folder / "trl"), use_cpu=workload.device == "cpu", bf16=workload.device == "cuda",
         gradient_checkpointing=False, report_to=[],

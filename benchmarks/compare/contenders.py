@@ -1,4 +1,4 @@
-"""Who is compared, and what of the work each one does; needs the standard library alone."""
+"""The contenders and what each of them trains; imports the standard library only."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ HALF = "model.dtype=bfloat16 trainer.precision=bf16-mixed"
 
 @dataclass(frozen=True)
 class Contender:
-    """A program with its settings, and what the limit is to be counted by."""
+    """A program with its settings, and what its limit is computed from."""
 
     name: str
     title: str
-    settings: str  # overrides of ours, where TOP and FOLDER are filled in; lora or full of TRL's
+    settings: str  # our overrides, in which TOP and FOLDER are filled in; for TRL lora or full
     trl: bool = False
     policy_lora: bool = True
     critic_lora: bool = True
-    top_only: bool = False  # adapters in the top layers, the rest computed once for each experience
+    top_only: bool = False  # adapters in the top layers; the rest is computed once per experience
     reward_lora: bool = False  # the reward model is an adapter on the base
     dtype: str = "float32"
 

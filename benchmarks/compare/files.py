@@ -1,8 +1,8 @@
-"""Models, tokenizer and prompts of the comparison, made from a fixed seed: `python -m benchmarks.compare.files FOLDER`.
+"""Make models, tokenizer and prompts of the comparison: `python -m benchmarks.compare.files FOLDER`.
 
-No response ends early, in either program: the coordinate 0 of the last hidden state is made 1 whatever the text is, and
-the tokens that are no words (padding, end, unknown, the word that begins a prompt) have -100 there in the tied
-embedding, so that their probability is below exp(-90).
+No response ends early in either program: coordinate 0 of the last hidden state is always 1, and the special tokens
+(padding, end, unknown, the first word of a prompt) have -100 there in the tied embedding, so that their probability is
+below exp(-90).
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from src.models.reward_choices import SharedBaseAdapter
 from src.models.settings import LoraSettings, ModelSettings
 
 BEGIN = "begin"
-SPECIAL = 3  # of a word-level tokenizer: padding, end, unknown
+SPECIAL = 3  # special tokens of a word-level tokenizer: padding, end, unknown
 
 
 def make_tokenizer() -> PreTrainedTokenizerBase:
-    """GPT-2's number of tokens, each a word, so that text made of any tokens is read back as the same tokens."""
+    """As many words as GPT-2 has tokens, so that decoded text is tokenized to the same tokens again."""
     return word_level([" ".join([BEGIN, *(f"w{i}" for i in range(VOCABULARY - SPECIAL - 1))])])
 
 
 def write_models(workload: Workload, folder: Path) -> None:
-    """`policy`, and `reward` of the same shape; random."""
+    """Write `policy`, and `reward` of the same shape, with random weights."""
     tokenizer = make_tokenizer()
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -52,7 +52,7 @@ def write_models(workload: Workload, folder: Path) -> None:
 
 
 def write_reward_adapter(workload: Workload, folder: Path) -> None:
-    """`reward_adapter`: a fresh LoRA adapter and score head on the policy's base."""
+    """Write `reward_adapter`: a new LoRA adapter and score head on the policy's base."""
     lora = LoraSettings(workload.rank, 2 * workload.rank, 0.0, ["c_attn"])
     settings = ModelSettings("policy", str(folder / "policy"), "float32", "sdpa", False, lora, None)
     net = SharedBaseAdapter(settings, lora).build(make_tokenizer(), 0, False)
@@ -60,7 +60,7 @@ def write_reward_adapter(workload: Workload, folder: Path) -> None:
 
 
 def write_prompts(workload: Workload, folder: Path) -> None:
-    """Of the lengths of the workload; one more for each of the other splits, which nothing here is measured on."""
+    """Write prompts of the workload's lengths; one for each of the other splits, which are not measured."""
     draws = torch.Generator().manual_seed(1)
 
     def prompt(tokens: int) -> str:

@@ -1,4 +1,4 @@
-"""One process of this project: `python -m benchmarks.compare.ours FOLDER [OVERRIDE ...]`, the run of `src.train`."""
+"""One process of this project: `python -m benchmarks.compare.ours FOLDER [OVERRIDE ...]` runs `src.train`."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from benchmarks.compare.workload import Clock, Workload
 from src.callbacks.rollout import RolloutCallback
 from src.config.compose import compose
 from src.modules.ppo import PPOModule
-from src.runs.report import quiet_libraries
-from src.train import train
+from src.runs.start import train
+from src.utils.output import set_up_output
 
 
 class PhaseClock(Callback):
-    """Times the phases; stands behind the rollout callback, so that its own hook comes when the experience is made."""
+    """Times the phases; it comes after the rollout callback, so its hook runs when the experience is made."""
 
     make_clock: Callable[[], Any] = Clock
 
     def on_train_start(self, trainer: Trainer, pl_module: PPOModule) -> None:
-        """Begin, and listen to the sampler and the optimizers."""
+        """Start the clock, and hook into the sampler and the optimizers."""
         self.clock = self.make_clock(pl_module.device.type)
         maker = next(c.maker for c in trainer.callbacks if isinstance(c, RolloutCallback))
         sample = maker.sample
@@ -43,17 +43,17 @@ class PhaseClock(Callback):
         self.clock.steps += 1
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: PPOModule, batch: Any, batch_idx: int) -> None:
-        """The experience is there."""
+        """End the scoring phase."""
         self.clock.lap("score")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: PPOModule, outputs: Any, batch: Any, _: int) -> None:
-        """The epochs are over."""
+        """End the training phase and the iteration."""
         self.clock.lap("train")
         self.clock.finish(int(batch["experience"].mask.sum()))
 
 
 def overrides(workload: Workload, folder: Path) -> list[str]:
-    """The workload in the words of the command line."""
+    """The workload as overrides of the command line."""
     return [
         *"experiment=none data=custom data.columns.prompt=prompt model=gpt2 gold_reward=none resume=never".split(),
         *(f"data.path={folder}/train.jsonl", f"model.path={folder}/policy"),
@@ -81,9 +81,8 @@ def main() -> None:
         plain = [override for override in plain if not override.startswith("model.lora.")]
     with tempfile.TemporaryDirectory(dir=folder) as run:
         config = compose([*plain, *given, f"log_dir={run}"])
-        config.run_dir = f"{run}/run"
-        quiet_libraries()
-        train(config)
+        set_up_output()
+        train(config.model_copy(update={"run_dir": f"{run}/run"}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From measurements to the table and the page."""
+"""The table and the page, from the measurements."""
 
 from __future__ import annotations
 
@@ -33,33 +33,32 @@ ABOUT = """Seconds and memory of one PPO iteration.
 GPT-2 of {layers} layers, {heads} heads, width {width}, vocabulary 50,257, random weights; a separate reward model
 of the same shape; LoRA of rank {rank} on `c_attn`. An iteration: {rows} prompts of {shortest} to {longest} tokens,
 {new_tokens} response tokens for each, scoring, {epochs} epochs of {minibatches} minibatches of {minibatch} (Adam).
-Every round runs a fresh process of each contender, one after the other: one iteration to warm up, one that counts.
-Rounds: {rounds} of {measured} iterations, medians; on a CPU other programs may run on other cores, so its seconds are
-the figure to go by. Ratios below 1 are better than TRL's LoRA row; the column of the limit says how many times the
-fewest operations of that variant at the best rate of a {size}^3 matrix product an iteration takes. As a machine's speed
-drifts, that is the best of many products just before and just after the process: {rates} in this run. Decoding's share:
-the weights, keys and values that it must read, at the best rate of a copy then ({bandwidth}), over the seconds of
-the rollout. The JSON file beside this page has the operations by phase and role.
+In every round each contender runs in a new process: one iteration to warm up, then the measured ones. Rounds: {rounds}
+of {measured} measured iterations, medians. Other programs may run on other cores, so CPU seconds are compared on a CPU.
+Ratios below 1 are better than TRL's LoRA row. "s / limit" divides the seconds by those that the least operations of the
+variant need at the best rate of a {size}^3 matrix product; the rate is measured just before and after each process, as
+a machine's speed drifts: {rates} in this run. Decoding's share: the seconds to read weights, keys and values once per
+token at the best rate of a copy ({bandwidth}), divided by the seconds of the rollout. The JSON file next to this page
+has the operations by phase and role.
 """
 NOTES = """
-What is alike: the weights, the prompts, the number of response tokens, the optimizer steps of each model (counted). No
-response ends early in either program: the last hidden state has one constant coordinate, at which the embeddings of the
-special tokens are -100, so none of them is ever drawn; the tokens are counted in every iteration.
+What is the same: the weights, the prompts, the number of response tokens, the optimizer steps of each model (counted).
+No response ends early in either program: the last hidden state has one constant coordinate, where the embeddings of the
+special tokens are -100, so none of them is ever sampled; the tokens are counted in every iteration.
 
 What is not comparable:
 
-- TRL has no LoRA critic: in its LoRA row the value model is a whole model, trained in full, with one optimizer for
-  both.
+- TRL has no LoRA critic: in its LoRA row the value model is a separate model whose weights are all trained, with one
+  optimizer for both.
 - TRL's update pads every row to the longest prompt and runs the vocabulary head on all positions; this project
   trims each minibatch and runs the head on response tokens. The limit counts real tokens and response positions for
   both.
-- TRL takes the old log-probabilities from the sampler; this project computes them again by the path that trains.
+- TRL reuses the sampler's log-probabilities as the old ones; this project computes them again by the code that trains.
 - This project's reward model reads text that is decoded and tokenized again, with an end token appended; TRL's
   reads ids.
-- Responses are drawn for all prompts at once in both programs; TRL also scores them at once, this project half of them
-  at a time.
-- This project's time includes its callbacks and log; the peak includes loading and is that of the process.
-- In bfloat16 the base is held in bfloat16, adapters and the separate reward model in float32; TRL on a GPU holds all
+- Both programs sample all prompts at once; TRL also scores all at once, this project half of them at a time.
+- This project's time includes its callbacks and its log; the peak is that of the process and includes loading.
+- In bfloat16 the base is in bfloat16, adapters and the separate reward model are in float32; TRL on a GPU keeps all
   weights in bfloat16.
 """
 
@@ -72,7 +71,7 @@ def total(iteration: dict[str, Any], clock: str) -> float:
 def summary(
     rounds: dict[str, list[dict[str, Any]]], count: int, versions: dict[str, dict[str, str]], workload: Workload
 ) -> dict[str, Any]:
-    """Medians, limits and ratios beside all that was measured; `rounds` are the iterations of each contender."""
+    """Medians, limits and ratios, and all measurements; `rounds` are the iterations of each contender."""
     rows = {c.name: row(c, rounds[c.name], workload) for c in contenders(workload) if c.name in rounds}
     if BASIS in rows:
         for own in rows.values():
@@ -85,12 +84,12 @@ def summary(
 
 
 def contenders(workload: Workload) -> tuple[Contender, ...]:
-    """Who is compared on that device."""
+    """The contenders on that device."""
     return ON_GPU if workload.device == "cuda" else CONTENDERS
 
 
 def row(contender: Contender, iterations: list[dict[str, Any]], workload: Workload) -> dict[str, Any]:
-    """One contender's; each iteration is held against the rates next to it."""
+    """The figures of one contender; each iteration is divided by the rates measured next to it."""
     clock, kind = workload.clock, contender.dtype
     median = {
         name: {phase: statistics.median(i[name][phase] for i in iterations) for phase in PHASES}
@@ -128,7 +127,7 @@ def cells(own: dict[str, Any]) -> list[str]:
 
 
 def machine(device: str) -> str:
-    """The GPU, or CPU, cores, memory."""
+    """The GPU, or CPU, cores and memory."""
     if device == "cuda":
         return f"{torch.cuda.get_device_name()}, {platform.system()}, Python {platform.python_version()}"
     info = Path("/proc/cpuinfo")
@@ -152,7 +151,7 @@ def write(result: dict[str, Any], workload: Workload, folder: Path) -> Table:
     missing = [] if any(name.startswith("trl") for name in result["contenders"]) else ["", "TRL was not measured."]
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    page = ["# Beside TRL", "", about(result, workload), *lines, *missing, NOTES]
+    page = ["# Comparison with TRL", "", about(result, workload), *lines, *missing, NOTES]
     (folder / f"{name}.md").write_text("\n".join(page), encoding="utf-8")
     return table
 

@@ -1,7 +1,7 @@
 """The machine's best rates: `python -m benchmarks.compare.rate [cuda]`.
 
-Of a square matrix product, in operations per second: 1024^3 on one thread of a CPU, 8192^3 on a GPU. And of copying
-memory, in bytes read and written per second.
+A square matrix product, in operations per second: 1024^3 on one thread of a CPU, 8192^3 on a GPU. A copy of memory, in
+bytes read and written per second.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 SIZE, REPEATS = {"cpu": 1024, "cuda": 8192}, 60
-COPIED = {"cpu": 2**28, "cuda": 2**32}  # bytes, more than any cache holds
+COPIED = {"cpu": 2**28, "cuda": 2**32}  # bytes, more than a cache
 
 
 def ways(a: Tensor, b: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """The operators that may compute a b^T; oneDNN's own is faster than MKL's on some CPUs."""
+    """The operators that can compute a b^T; oneDNN is faster than MKL on some CPUs."""
     found: dict[str, Callable[[], Tensor]] = {
         "mm": lambda: torch.mm(a, b),
         "linear": lambda: torch.nn.functional.linear(a, b),
@@ -30,7 +30,7 @@ def ways(a: Tensor, b: Tensor) -> dict[str, Callable[[], Tensor]]:
 
 
 def seconds(compute: Callable[[], object], device: str) -> float:
-    """Of the fastest of all repeats."""
+    """Seconds of the fastest repeat."""
     found = []
     for _ in range(REPEATS):
         since = time.perf_counter()
@@ -43,7 +43,7 @@ def seconds(compute: Callable[[], object], device: str) -> float:
 
 @torch.no_grad()
 def best(dtype: torch.dtype, device: str = "cpu") -> dict[str, float]:
-    """Operations per second of each way."""
+    """Operations per second of each operator."""
     a, b = torch.randn(2, SIZE[device], SIZE[device]).to(device, dtype).unbind()
     return {name: 2 * SIZE[device] ** 3 / seconds(compute, device) for name, compute in ways(a, b).items()}
 

@@ -1,4 +1,4 @@
-"""What every contender does, and the clock that all of them are timed by."""
+"""The workload of every contender, and the clock that times them."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Workload:
 
     @property
     def heads(self) -> int:
-        """Of 64 numbers each, as in GPT-2."""
+        """Attention heads of width 64, as in GPT-2."""
         return max(1, self.width // 64)
 
     @property
     def top(self) -> int:
-        """The layers with adapters where only the highest have some: 4 of 12."""
+        """How many of the top layers get adapters: 4 of 12."""
         return max(1, self.layers // 3)
 
     @property
@@ -53,16 +53,16 @@ class Workload:
 
     @property
     def clock(self) -> str:
-        """The seconds that are compared: other programs do not make those of the CPU longer, but a GPU has none."""
+        """The seconds that are compared: CPU seconds, as other programs do not lengthen them; on a GPU wall seconds."""
         return "wall" if self.device == "cuda" else "cpu"
 
     def write(self, folder: Path) -> None:
-        """For the contenders, as workload.json."""
+        """Write workload.json for the contenders."""
         (folder / "workload.json").write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     @staticmethod
     def read(folder: Path) -> Workload:
-        """What `write` wrote."""
+        """Read workload.json."""
         return Workload(**json.loads((folder / "workload.json").read_text(encoding="utf-8")))
 
 
@@ -74,7 +74,7 @@ def on_gpu(layers: int, width: int) -> Workload:
 
 
 class Clock:
-    """Wall and CPU seconds of the phases of an iteration, one JSON line for each iteration."""
+    """Wall and CPU seconds of the phases, one JSON line per iteration."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -83,7 +83,7 @@ class Clock:
         self.since = time.perf_counter(), time.process_time()
 
     def lap(self, phase: str) -> None:
-        """All since the last lap was `phase`."""
+        """Assign everything since the last lap to `phase`."""
         if self.device == "cuda":
             torch.cuda.synchronize()
         now = time.perf_counter(), time.process_time()
@@ -92,7 +92,7 @@ class Clock:
         self.since = now
 
     def finish(self, response_tokens: int) -> None:
-        """Print the iteration and begin the next. The peak so far is that of the process, or of the GPU's tensors."""
+        """Print the iteration and start the next. The peak is that of the process, or of the tensors on the GPU."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         if self.device == "cuda":
             peak = torch.cuda.max_memory_allocated() / 2**30

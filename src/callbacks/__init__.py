@@ -1,1 +1,1 @@
-"""Lightning callbacks: when things happen."""
+"""Lightning callbacks: rollouts, stops, tables, plots, progress."""

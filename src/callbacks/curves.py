@@ -1,4 +1,4 @@
-"""A picture of the run: score, gold, KL and losses over PPO iterations."""
+"""A plot of the run: score, gold, KL and losses over PPO iterations."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ PANELS = {
 
 
 class Curves(Callback):
-    """Draws `curves.png` from `metrics.csv` when training ends."""
+    """Plots `metrics.csv` as `curves.png` when training ends."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw every panel whose columns were logged."""
+        """Plot every panel whose columns were logged."""
         for logger in trainer.loggers:
             logger.save()
         rows = read_table(self.folder / "metrics.csv")
@@ -35,7 +35,7 @@ class Curves(Callback):
 
 
 def draw(rows: dict[int, dict[str, float]], path: Path) -> None:
-    """Write a picture with two panels in a row."""
+    """Write a figure with two panels per row."""
     figure = Figure(figsize=(11, 9), layout="constrained")
     axes = figure.subplots(3, 2, sharex=True).flat
     for axis, (title, columns) in zip(axes, PANELS.items(), strict=True):

@@ -1,4 +1,4 @@
-"""The gold meter: the score that is trained on against the one that is not, and a stop when they part."""
+"""Overoptimization: a plot of the trained score and the gold score, and a stop when gold falls."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from src.modules.ppo import PPOModule
 
 
 class GoldCurve(Callback):
-    """Draws `gold.png` when training ends: score and gold against d = sqrt(KL), Gao's form, and where gold turns."""
+    """Plots `gold.png` when training ends: score and gold over d = sqrt(KL), Gao's fit and its turning point."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
 
     def on_fit_end(self, trainer: Trainer, pl_module: PPOModule) -> None:
-        """Draw, if a gold score and a KL were logged and moved."""
+        """Plot, if a gold score and a KL were logged and changed."""
         for logger in trainer.loggers:
             logger.save()
         rows = gold_rows(self.folder)
@@ -34,11 +34,11 @@ class GoldCurve(Callback):
 
 
 class GoldStop(Callback):
-    """Stops training when the gold score falls while the score rises, and takes the policy back to its best.
+    """Stops training when the gold score falls while the score rises, and restores the best policy.
 
     Both are averaged over windows of `window` iterations. Training ends when `patience` windows in a row have a gold
-    lower than the best window's by more than `drop`, and a score above that window's; the policy then is again the one
-    that was measured in the last iteration of the best window: as it was before that iteration's update.
+    lower than the best window's by more than `drop`, and a score above that window's. The restored policy is the one
+    that the last iteration of the best window measured, before that iteration's update.
     """
 
     def __init__(self, window: int, drop: float, patience: int) -> None:
@@ -51,18 +51,18 @@ class GoldStop(Callback):
         self.best_policy: list[Tensor] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: PPOModule) -> None:
-        """A run that was interrupted just after its stop stays stopped."""
+        """Stop again if the run was interrupted just after its stop."""
         trainer.should_stop = trainer.should_stop or self._ends()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: PPOModule, batch: Any, batch_idx: int) -> None:
-        """At the last iteration of a window put aside the policy that is measured, before it learns."""
+        """At the last iteration of a window take a snapshot of the policy before its update."""
         if (len(self.rows) + 1) % self.window == 0:
             self.measured = [parameter.detach().cpu().clone() for parameter in pl_module.roles.policy_parameters()]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: PPOModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take note of the iteration; at the end of each window keep the policy or decide."""
+        """Record the iteration's scores; at the end of each window keep the policy if it is the best, or stop."""
         metrics = trainer.callback_metrics
         if "rollout/gold" not in metrics:
             raise RuntimeError("early_stop=gold needs a gold score: choose one with gold_reward")
@@ -76,7 +76,7 @@ class GoldStop(Callback):
                 restore(self.best_policy, pl_module.roles.policy_parameters())
             rank_zero_only(print)(
                 f"stopped after iteration {batch_idx + 1}, gold falls while the score rises: "
-                f"back to the policy that iteration {(best(windows) + 1) * self.window} measured"
+                f"the policy is that of iteration {(best(windows) + 1) * self.window} again"
             )
         elif best(windows) == len(windows) - 1:
             self.best_policy = self.measured
@@ -89,7 +89,7 @@ class GoldStop(Callback):
         return [(sum(scores) / size, sum(gold) / size) for scores, gold in windows]
 
     def _ends(self) -> bool:
-        """Whether the last `patience` windows all lie below the best gold, with a higher score."""
+        """Whether the last `patience` windows all have a gold below the best one, and a higher score."""
         windows = self._windows()
         if len(self.rows) % self.window or not windows:
             return False
@@ -104,13 +104,13 @@ class GoldStop(Callback):
         return {"rows": [list(row) for row in self.rows], "best_policy": self.best_policy}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them up again."""
+        """Restore them."""
         self.rows = [(score, gold) for score, gold in state_dict["rows"]]
         self.best_policy = state_dict["best_policy"]
 
 
 def best(windows: list[tuple[float, float]]) -> int:
-    """The number of the (first) window with the highest gold."""
+    """The index of the (first) window with the highest gold."""
     return max(range(len(windows)), key=lambda i: windows[i][1])
 
 
@@ -122,14 +122,14 @@ def gold_rows(folder: Path) -> list[list[float]]:
 
 
 def fit_of(rows: list[list[float]]) -> tuple[float, float, float | None]:
-    """alpha, beta and the turning point of Gao's form, fitted to the rise of gold over its first iteration."""
+    """alpha, beta and the turning point of Gao's form, fitted to gold minus its value in the first iteration."""
     _, gold, kl = torch.tensor(rows, dtype=torch.float64).T
     alpha, beta = fit_gao_form(kl.clamp(min=0).sqrt(), gold - gold[0])
     return alpha, beta, turning_point(alpha, beta)
 
 
 def draw(rows: list[list[float]], path: Path) -> None:
-    """Points of every iteration, the fit of Gao's form to gold, and its turning point where it has one in sight."""
+    """Plot the points of every iteration, the fit of Gao's form to gold, and its turning point if it is in range."""
     scores, gold, kl = torch.tensor(rows, dtype=torch.float64).T
     distance = kl.clamp(min=0).sqrt()
     start = gold[0].item()

@@ -1,4 +1,4 @@
-"""Sets gain and bias of a fresh reward model: the SFT policy's own samples then score mean 0, variance 1."""
+"""Normalizes a new reward model: scores of the SFT policy's samples get mean 0 and variance 1."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from src.utils.seeding import generator
 
 
 class NormalizeScores(Callback):
-    """Source: section 2.1 of Stiennon et al. (https://arxiv.org/abs/2009.01325), detail 4 of the N details.
+    """Replaces the score r by (r - mean) / std, with mean and std over samples of the SFT policy.
 
-    Without an SFT policy (`model.path` null) the corpus's own texts stand for its samples.
+    Source: section 2.1 of Stiennon et al. (https://arxiv.org/abs/2009.01325), detail 4 of the N details. Without an SFT
+    policy (`model.path` null) the corpus's texts are used instead of samples.
     """
 
     def __init__(self, model: ModelSettings, sampler: Sampler, samples: int, seed: int) -> None:
         self.model, self.sampler, self.samples, self.seed = model, sampler, samples, seed
 
     def on_train_end(self, trainer: Trainer, pl_module: RewardModule) -> None:
-        """Score the samples, and change gain and bias."""
+        """Score the samples and normalize."""
         data: PairData = trainer.datamodule
         if self.model.path is not None:
             prompts, responses = self._sft_samples(data.corpus, data.batch_size)
@@ -43,9 +44,9 @@ class NormalizeScores(Callback):
         net.normalize(float(scores.mean()), float(scores.std()))
 
     def _sft_samples(self, corpus: Corpus, batch_size: int) -> tuple[list[str], list[str]]:
-        """Prompts and the policy's responses to them, `batch_size` at a time: another size draws the same.
+        """Prompts and the policy's responses to them, `batch_size` at a time; they do not depend on that size.
 
-        The policy reads the end of a prompt that does not fit into its context together with the longest response.
+        A prompt that does not fit into the context together with the longest response loses its beginning.
         """
         trusted = self.model.trust_remote_code
         lm, tokenizer = load_causal_lm(self.model), load_tokenizer(self.model.path or "", trusted=trusted)

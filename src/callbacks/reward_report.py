@@ -1,4 +1,4 @@
-"""What a reward model's margins on held-out pairs look like, and whether it is as sure as it is right."""
+"""A plot of a reward model's margins on held-out pairs and of its calibration."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ BINS = 10
 
 
 class RewardReport(Callback):
-    """Draws `reward.png` when the test ends: a histogram of the margins and a reliability curve."""
+    """Plots `reward.png` when the test ends: a histogram of the margins and a reliability curve."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
 
     def on_test_end(self, trainer: Trainer, pl_module: RewardModule) -> None:
-        """Draw what the test has collected."""
+        """Plot the margins that the test has collected."""
         draw(torch.cat(pl_module.margins).double(), self.folder / "reward.png")
 
 
 def draw(margins: Tensor, path: Path) -> None:
-    """Left the margins r_w - r_l, right the share of pairs ordered rightly against p = sigmoid(|r_w - r_l|)."""
+    """Left the margins r_w - r_l, right the share of pairs ordered correctly over p = sigmoid(|r_w - r_l|)."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.hist(margins.numpy(), bins=40)
@@ -36,11 +36,11 @@ def draw(margins: Tensor, path: Path) -> None:
     left.set_ylabel("held-out pairs")
     bins = calibration(margins, BINS)
     sure, found, count = (x[bins[2] > 0] for x in bins)
-    right.plot([0.5, 1], [0.5, 1], linestyle=":", color="gray", label="as sure as right")
+    right.plot([0.5, 1], [0.5, 1], linestyle=":", color="gray", label="perfectly calibrated")
     right.plot(sure, found, "-", color="tab:blue")
     right.scatter(sure, found, s=10 + 200 * count / count.max(), label="a bin; its area is the number of pairs")
     right.set_xlabel("p = sigmoid(|margin|)")
-    right.set_ylabel("share ordered rightly")
+    right.set_ylabel("share ordered correctly")
     right.set_title(f"expected calibration error {calibration_error(margins, BINS).item():.3f}")
     for axis in (left, right):
         axis.legend()

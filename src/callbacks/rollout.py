@@ -1,4 +1,4 @@
-"""Decides *when* experience is made; `src.rollout` does the rest."""
+"""Calls the experience maker before each training batch and the evaluation in each test batch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
+from src.errors import ConfigError
 from src.modules.ppo import PPOModule
 from src.rollout.evaluation import Evaluator
 from src.rollout.experience import ExperienceMaker
@@ -16,19 +17,32 @@ from src.utils.seeding import generator
 
 
 class RolloutCallback(Callback):
-    """Puts `experience` into each training batch and `evaluation` into each test batch, made by the current policy."""
+    """Adds `experience` to each training batch and `evaluation` to each test batch, from the current policy."""
 
-    def __init__(self, maker: ExperienceMaker, seed: int) -> None:
+    def __init__(self, maker: ExperienceMaker, seed: int = 1) -> None:
         self.maker, self.seed = maker, seed
+
+    def on_fit_start(self, trainer: Trainer, pl_module: PPOModule) -> None:
+        """Refuse settings that differ between the module and the experience maker."""
+        maker, module = self.maker, pl_module
+        sampled, learned = maker.sampler.temperature, module.settings.temperature
+        if sampled != learned:
+            raise ConfigError(f"the temperature is {sampled} in Sampler, {learned} in PPOSettings: give both the same")
+        critic, advantage = maker.advantage.needs_values, type(maker.advantage).__name__
+        if not critic == (module.value_loss is not None) == (module.roles.value_head is not None):
+            wanted = "critic=True and a value_loss" if critic else "critic=False and value_loss=None"
+            raise ConfigError(f"{advantage} {'needs' if critic else 'does not use'} a critic: give {wanted}")
+        if maker.reference_kl.in_loss and module.objective.reference_kl is None:
+            raise ConfigError("ReferenceKL(in_loss=True) needs the same estimator as PPOModule(reference_kl=...)")
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: PPOModule, batch: dict[str, Any], batch_idx: int
     ) -> None:
-        """Sample, score and credit before the module learns."""
+        """Make experience before the module learns."""
         started = time.perf_counter()
-        trainer._results.reset()  # Lightning would log again what an earlier iteration logged and this one does not
+        trainer._results.reset()  # Lightning would repeat metrics of an earlier iteration that this one does not log
         prompts = as_prompts(batch["prompts"])
-        # 0: the same on every rank, of which each takes what falls to its rows
+        # 0: the same numbers on every rank; each uses those of its rows
         draws = generator(self.seed, "sampling", 0, batch_idx, device=prompts.ids.device)
         with trainer.precision_plugin.forward_context():
             experience, measures = self.maker.make(
@@ -37,7 +51,7 @@ class RolloutCallback(Callback):
         if pl_module.gold_reward is not None:
             gold = self.maker.scorer.score(pl_module.gold_reward, experience.rollout)
             measures["rollout/gold"] = gold.scores.mean().item()
-        trim()  # what sampling and scoring have left is cut to other sizes than learning needs
+        trim()  # sampling and scoring leave free blocks of other sizes than learning needs
         batch["experience"] = experience
         shown = {name: value for name, value in measures.items() if name in ("rollout/score", "rollout/kl")}
         pl_module.log_dict(shown, prog_bar=True, batch_size=len(experience))
@@ -50,7 +64,7 @@ class RolloutCallback(Callback):
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: PPOModule, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Let the reference and the policy answer the same held-out prompts."""
+        """Evaluate the reference and the policy on the same held-out prompts."""
         evaluator = Evaluator(self.maker, trainer.datamodule.corpus, self.seed)
         with trainer.precision_plugin.forward_context():
             batch["evaluation"] = evaluator.evaluate(
@@ -58,14 +72,14 @@ class RolloutCallback(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next iteration needs beside weights."""
+        """State of the next iteration besides weights."""
         return self.maker.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it up again."""
+        """Restore it."""
         self.maker.load_state_dict(state_dict)
 
 
 def as_prompts(fields: dict[str, Any]) -> Prompts:
-    """The record of a collated batch; Lightning moves plain dictionaries to the device, not frozen records."""
+    """The `Prompts` of a collated batch; Lightning moves plain dictionaries to the device, not frozen records."""
     return Prompts(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})

@@ -1,4 +1,4 @@
-"""Tables of what the policy writes over time: prompt, response, score."""
+"""Tables of the policy's samples over time: prompt, response, score."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SampleTable(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: PPOModule, outputs: Any, batch: dict[str, Any], batch_idx: int
     ) -> None:
-        """Keep a few samples of the first, of every `every`-th, and of the last iteration."""
+        """Write a few samples of the first, of every `every`-th, and of the last iteration."""
         done = batch_idx + 1
         if not trainer.is_global_zero:
             return
@@ -39,11 +39,11 @@ class SampleTable(Callback):
         self._write(done, rows)
         self.table += rows
         for logger in trainer.loggers:
-            if hasattr(logger, "log_table"):  # wandb's
+            if hasattr(logger, "log_table"):  # of wandb
                 logger.log_table("samples", columns=list(self.columns), data=self.table)
 
     def on_train_start(self, trainer: Trainer, pl_module: PPOModule) -> None:
-        """The folder holds the tables of the checkpoint, and none of what an interrupted run wrote later."""
+        """Write the tables of the checkpoint and delete those that an interrupted run wrote later."""
         by_iteration = {done: list(rows) for done, rows in groupby(self.table, key=lambda row: row[0])}
         for path in self.folder.glob("iteration-*.jsonl"):
             if int(path.stem.removeprefix("iteration-")) not in by_iteration:
@@ -57,9 +57,9 @@ class SampleTable(Callback):
         (self.folder / f"iteration-{done:06d}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows so far."""
+        """The rows of all tables."""
         return {"table": [list(row) for row in self.table]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them up again."""
+        """Restore them."""
         self.table = [list(row) for row in state_dict["table"]]

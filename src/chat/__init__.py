@@ -1,1 +1,1 @@
-"""Talk with a trained model: `python -m src.chat RUN`."""
+"""Chat with a trained model: `python -m src.chat RUN`."""

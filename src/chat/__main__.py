@@ -1,12 +1,12 @@
-"""Talk with a model in the terminal.
+"""Chat with a model in the terminal.
 
 python -m src.chat logs/ppo/default                                   the policy of a run (of a pipeline: its PPO stage)
 python -m src.chat logs/ppo/default temperature=0.7 max_new_tokens=40
 python -m src.chat FOLDER reward=vader                                a plain model folder, with a reward for /score
 
-A model with a chat template hears the whole conversation; any other continues each line by itself. temperature=0 takes
-the most probable token. Ctrl-C stops an answer, Ctrl-D ends. Type /help for the commands. Other key=value are those of
-python -m src.train, upon the run's own.
+A model with a chat template reads the whole conversation; any other model continues each line alone. temperature=0
+picks the most probable token. Ctrl-C stops an answer, Ctrl-D quits. /help lists the commands. Other key=value overrides
+are those of python -m src.train; they change the run's own settings.
 """
 
 from __future__ import annotations
@@ -18,53 +18,55 @@ from pathlib import Path
 
 from src.chat.conversation import Conversation
 from src.chat.repl import Talk
-from src.config.compose import instantiate
-from src.config.errors import key_of
-from src.config.validate import preflight
+from src.config.files import key_of
+from src.config.schema import PPORun
 from src.errors import ConfigError, require
 from src.evaluate.prompts import load_rewards
 from src.models.inference_roles import load_inference_roles
 from src.models.loading import context_length, load_config, load_tokenizer
 from src.runs.find import find_run, own_settings, settings_of
-from src.runs.report import friendly_errors, quiet_libraries
+from src.stages.ppo import PPOStage
 from src.utils.device import device
+from src.utils.exits import friendly_errors
+from src.utils.output import set_up_output
 
 with contextlib.suppress(ImportError):  # line editing and history for input(); not on Windows
     import readline  # noqa: F401
 
-LONGEST = 128  # tokens of an answer by default, where half the context is not less
+LONGEST = 128  # default length of an answer in tokens; at most half of the context
 
 
 def open_talk(given: str, arguments: list[str]) -> Talk:
     """Load what the folder holds. Raises `ConfigError` or `ModelError`."""
     run = find_run(given)
     if run is not None and run.stage == "reward":
-        raise ConfigError(f"{given}: this is a reward model, which does not talk; give the folder of an SFT or PPO run")
+        raise ConfigError(f"{given}: a reward model writes no text; give the folder of an SFT or PPO run")
     if run is not None and not run.model.is_dir():
-        raise ConfigError(f"{given}: the run is unfinished and has saved no model: use python -m src.export")
+        raise ConfigError(f"{given}: the run is unfinished and has no model yet: use python -m src.export")
     policy = str(run.model if run is not None else Path(given).expanduser())
     trained = run is not None and run.stage == "ppo"
-    trusted = run is not None and bool(run.config.model.get("trust_remote_code"))
+    trusted = run is not None and run.config.model.trust_remote_code
     limit = context_length(load_config(policy, trusted=trusted))
     defaults = {"temperature": 1.0, "max_new_tokens": LONGEST if limit is None else min(LONGEST, limit // 2)}
-    if run is not None and trained:
-        defaults = {key: type(value)(run.config.rollout[key]) for key, value in defaults.items()}
+    if run is not None and isinstance(run.config, PPORun):
+        defaults = {key: type(value)(getattr(run.config.rollout, key)) for key, value in defaults.items()}
     own, overrides = own_settings(arguments, defaults)
     require(own["temperature"] >= 0, "temperature", own["temperature"], "at least 0")
     lengths = [f"rollout.max_new_tokens={own['max_new_tokens']}", "rollout.max_prompt_tokens=1"]
     config = settings_of(run, given, [*overrides, *lengths])
-    preflight(config)
+    stage = PPOStage(config)
+    stage.check()
     scored = trained or any(key_of(override).split(".")[0] == "reward" for override in overrides)
-    if scored and config.reward.get("path", "given") is None:
-        raise ConfigError(f"{given}: which reward model? add reward.path=FOLDER, or reward=vader")
+    if scored and stage.reward is None:
+        raise ConfigError(f"{given}: the reward model's path is missing: add reward.path=FOLDER, or reward=vader")
     tokenizer = load_tokenizer(policy, trusted=trusted)
     before = run.before if run is not None and trained else None
-    roles = load_inference_roles(instantiate(config.model), tokenizer, policy, before).to(device())
+    roles = load_inference_roles(stage.model, tokenizer, policy, before).to(device())
     return Talk(
         roles,
         Conversation(tokenizer, None if limit is None else limit - own["max_new_tokens"]),
-        load_rewards(config) if scored else {},
-        instantiate(config.checks.maker).scorer,
+        load_rewards(stage) if scored else {},
+        stage.maker.scorer,
         own["max_new_tokens"],
         own["temperature"],
         config.seed,
@@ -77,7 +79,7 @@ def main() -> None:
     parser.add_argument("model", help="folder of a run, of a pipeline or of a model")
     parser.add_argument("settings", nargs="*", help="temperature=T max_new_tokens=N, and key=value")
     arguments = parser.parse_args()
-    quiet_libraries()
+    set_up_output()
     sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     with friendly_errors(arguments.settings):

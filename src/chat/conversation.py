@@ -1,4 +1,4 @@
-"""What was said so far, as the token ids a model goes on from."""
+"""The conversation so far, as the token ids that the model continues."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Message = dict[str, str]
 
 @dataclass
 class Conversation:
-    """Messages in the model's own chat template; a model without one continues each line by itself.
+    """Messages in the model's chat template; a model without one continues each line alone.
 
-    `room`: the most tokens of a prompt, None where the model sets no limit.
+    `room`: the longest prompt in tokens; None where the model sets no limit.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -23,13 +23,13 @@ class Conversation:
 
     @property
     def has_template(self) -> bool:
-        """Whether the model knows turns at all."""
+        """Whether the model has a chat template."""
         return bool(self.tokenizer.chat_template)
 
     def ask(self, text: str) -> tuple[list[int], str | None]:
-        """Take up what the user says: the ids to go on from, and a note where something had to be left out.
+        """Add the user's message; returns the prompt's ids, and a note when something did not fit.
 
-        The oldest turns go first; then the beginning of the text itself.
+        The oldest turns are dropped first, then the beginning of the text.
         """
         self.messages = (
             [*self.messages, {"role": "user", "content": text}] if self.has_template else [{"content": text}]
@@ -40,14 +40,14 @@ class Conversation:
             self.messages = self.messages[2:]
             ids = self.ids()
         if len(self.messages) < asked:
-            note = f"the oldest {asked - len(self.messages)} messages no longer fit and are left out"
+            note = f"the oldest {asked - len(self.messages)} messages do not fit and are dropped"
         if self._too_long(ids):
             note = f"only the last {self.room} of {len(ids)} tokens fit into the model's context"
             ids = ids[-self.room :] if self.room is not None else ids
         return ids, note
 
     def answered(self, text: str) -> None:
-        """Keep what the model said."""
+        """Add the model's answer."""
         if self.has_template:
             self.messages.append({"role": "assistant", "content": text})
 
@@ -56,7 +56,7 @@ class Conversation:
         self.messages = []
 
     def ids(self) -> list[int]:
-        """Token ids of the messages, up to where the model speaks."""
+        """Token ids of the messages, up to where the answer begins."""
         if not self.has_template:
             return list(self.tokenizer(self.messages[-1]["content"])["input_ids"])
         first = [{"role": "system", "content": self.system}] if self.system else []
@@ -68,5 +68,5 @@ class Conversation:
 
 
 def valid(text: str) -> str:
-    """The text with `?` for what is no Unicode character (halves of surrogate pairs, bytes that were not UTF-8)."""
+    """The text with `?` for everything that is not a Unicode character (lone surrogates, bytes that were not UTF-8)."""
     return text.encode("utf-8", errors="replace").decode("utf-8")

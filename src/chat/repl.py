@@ -1,4 +1,4 @@
-"""A conversation in the terminal: lines in, streamed answers out, and the commands that begin with a slash."""
+"""The chat loop of the terminal: lines in, streamed answers out, and commands that begin with a slash."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from src.utils.seeding import generator
 
 
 class Stream(TextStreamer):
-    """Shows an answer word by word, as soon as no later token can change it."""
+    """Prints an answer word by word, each as soon as no later token can change it."""
 
     def __init__(self, tokenizer: Any, console: Console) -> None:
         super().__init__(tokenizer, skip_prompt=False, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         self.console = console
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Print without markup or a new line before the end."""
+        """Print without markup; a new line only at the end."""
         self.console.print(text, end="\n" if stream_end else "", markup=False, highlight=False, soft_wrap=True)
 
 
 class Talk:
-    """The loop and its commands. Nothing that is typed ends it but /exit and Ctrl-D."""
+    """The loop and its commands. Only /exit and Ctrl-D end it."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Talk:
 
     def loop(self) -> None:
         """Read lines until /exit or the end of the input."""
-        self.console.print("/help lists the commands, Ctrl-D ends" + self._kind(), markup=False, highlight=False)
+        self.console.print("/help lists the commands, Ctrl-D quits" + self._kind(), markup=False, highlight=False)
         while True:
             try:
                 line = valid(input("> ")).strip()
@@ -75,25 +75,25 @@ class Talk:
                 print()
                 return
             except KeyboardInterrupt:
-                self._say("\nstopped; /exit or Ctrl-D ends")
+                self._print("\nstopped; /exit or Ctrl-D quits")
 
     def handle(self, line: str) -> None:
-        """A command, or something to answer."""
+        """Run a command, or answer a text."""
         name, _, rest = line.partition(" ")
         if not line.startswith("/"):
             self.answer(line)
         elif name in self.commands:
             self.commands[name](rest.strip())
         else:
-            self._say(f"there is no command {name}; /help lists them")
+            self._print(f"there is no command {name}; /help lists them")
 
     def answer(self, text: str) -> None:
-        """Stream the policy's answer; what was said before Ctrl-C is kept."""
+        """Stream the policy's answer; Ctrl-C stops it and keeps what is printed."""
         ids, note = self.conversation.ask(text)
         if note:
-            self._say(note)
+            self._print(note)
         if not ids:
-            self._say("this text has no tokens: nothing to go on from")
+            self._print("this text has no tokens, so there is nothing to answer")
             return
         tokenizer = self.roles.tokenizer
         self.turn, self.last = self.turn + 1, []
@@ -108,18 +108,18 @@ class Talk:
     def help(self, _: str) -> None:
         """List the commands."""
         for name, text in {
-            "/compare": "the last answer beside what the reference says to the same",
-            "/score": "what the run's reward (and gold reward) says of the last answer",
-            "/system TEXT": "what a model with a chat template is told beforehand; alone: nothing",
-            "/clear": "forget the conversation",
-            "/exit": "end, as Ctrl-D does; Ctrl-C stops an answer",
+            "/compare": "the last answer and the reference's answer to the same prompt",
+            "/score": "the reward (and gold reward) of the last answer",
+            "/system TEXT": "set the system message, for models with a chat template; without TEXT: none",
+            "/clear": "clear the conversation",
+            "/exit": "quit, like Ctrl-D; Ctrl-C stops an answer",
         }.items():
-            self._say(f"{name:14} {text}")
+            self._print(f"{name:14} {text}")
 
     def compare(self, _: str) -> None:
         """Two columns: policy and reference, drawing from the same random stream."""
         if "reference" not in self.roles.models:
-            self._say("there is no reference beside this model: /compare needs the folder of a PPO run")
+            self._print("this model has no reference: /compare needs the folder of a PPO run")
         elif self._answered():
             table = Table("policy", "reference (before PPO)", show_lines=True)
             other = self._sample("reference", None, [])
@@ -130,36 +130,36 @@ class Talk:
     def score(self, _: str) -> None:
         """Reward and gold of the last answer."""
         if not self.rewards:
-            self._say("no reward is known of this model: start with reward=vader, or give the folder of a PPO run")
+            self._print("this model has no reward: start with reward=vader, or give the folder of a PPO run")
         elif self._answered():
             for name, reward in self.rewards.items():
                 try:
                     found = replace(self.scorer, drop_failed=False).score(reward, self._rollout()).scores.item()
-                    self._say(f"{name}: {found:.3f}")
+                    self._print(f"{name}: {found:.3f}")
                 except RewardError as error:
-                    self._say(f"{name}: {error}")
+                    self._print(f"{name}: {error}")
 
     def system(self, text: str) -> None:
-        """Set the system message and begin anew."""
+        """Set the system message and clear the conversation."""
         if not self.conversation.has_template:
-            self._say("this model has no chat template, so it knows no system message")
+            self._print("this model has no chat template, so it cannot read a system message")
             return
         self.conversation.system = text or None
         self.clear("")
 
     def clear(self, _: str) -> None:
-        """Forget the turns."""
+        """Clear the conversation."""
         self.conversation.clear()
         self.asked, self.last = None, []
-        self._say("cleared")
+        self._print("cleared")
 
     def _answered(self) -> bool:
         if self.asked is None or not self.last:
-            self._say("nothing was answered yet")
+            self._print("there is no answer yet")
         return bool(self.asked and self.last)
 
     def _sample(self, role: Role, stream: Stream | None, ids: list[int]) -> list[int]:
-        """Fill `ids` with the answer of a role, token by token, and return them."""
+        """Append the answer of a role to `ids`, token by token, and return them."""
         assert self.asked is not None
         with self.roles.acting(role) as lm:
             prompt = torch.tensor([self.asked[1]], device=lm.device)
@@ -182,18 +182,28 @@ class Talk:
         return torch.tensor(sorted({self.roles.tokenizer.eos_token_id, *named}))
 
     def _rollout(self) -> Rollout:
-        """The last prompt and answer in the form that rewards are asked in."""
+        """The last prompt and answer as a rollout, which rewards score."""
         assert self.asked is not None
         prompt, answer = torch.tensor([self.asked[1]]), torch.tensor([self.last])
         one, ended = torch.zeros(1, dtype=torch.int64), torch.isin(answer[:, -1], self._stops())
         text = decode(self.roles.tokenizer, torch.cat([prompt, answer], dim=1)[0])
         return Rollout(
-            prompt, torch.ones_like(prompt).bool(), answer, torch.ones_like(answer).bool(), torch.zeros(answer.shape),
-            ended, one, one, (self.asked[0],), (text.removeprefix(self.asked[0]),), ({},), 0,
-        )  # fmt: skip
+            prompt_ids=prompt,
+            prompt_mask=torch.ones_like(prompt).bool(),
+            response_ids=answer,
+            response_mask=torch.ones_like(answer).bool(),
+            behavior_logprobs=torch.zeros(answer.shape),
+            finished=ended,
+            prompt_index=one,
+            group_ids=one,
+            prompts=(self.asked[0],),
+            responses=(text.removeprefix(self.asked[0]),),
+            metadata=({},),
+            policy_version=0,
+        )
 
     def _kind(self) -> str:
-        return "" if self.conversation.has_template else "; this model has no chat template: it continues each line"
+        return "" if self.conversation.has_template else "; this model has no chat template and continues each line"
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, style="dim", soft_wrap=True)

@@ -1,30 +1,28 @@
-"""Checkpoints of trainable tensors, at iteration boundaries only, each written whole or not at all."""
+"""Checkpoints of trainable tensors, at iteration boundaries only, each written atomically."""
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from src.checkpointing.checksum import DirectWrite, seal
-from src.errors import CheckpointError, require
+from src.errors import FULL_DISK, CheckpointError, require
 from src.loggers.csv import CsvTables
 
-ROLLOUT = "rollout/"  # begins the names of what an iteration measures of the policy before it learns
+ROLLOUT = "rollout/"  # prefix of metrics that an iteration measures before its updates
 BEST = "best.ckpt"  # a link to the best checkpoint
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class IterationCheckpoint(Callback):
     """Saves `folder/iteration-N.ckpt` after every `every` batches and after the last.
 
-    The newest `keep` stay, and the best one: that with the highest (`best_mode` "min": lowest) value of the logged
-    number `best_metric` (None: none), to which `best.ckpt` is a link. What is measured of rollouts (`rollout/...`) in
-    iteration N + 1 is of the policy in `iteration-N.ckpt` and judges that one, so the last is not judged by it; any
-    other number judges the checkpoint of its own iteration. The rows that were logged are part of a checkpoint, so
-    tables and weights never differ in what they hold. Must be the last callback but `GracefulStop`.
+    Keeps the newest `keep` and the best: the one with the highest (`best_mode` "min": lowest) value of the logged
+    metric `best_metric` (None: none); `best.ckpt` is a link to it. A metric of rollouts (`rollout/...`) in iteration
+    N + 1 measures the policy of `iteration-N.ckpt` and belongs to that checkpoint, so the last one has none; any other
+    metric belongs to the checkpoint of its iteration. The logged rows are part of a checkpoint, so tables and weights
+    are always of the same iteration. Must be the last callback before `GracefulStop`.
     """
 
     def __init__(
@@ -39,15 +37,15 @@ class IterationCheckpoint(Callback):
         self.best: tuple[int, float] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Have checkpoints written where they are wanted."""
+        """Make Lightning write checkpoints directly to their path."""
         trainer.strategy.checkpoint_io = DirectWrite()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save when it is time; the last iteration of a stage that validates at its end waits for that."""
+        """Save every `every` iterations; the last iteration of a stage with a final validation is saved after it."""
         if self._by_rollouts() and (self.folder / f"iteration-{batch_idx}.ckpt").is_file():
-            self._judge(trainer, batch_idx)
+            self._update_best(trainer, batch_idx)
         if at_end(trainer, batch_idx + 1) and trainer.enable_validation:
             return
         note_row(trainer)
@@ -55,20 +53,20 @@ class IterationCheckpoint(Callback):
             self.save(trainer, batch_idx + 1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the end of a stage together with its validation."""
+        """Save the last iteration of a stage together with its validation."""
         done = trainer.fit_loop.total_batch_idx + 1
         if trainer.state.fn == "fit" and at_end(trainer, done):
             self.save(trainer, done)
 
     def save(self, trainer: Trainer, done: int) -> None:
-        """Write the checkpoint of `done` iterations, if it is not the newest one already, and drop old ones.
+        """Write the checkpoint of `done` iterations, unless it is the newest one already, and delete old ones.
 
-        Raises `CheckpointError` when the disk is full; the one before is left as it was.
+        Raises `CheckpointError` when the disk is full; the previous one is unchanged.
         """
         if done == self.saved:
             return
         if not self._by_rollouts():
-            self._judge(trainer, done)
+            self._update_best(trainer, done)
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary, final = self.folder / "writing.tmp", self.folder / f"iteration-{done}.ckpt"
         try:
@@ -87,33 +85,33 @@ class IterationCheckpoint(Callback):
             self._tidy()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the rows logged so far."""
+        """Add the rows that were logged."""
         for logger in trainer.loggers:
             if isinstance(logger, CsvTables):
                 checkpoint["tables"] = logger.state_dict()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put the tables back to what they were at that moment."""
+        """Restore the tables."""
         for logger in trainer.loggers:
             if isinstance(logger, CsvTables):
                 logger.load_state_dict(checkpoint.get("tables"))
 
     def state_dict(self) -> dict[str, Any]:
-        """Which checkpoint is the best one."""
+        """The best checkpoint and its value."""
         return {"best": list(self.best) if self.best else None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it up again; a best one that is not in this folder is forgotten."""
+        """Restore them, if the best checkpoint is in this folder."""
         best = state_dict["best"]
         if best is not None and (self.folder / f"iteration-{best[0]}.ckpt").is_file():
             self.best = (best[0], best[1])
 
     def _by_rollouts(self) -> bool:
-        """Whether the policy is judged by what it wrote, before it learns from that."""
+        """Whether `best_metric` is measured before the updates of its iteration."""
         return self.best_metric is not None and self.best_metric.startswith(ROLLOUT)
 
-    def _judge(self, trainer: Trainer, done: int) -> None:
-        """Take the checkpoint of `done` iterations for the best if `best_metric` beats that of the best so far."""
+    def _update_best(self, trainer: Trainer, done: int) -> None:
+        """Make the checkpoint of `done` iterations the best if its `best_metric` is better than that of the best."""
         if self.best_metric is None:
             return
         logged = trainer.callback_metrics
@@ -125,7 +123,7 @@ class IterationCheckpoint(Callback):
             self.best = (done, value)
 
     def _tidy(self) -> None:
-        """Drop all but the newest and the best, and point at the best."""
+        """Delete all but the newest and the best, and link `best.ckpt`."""
         best = self.folder / f"iteration-{self.best[0]}.ckpt" if self.best else None
         for old in checkpoints(self.folder)[: -self.keep]:
             if old != best:
@@ -137,19 +135,19 @@ class IterationCheckpoint(Callback):
             link.replace(self.folder / BEST)
 
     def _no_room(self, final: Path, error: OSError) -> str:
-        """What to say when the disk is full."""
+        """The message for a full disk."""
         saved = checkpoints(self.folder)
-        kept = f"{saved[-1]} is kept as it was" if saved else "there is none before it"
-        return f"{final} could not be written ({error.strerror}): {kept}; make room, then the same command goes on"
+        kept = f"{saved[-1]} is kept as it was" if saved else "there is no earlier one"
+        return f"{final} could not be written ({error.strerror}): {kept}; make room, then the same command resumes"
 
 
 def at_end(trainer: Trainer, done: int) -> bool:
-    """Whether no iteration follows."""
+    """Whether this is the last iteration."""
     return done == trainer.num_training_batches or trainer.should_stop
 
 
 def note_row(trainer: Trainer) -> None:
-    """Hand this iteration's row to the tables before the checkpoint is written; Lightning does so after it."""
+    """Log this iteration's row before the checkpoint is written; Lightning logs it after that."""
     connector = trainer._logger_connector
     if connector.should_update_logs:
         row = {name: float(value) for name, value in connector.metrics["log"].items()}

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and that show when they were damaged later."""
+"""Files that are written atomically, with a checksum that shows later damage."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-SEAL = b"sha256:"  # a sealed file ends in this and the 32 bytes of the SHA-256 of all before it
+SEAL = b"sha256:"  # a sealed file ends in this and 32 bytes, the SHA-256 of all bytes before
 LENGTH = len(SEAL) + 32
 
 
 class DirectWrite(TorchCheckpointIO):
-    """Writes straight to the path it is given; Lightning's own takes the way through the folder for temporary files."""
+    """Writes directly to its path; Lightning's own class writes to the folder for temporary files first."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Raises `OSError` when the disk is full."""
         try:
-            with open(path, "wb") as file:  # a path given to torch.save would hide what was wrong with the disk
+            with open(path, "wb") as file:  # with a path torch.save would hide the error of the disk
                 torch.save(checkpoint, file)
-        except RuntimeError as error:  # torch closes its archive on the way out, and stumbles again
+        except RuntimeError as error:  # torch closes its archive on exit, which fails again
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from error
             raise
 
 
 def seal(temporary: Path, final: Path) -> None:
-    """Append the checksum, flush the file to the disk, rename it, flush the folder; both lie in the same folder.
+    """Append the checksum, flush the file to the disk, rename it, flush the folder; both are in the same folder.
 
-    A kill at any moment leaves `final` as it was, or whole. Readers of zip files, torch.load among them, pay no heed
-    to the bytes at the end. Raises `OSError` when the disk is full.
+    After a kill at any moment `final` is the old file or the whole new one. Readers of zip files such as torch.load
+    ignore the bytes at the end. Raises `OSError` when the disk is full.
     """
     with temporary.open("rb+") as file:
-        digest = hashlib.file_digest(file, "sha256").digest()  # leaves the file at its end
+        digest = hashlib.file_digest(file, "sha256").digest()  # the file's position is now at its end
         file.write(SEAL + digest)
         file.flush()
         os.fsync(file.fileno())
@@ -43,7 +43,7 @@ def seal(temporary: Path, final: Path) -> None:
 
 
 def rename(temporary: Path, final: Path) -> None:
-    """Put a flushed file into its place, and flush the folder, so that the new name lasts."""
+    """Rename a flushed file and flush the folder, so that the new name survives a power failure."""
     temporary.replace(final)
     folder = os.open(final.parent, os.O_RDONLY)
     try:
@@ -53,7 +53,7 @@ def rename(temporary: Path, final: Path) -> None:
 
 
 def checksum_matches(path: Path) -> bool:
-    """Whether the file ends in the checksum of all before its end; False also for one that cannot be read."""
+    """Whether the file ends in the checksum of the bytes before it; False also for an unreadable file."""
     try:
         with path.open("rb") as file:
             left = path.stat().st_size - LENGTH

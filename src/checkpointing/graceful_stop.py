@@ -1,4 +1,4 @@
-"""An orderly end on SIGTERM, Ctrl-C or Slurm's signal: finish the iteration, save, and say how to go on."""
+"""Graceful stop on SIGTERM, Ctrl-C or Slurm's signal: finish the iteration, save, and name the way to resume."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from src.errors import require
 from src.utils.distributed import gather
 from src.utils.signals import Interrupted
 
-SAME = 1.0  # seconds within which signals count as one: a terminal sends Ctrl-C to every process, and so may its parent
+SAME = 1.0  # seconds within which signals count as one: a terminal sends Ctrl-C to every process, a parent may too
 
 
 class GracefulStop(Callback):
-    """Ends the run at the next iteration boundary after a signal; a second one, or `grace_seconds`, drops the rest.
+    """Ends the run at the next iteration boundary after a signal; at once after a second one or `grace_seconds`.
 
-    In a Slurm job with auto-requeue the requeue signal (SIGUSR1 unless configured) does the same and then puts the job
-    back into the queue. Lightning would save in the middle of an iteration, into a file that it later prefers to
-    every newer checkpoint. Must come after `IterationCheckpoint`.
+    In a Slurm job with auto-requeue the requeue signal (SIGUSR1 unless configured) does the same and then requeues the
+    job. Lightning alone would save in the middle of an iteration, to a file that it later prefers to every newer
+    checkpoint. Must come after `IterationCheckpoint`.
     """
 
     def __init__(self, grace_seconds: float) -> None:
@@ -37,13 +37,13 @@ class GracefulStop(Callback):
         self.received: int | None = None
         self._received_at = 0.0
         self._overdue = False
-        self.learning = False  # inside the iterations; elsewhere there is nothing to finish
+        self.learning = False  # True within the iterations; elsewhere there is nothing to finish
         self.requeue_signal: int | None = None
         self._timer: threading.Timer | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals for the length of the block, in the main thread; elsewhere nothing changes."""
+        """Handle the signals within the block, in the main thread; in other threads do nothing."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -56,10 +56,10 @@ class GracefulStop(Callback):
                 signal.signal(signum, handler)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lightning has put its own handlers in place of ours: take them back."""
+        """Set the handlers again, as Lightning has replaced them."""
         self.learning = True
         if signal.getsignal(signal.SIGINT) != self._receive:
-            return  # nobody listens
+            return  # not listening
         signal.signal(signal.SIGTERM, self._receive)
         environment = trainer._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
@@ -69,21 +69,21 @@ class GracefulStop(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """The boundary; the last iteration of a stage that validates at its end waits for that."""
+        """Stop at the end of an iteration; after the last one of a stage with a final validation, wait for it."""
         if not (at_end(trainer, batch_idx + 1) and trainer.enable_validation):
             self._end(trainer, batch_idx + 1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The other boundary."""
+        """Stop after the final validation."""
         if trainer.state.fn == "fit":
             self._end(trainer, trainer.fit_loop.total_batch_idx + 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on a run is short to repeat, and stops at once."""
+        """Stop at once from here on, as the rest of a run is short to repeat."""
         self.learning = False
 
     def _end(self, trainer: Trainer, done: int) -> None:
-        """Save and go, if a signal has come to any rank."""
+        """Save and stop if any rank has received a signal."""
         self.received = next((signum for signum in gather(self.received) if signum is not None), None)
         if self.received is None:
             return
@@ -96,7 +96,7 @@ class GracefulStop(Callback):
         raise Interrupted(self.received)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
-        """Note the first signal; raise on the second, or when there is nothing to finish."""
+        """Remember the first signal; raise on the second, or when there is nothing to finish."""
         if self.received is not None and not self._overdue and time.monotonic() - self._received_at < SAME:
             return
         if self.received is not None or not self.learning:
@@ -118,12 +118,12 @@ class GracefulStop(Callback):
 
 
 def say(text: str) -> None:
-    """Write to stderr from a signal handler, where `print` may fall over itself."""
+    """Write to stderr from a signal handler, where `print` is not safe."""
     os.write(2, text.encode())
 
 
 def requeue() -> None:
-    """Put this Slurm job back into the queue; the same command then finds its checkpoint."""
+    """Requeue this Slurm job; the same command then resumes from its checkpoint."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
     failed = subprocess.run(["scontrol", "requeue", job], check=False).returncode

@@ -1,1 +1,1 @@
-"""Pure tensor math: imports torch, `src.types` and `src.errors`, nothing else."""
+"""PPO as pure tensor math: imports torch, jaxtyping, `src.types`, `src.errors` and the standard library alone."""

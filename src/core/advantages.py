@@ -8,12 +8,12 @@ rewards, values and Phi are 0, also where a response was cut off without a stop 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from src.core.masking import first_counted, masked, masked_mean
+from src.core.shapes import Flags, Indices, Mask, PerSequence, PerToken
 
 
-def discounted_sum(x: Tensor, mask: Tensor, discount: float) -> Tensor:
+def discounted_sum(x: PerToken, mask: Mask, discount: float) -> PerToken:
     """y_t = x_t + discount y_{t+1} = sum_l discount^l x_{t+l} over the counted tokens.
 
     Shapes: x, mask (B, T) -> (B, T), 0 outside the mask.
@@ -28,7 +28,7 @@ def discounted_sum(x: Tensor, mask: Tensor, discount: float) -> Tensor:
     return result
 
 
-def reward_to_go(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
+def reward_to_go(rewards: PerToken, mask: Mask, gamma: float) -> PerToken:
     """G_t = sum_l gamma^l r_{t+l}: an action is credited with what comes after it.
 
     Source: REINFORCE, Williams 1992 (https://doi.org/10.1007/BF00992696). Shapes: (B, T) -> (B, T).
@@ -36,7 +36,7 @@ def reward_to_go(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
     return discounted_sum(rewards, mask, gamma)
 
 
-def total_return(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
+def total_return(rewards: PerToken, mask: Mask, gamma: float) -> PerToken:
     """R(tau) = sum_t gamma^t r_t: every action is credited with the whole episode, its past included.
 
     Shapes: (B, T) -> (B, T), the same number at each counted token of a row.
@@ -45,7 +45,7 @@ def total_return(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
     return masked(from_start.expand_as(mask), mask)
 
 
-def td_errors(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float) -> Tensor:
+def td_errors(rewards: PerToken, values: PerToken, mask: Mask, gamma: float) -> PerToken:
     """delta_t = r_t + gamma V_{t+1} - V_t: the actor-critic's one-step advantage, V = 0 after the last token.
 
     Source: Sutton & Barto, section 13.5 (http://incompleteideas.net/book/the-book-2nd.html). Shapes: (B, T) -> (B, T).
@@ -59,7 +59,7 @@ def td_errors(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float) -> Te
     return masked(errors, mask)
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
+def gae(rewards: PerToken, values: PerToken, mask: Mask, gamma: float, lam: float) -> PerToken:
     """A_t = delta_t + gamma lam A_{t+1},  delta_t = r_t + gamma V_{t+1} - V_t.
 
     Source: Schulman et al., eq. 16 (https://arxiv.org/abs/1506.02438). lam = 0 gives delta_t, lam = 1 gives G_t - V_t.
@@ -68,7 +68,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     return discounted_sum(td_errors(rewards, values, mask, gamma), mask, gamma * lam)
 
 
-def lambda_returns(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
+def lambda_returns(rewards: PerToken, values: PerToken, mask: Mask, gamma: float, lam: float) -> PerToken:
     """R_t = A_t^{GAE(gamma, lam)} + V_t: the critic's target; lam = 1 gives G_t, lam = 0 gives r_t + gamma V_{t+1}.
 
     Shapes: rewards, values, mask (B, T) -> (B, T), 0 outside the mask.
@@ -76,27 +76,27 @@ def lambda_returns(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, 
     return gae(rewards, values, mask, gamma, lam) + masked(values, mask)
 
 
-def batch_mean_baseline(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
+def batch_mean_baseline(rewards: PerToken, mask: Mask, gamma: float) -> PerToken:
     """G_t - b, b the mean of G over the counted tokens of the batch. Shapes: (B, T) -> (B, T)."""
     to_go = reward_to_go(rewards, mask, gamma)
     return masked(to_go - masked_mean(to_go, mask), mask)
 
 
-def groups(group_ids: Tensor) -> Tensor:
+def groups(group_ids: Indices) -> Indices:
     """The groups numbered from 0, whatever their ids. Shapes: (B,) int64 -> (B,) int64."""
     return torch.unique(group_ids, return_inverse=True)[1]  # type: ignore[no-any-return]
 
 
-def group_sum(x: Tensor, group_ids: Tensor) -> Tensor:
+def group_sum(x: PerSequence, group_ids: Indices) -> PerSequence:
     """For each row the sum of x over the rows of its group. Shapes: x (B,), group_ids (B,) int64 -> (B,)."""
     group = groups(group_ids)
     return torch.zeros_like(x).index_add(0, group, x)[group]
 
 
-def unequal(scores: Tensor, group_ids: Tensor) -> Tensor:
-    """max R > min R of the group: whether a row's group holds two scores. Shapes: scores, group_ids (B,) -> (B,) bool.
+def unequal(scores: PerSequence, group_ids: Indices) -> Flags:
+    """max R > min R of the group: whether the scores of a row's group differ. Shapes: scores, group_ids (B,) -> (B,).
 
-    Without it rounding alone would tell equal scores apart, and whitening would make advantages of that.
+    Otherwise equal scores would differ by rounding alone, and whitening would turn that into advantages.
     """
     group = groups(group_ids)
     highest, lowest = (
@@ -106,7 +106,7 @@ def unequal(scores: Tensor, group_ids: Tensor) -> Tensor:
     return highest > lowest
 
 
-def leave_one_out(scores: Tensor, group_ids: Tensor) -> Tensor:
+def leave_one_out(scores: PerSequence, group_ids: Indices) -> PerSequence:
     """A_i = R_i - mean_{j != i} R_j within the group: sums to 0 over a group, and is G / (G - 1) (R_i - mean R).
 
     Source: RLOO (https://arxiv.org/abs/2402.14740). A group whose scores are all equal (one row alone too) gives
@@ -118,7 +118,7 @@ def leave_one_out(scores: Tensor, group_ids: Tensor) -> Tensor:
     return torch.where(unequal(scores, group_ids), difference, torch.zeros_like(scores))
 
 
-def group_relative(scores: Tensor, group_ids: Tensor, *, scale: bool) -> Tensor:
+def group_relative(scores: PerSequence, group_ids: Indices, *, scale: bool) -> PerSequence:
     """A_i = R_i - mean R of the group; with `scale` divided by (std of the group + 1e-6), std with G - 1.
 
     Source: GRPO (https://arxiv.org/abs/2402.03300); without the division Dr. GRPO (https://arxiv.org/abs/2503.20783).
@@ -133,6 +133,6 @@ def group_relative(scores: Tensor, group_ids: Tensor, *, scale: bool) -> Tensor:
     return torch.where(unequal(scores, group_ids), centered, torch.zeros_like(scores))
 
 
-def per_token(scores: Tensor, mask: Tensor) -> Tensor:
+def per_token(scores: PerSequence, mask: Mask) -> PerToken:
     """One number per sequence, given to each of its counted tokens. Shapes: (B,), (B, T) -> (B, T)."""
     return masked(scores.unsqueeze(1).expand_as(mask), mask)

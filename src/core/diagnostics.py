@@ -1,14 +1,14 @@
-"""Numbers that tell whether learning is healthy."""
+"""Numbers that show whether learning is healthy."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from src.core.masking import masked_mean, masked_variance
+from src.core.shapes import Mask, PerBin, PerToken, Row, Scalar
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+def explained_variance(values: PerToken, returns: PerToken, mask: Mask) -> Scalar:
     """1 - Var(R - V) / Var(R) over the counted tokens; 0 where the returns do not vary. Shapes: (B, T) -> scalar.
 
     1: the critic predicts perfectly; 0: no better than a constant; below 0: worse. Returns whose standard deviation is
@@ -19,14 +19,14 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     return torch.where(varies, 1 - masked_variance(returns - values, mask) / variance, torch.zeros_like(variance))
 
 
-def correlation(x: Tensor, y: Tensor) -> Tensor:
+def correlation(x: Row, y: Row) -> Scalar:
     """Pearson's r = Cov(x, y) / (sd(x) sd(y)); 0 where one of them does not vary. Shapes: (N,), (N,) -> scalar."""
     x, y = x - x.mean(), y - y.mean()
     scale = x.norm() * y.norm()
     return torch.where(scale > 0, (x * y).sum() / scale.clamp(min=torch.finfo(x.dtype).tiny), torch.zeros_like(scale))
 
 
-def calibration(margins: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
+def calibration(margins: Row, bins: int) -> tuple[PerBin, PerBin, PerBin]:
     """How sure a reward model is of the order of a pair, and how often it is right, by bins of equal width.
 
     p = sigmoid(|margin|), the probability it gives to its own order, from 0.5 to 1; right where margin > 0, half right
@@ -40,7 +40,7 @@ def calibration(margins: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
     return means[0], means[1], count
 
 
-def calibration_error(margins: Tensor, bins: int = 10) -> Tensor:
+def calibration_error(margins: Row, bins: int = 10) -> Scalar:
     """sum over bins of n_b / N |mean p_b - share right_b|: the expected calibration error.
 
     Source: Guo et al., eq. 3 (https://arxiv.org/abs/1706.04599). Shapes: (N,) -> scalar.

@@ -1,7 +1,7 @@
-"""The choices of Phi_t: small objects that hold their settings and say what they need.
+"""The choices of Phi_t: small objects with their settings and what they need.
 
-The policy loss never knows which one was used. All but the running baseline are frozen; that one's memory is part of
-a checkpoint.
+The policy loss never knows which one was used. All but the running baseline are frozen; its memory is part of a
+checkpoint.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
-
-from torch import Tensor
 
 from src.core.advantages import (
     batch_mean_baseline,
@@ -24,6 +22,7 @@ from src.core.advantages import (
     total_return,
 )
 from src.core.masking import masked, masked_mean, whiten
+from src.core.shapes import AnyFloat, PerToken
 from src.errors import require
 from src.types import Episodes
 
@@ -34,8 +33,8 @@ def require_unit(owner: Any, *names: str) -> None:
         require(0 <= getattr(owner, name) <= 1, name, getattr(owner, name), "between 0 and 1")
 
 
-def require_given(x: Tensor | None) -> Tensor:
-    """What an estimator says it needs. Raises `ValueError` where it was not given."""
+def require_given(x: AnyFloat | None) -> AnyFloat:
+    """x, which the estimator needs. Raises `ValueError` where the episodes lack it."""
     if x is None:
         raise ValueError("the episodes lack what this estimator needs (see needs_values and needs_greedy)")
     return x
@@ -49,22 +48,22 @@ class Estimator(ABC):
     needs_greedy: ClassVar[bool] = False  # the score of the greedy response to each prompt
 
     @abstractmethod
-    def advantages(self, episodes: Episodes) -> Tensor:
+    def advantages(self, episodes: Episodes) -> PerToken:
         """Phi_t, (B, T), 0 outside the mask."""
 
-    def returns(self, episodes: Episodes) -> Tensor | None:
+    def returns(self, episodes: Episodes) -> PerToken | None:
         """The critic's target, (B, T); None where there is no critic."""
         return None
 
     def update(self, episodes: Episodes) -> None:  # noqa: B027 - most estimators have no memory
-        """Remember what the next batch needs, after the advantages of this one were taken."""
+        """Remember what the next batch needs, after the advantages of this one were computed."""
 
     def state_dict(self) -> dict[str, Any]:
         """What `update` remembers."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Take it up again."""
+        """Restore it."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class DiscountedEstimator(Estimator, ABC):
 class TotalReturn(DiscountedEstimator):
     """Phi_t = R(tau)."""
 
-    def advantages(self, episodes: Episodes) -> Tensor:
+    def advantages(self, episodes: Episodes) -> PerToken:
         """R(tau) at each token."""
         return total_return(episodes.rewards, episodes.mask, self.gamma)
 
@@ -89,7 +88,7 @@ class TotalReturn(DiscountedEstimator):
 class RewardToGo(DiscountedEstimator):
     """Phi_t = G_t: REINFORCE."""
 
-    def advantages(self, episodes: Episodes) -> Tensor:
+    def advantages(self, episodes: Episodes) -> PerToken:
         """G_t."""
         return reward_to_go(episodes.rewards, episodes.mask, self.gamma)
 
@@ -97,7 +96,7 @@ class RewardToGo(DiscountedEstimator):
 class BatchMeanBaseline(DiscountedEstimator):
     """Phi_t = G_t - mean of G over the batch."""
 
-    def advantages(self, episodes: Episodes) -> Tensor:
+    def advantages(self, episodes: Episodes) -> PerToken:
         """G_t minus the mean."""
         return batch_mean_baseline(episodes.rewards, episodes.mask, self.gamma)
 
@@ -105,7 +104,7 @@ class BatchMeanBaseline(DiscountedEstimator):
 class NormalizedReturn(DiscountedEstimator):
     """Phi_t = (G_t - mean) / std over the tokens of the batch: REINFORCE++ (https://arxiv.org/abs/2501.03262)."""
 
-    def advantages(self, episodes: Episodes) -> Tensor:
+    def advantages(self, episodes: Episodes) -> PerToken:
         """The whitened G_t."""
         return whiten(reward_to_go(episodes.rewards, episodes.mask, self.gamma), episodes.mask)
 
@@ -123,17 +122,17 @@ class RunningMeanBaseline(Estimator):
     weight: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        """Refuse a discount outside [0, 1] and a decay that would never take a batch in."""
+        """Refuse a discount outside [0, 1] and a decay with which no batch would count."""
         require_unit(self, "gamma")
         require(0 <= self.baseline_decay < 1, "baseline_decay", self.baseline_decay, "at least 0 and less than 1")
 
-    def advantages(self, episodes: Episodes) -> Tensor:
+    def advantages(self, episodes: Episodes) -> PerToken:
         """G_t minus the running mean."""
         baseline = self.total / self.weight if self.weight else 0.0
         return masked(reward_to_go(episodes.rewards, episodes.mask, self.gamma) - baseline, episodes.mask)
 
     def update(self, episodes: Episodes) -> None:
-        """Take in the mean of this batch."""
+        """Add the mean of this batch."""
         mean = masked_mean(reward_to_go(episodes.rewards, episodes.mask, self.gamma), episodes.mask).item()
         self.total = self.baseline_decay * self.total + (1 - self.baseline_decay) * mean
         self.weight = self.baseline_decay * self.weight + (1 - self.baseline_decay)
@@ -143,7 +142,7 @@ class RunningMeanBaseline(Estimator):
         return {"total": self.total, "weight": self.weight}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up both sums; where an estimator of another kind kept none, begin afresh."""
+        """Restore both sums; 0 where the checkpoint is of an estimator without them."""
         self.total, self.weight = state.get("total", 0.0), state.get("weight", 0.0)
 
 
@@ -160,7 +159,7 @@ class CriticEstimator(Estimator, ABC):
         """Refuse a discount or a lambda outside [0, 1]."""
         require_unit(self, "gamma", "critic_lam")
 
-    def returns(self, episodes: Episodes) -> Tensor:
+    def returns(self, episodes: Episodes) -> PerToken:
         """The lambda-return."""
         values = require_given(episodes.old_values)
         return lambda_returns(episodes.rewards, values, episodes.mask, self.gamma, self.critic_lam)
@@ -169,7 +168,7 @@ class CriticEstimator(Estimator, ABC):
 class ValueBaseline(CriticEstimator):
     """Phi_t = G_t - V_t."""
 
-    def advantages(self, episodes: Episodes) -> Tensor:
+    def advantages(self, episodes: Episodes) -> PerToken:
         """G_t minus the value."""
         to_go = reward_to_go(episodes.rewards, episodes.mask, self.gamma)
         return to_go - masked(require_given(episodes.old_values), episodes.mask)
@@ -178,7 +177,7 @@ class ValueBaseline(CriticEstimator):
 class TDError(CriticEstimator):
     """Phi_t = r_t + gamma V_{t+1} - V_t: the plain actor-critic."""
 
-    def advantages(self, episodes: Episodes) -> Tensor:
+    def advantages(self, episodes: Episodes) -> PerToken:
         """delta_t."""
         return td_errors(episodes.rewards, require_given(episodes.old_values), episodes.mask, self.gamma)
 
@@ -194,7 +193,7 @@ class GAE(CriticEstimator):
         super().__post_init__()
         require_unit(self, "lam")
 
-    def advantages(self, episodes: Episodes) -> Tensor:
+    def advantages(self, episodes: Episodes) -> PerToken:
         """A_t."""
         return gae(episodes.rewards, require_given(episodes.old_values), episodes.mask, self.gamma, self.lam)
 
@@ -204,7 +203,7 @@ class LeaveOneOut(Estimator):
 
     needs_groups: ClassVar[bool] = True
 
-    def advantages(self, episodes: Episodes) -> Tensor:
+    def advantages(self, episodes: Episodes) -> PerToken:
         """The same number at each token of a response."""
         returns = masked(episodes.rewards, episodes.mask).sum(dim=1)
         return per_token(leave_one_out(returns, episodes.group_ids), episodes.mask)
@@ -218,7 +217,7 @@ class GroupRelative(Estimator):
 
     needs_groups: ClassVar[bool] = True
 
-    def advantages(self, episodes: Episodes) -> Tensor:
+    def advantages(self, episodes: Episodes) -> PerToken:
         """The same number at each token of a response."""
         returns = masked(episodes.rewards, episodes.mask).sum(dim=1)
         return per_token(group_relative(returns, episodes.group_ids, scale=self.group_scale), episodes.mask)
@@ -232,7 +231,7 @@ class GreedyBaseline(DiscountedEstimator):
 
     needs_greedy: ClassVar[bool] = True
 
-    def advantages(self, episodes: Episodes) -> Tensor:
+    def advantages(self, episodes: Episodes) -> PerToken:
         """G_t minus the greedy score."""
         to_go = reward_to_go(episodes.rewards, episodes.mask, self.gamma)
         return masked(to_go - require_given(episodes.greedy_scores).unsqueeze(1), episodes.mask)

@@ -13,26 +13,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+
+from src.core.shapes import AnyFloat, PerToken, PerWord
 
 
-def k1(logprobs: Tensor, other_logprobs: Tensor) -> Tensor:
+def k1(logprobs: AnyFloat, other_logprobs: AnyFloat) -> AnyFloat:
     """d = log p - log q: unbiased, may be negative; its sum over a sequence is the sampled log-ratio. Shapes: any."""
     return logprobs - other_logprobs
 
 
-def k2(logprobs: Tensor, other_logprobs: Tensor) -> Tensor:
+def k2(logprobs: AnyFloat, other_logprobs: AnyFloat) -> AnyFloat:
     """d^2 / 2: biased and low in variance; its gradient is the gradient of the KL in expectation. Shapes: any."""
     return 0.5 * (logprobs - other_logprobs).square()
 
 
-def k3(logprobs: Tensor, other_logprobs: Tensor) -> Tensor:
+def k3(logprobs: AnyFloat, other_logprobs: AnyFloat) -> AnyFloat:
     """exp(-d) - 1 + d: unbiased and never negative. Shapes: any."""
     difference = logprobs - other_logprobs
     return (-difference).expm1() + difference
 
 
-def categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+def categorical_kl(log_p: PerWord, log_q: PerWord) -> AnyFloat:
     """KL(p || q) = sum_v p_v (log p_v - log q_v); a token that p forbids adds nothing. Shapes: (..., V) -> (...)."""
     p = log_p.exp()
     return (p * torch.where(p > 0, log_p - log_q, torch.zeros_like(p))).sum(dim=-1)
@@ -42,10 +43,10 @@ def categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 class SampledKL:
     """KL per token from the sampled tokens alone, by k1, k2 or k3."""
 
-    estimator: Callable[[Tensor, Tensor], Tensor]
+    estimator: Callable[[PerToken, PerToken], PerToken]
 
-    def __call__(self, logprobs: Tensor, other_logprobs: Tensor, exact: Callable[[], Tensor]) -> Tensor:
-        """The estimate, (B, T); `exact` is not asked."""
+    def __call__(self, logprobs: PerToken, other_logprobs: PerToken, exact: Callable[[], PerToken]) -> PerToken:
+        """The estimate, (B, T); `exact` is not called."""
         return self.estimator(logprobs, other_logprobs)
 
 
@@ -53,7 +54,7 @@ class SampledKL:
 class ExactKL:
     """KL per token over the whole vocabulary: no sampling noise, at the price of both distributions."""
 
-    def __call__(self, logprobs: Tensor, other_logprobs: Tensor, exact: Callable[[], Tensor]) -> Tensor:
+    def __call__(self, logprobs: PerToken, other_logprobs: PerToken, exact: Callable[[], PerToken]) -> PerToken:
         """What `exact` computes, (B, T)."""
         return exact()
 

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+
+from src.core.shapes import AnyMask, Anything, Flags, Ids, Indices, Mask, PerToken, Scalar, StopIds
 
 
-def masked(x: Tensor, mask: Tensor) -> Tensor:
-    """x where the mask is True, 0 elsewhere; whatever lies outside (NaN too) does not come through.
+def masked(x: Anything, mask: AnyMask) -> Anything:
+    """m x: x where the mask is True, 0 elsewhere, even where x is NaN or infinite there.
 
-    Shapes: x and mask (B, T), result (B, T).
+    Shapes: x and mask of any shape, the same -> that shape.
     """
     return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Sum of the counted elements over their number; 0 (not NaN) when none counts. Result: scalar."""
+def masked_mean(x: PerToken, mask: Mask) -> Scalar:
+    """sum(m x) / sum(m) over the counted elements; 0 (not NaN) when none counts. Shapes: (B, T) -> scalar."""
     return masked(x, mask).sum() / mask.sum().clamp(min=1)
 
 
-def masked_variance(x: Tensor, mask: Tensor) -> Tensor:
-    """Unbiased variance (divided by n - 1) of the counted elements; 0 when fewer than two count. Result: scalar."""
+def masked_variance(x: PerToken, mask: Mask) -> Scalar:
+    """sum(m (x - mean)^2) / (n - 1) over the n counted elements; 0 for n < 2. Shapes: (B, T) -> scalar."""
     centered = masked(x - masked_mean(x, mask), mask)
     return centered.square().sum() / (mask.sum() - 1).clamp(min=1)
 
 
-def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
+def whiten(x: PerToken, mask: Mask, *, shift_mean: bool = True) -> PerToken:
     """(x - mean) / sqrt(variance + 1e-8) over the counted elements; with `shift_mean=False` the mean is kept.
 
     Unbiased variance with the constant inside the root, as TRL and verl do it. Source: detail 12 of "The N
@@ -40,7 +41,7 @@ def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
     return masked(whitened if shift_mean else whitened + mean, mask)
 
 
-def position_ids(mask: Tensor) -> Tensor:
+def position_ids(mask: Mask) -> Ids:
     """Position of each counted token among the counted tokens of its row: cumsum(mask) - 1, at least 0.
 
     With left padding the first real token has position 0, as it has without padding. Shapes: (B, S) -> (B, S) int64.
@@ -48,7 +49,7 @@ def position_ids(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
 
 
-def until_first_stop(response_ids: Tensor, stop_ids: Tensor) -> tuple[Tensor, Tensor]:
+def until_first_stop(response_ids: Ids, stop_ids: StopIds) -> tuple[Mask, Flags]:
     """The mask of a response: True up to and including its first stop token; and whether there is one.
 
     Built by position, so a padding id that equals a stop id does no harm.
@@ -59,12 +60,12 @@ def until_first_stop(response_ids: Tensor, stop_ids: Tensor) -> tuple[Tensor, Te
     return stops_before == 0, stops.any(dim=-1)
 
 
-def last_counted(mask: Tensor) -> Tensor:
+def last_counted(mask: Mask) -> Indices:
     """Index of the last counted element in each row; 0 for a row in which none counts. Shapes: (B, T) -> (B,) int64."""
     positions = torch.arange(mask.shape[-1], device=mask.device)
     return (positions * mask.long()).argmax(dim=-1)
 
 
-def first_counted(mask: Tensor) -> Tensor:
+def first_counted(mask: Mask) -> Indices:
     """Index of the first counted element in each row; 0 where none counts. Shapes: (B, T) -> (B,) int64."""
     return mask.int().argmax(dim=-1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from torch import Tensor
+from src.core.shapes import PerSequence
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Moments:
         return math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else 1.0
 
 
-def of_batch(x: Tensor) -> Moments:
+def of_batch(x: PerSequence) -> Moments:
     """The moments of one batch. Shapes: (B,)."""
     x = x.double()
     mean = x.mean().item() if len(x) else 0.0

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+
+from src.core.shapes import Row, Scalar
 
 
-def conjugate_gradient(
-    product: Callable[[Tensor], Tensor], target: Tensor, iterations: int, tolerance: float = 1e-10
-) -> Tensor:
+def conjugate_gradient(product: Callable[[Row], Row], target: Row, iterations: int, tolerance: float = 1e-10) -> Row:
     """x with A x = target for a symmetric positive definite A, of which only `product(v) = A v` is known.
 
     Source: Hestenes & Stiefel 1952, as in TRPO, appendix C (https://arxiv.org/abs/1502.05477). Stops after
@@ -31,7 +30,7 @@ def conjugate_gradient(
     return solution
 
 
-def step_length(curvature: Tensor, max_kl: float) -> Tensor:
+def step_length(curvature: Scalar, max_kl: float) -> Scalar:
     """sqrt(2 max_kl / x^T F x): with it, the quadratic model of the KL reaches `max_kl` nats per token.
 
     Source: TRPO, appendix C. `curvature` is x^T F x, a scalar; 0 where the direction has none.

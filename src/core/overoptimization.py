@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+
+from src.core.shapes import Row
 
 
-def gao_form(distance: Tensor, alpha: float, beta: float) -> Tensor:
-    """R(d) = d (alpha - beta log d), 0 at d = 0: the rise of the gold score at a distance d = sqrt(KL(policy || ref)).
+def gao_form(distance: Row, alpha: float, beta: float) -> Row:
+    """R(d) = d (alpha - beta log d), 0 at d = 0: how far the gold score improves at d = sqrt(KL(policy || ref)).
 
     Source: Gao, Schulman & Hilton, section 3 (https://arxiv.org/abs/2210.10760), the form for reinforcement learning.
     Shapes: (N,) -> (N,).
@@ -17,7 +18,7 @@ def gao_form(distance: Tensor, alpha: float, beta: float) -> Tensor:
     return distance * alpha - beta * torch.xlogy(distance, distance)
 
 
-def fit_gao_form(distance: Tensor, rise: Tensor) -> tuple[float, float]:
+def fit_gao_form(distance: Row, improvement: Row) -> tuple[float, float]:
     """(alpha, beta) of the least squares fit of `gao_form`, which is linear in both.
 
     Shapes: (N,), (N,) with at least two different distances above 0. Raises `ValueError` for fewer.
@@ -25,7 +26,7 @@ def fit_gao_form(distance: Tensor, rise: Tensor) -> tuple[float, float]:
     if len(set(distance[distance > 0].tolist())) < 2:
         raise ValueError("a fit needs at least two different distances above 0")
     terms = torch.stack([distance, -torch.xlogy(distance, distance)], dim=1).double()
-    alpha, beta = torch.linalg.lstsq(terms, rise.double().unsqueeze(1)).solution.flatten().tolist()
+    alpha, beta = torch.linalg.lstsq(terms, improvement.double().unsqueeze(1)).solution.flatten().tolist()
     return alpha, beta
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+
+from src.core.shapes import Ids, Mask
 
 
-def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Ids, Mask]:
     """Right-align rows of token ids. Result: ids (B, S) int64 and mask (B, S) bool, S the longest row (at least 1)."""
     width = max([1, *map(len, rows)])
     ids = torch.full((len(rows), width), pad_id)

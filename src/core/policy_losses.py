@@ -1,8 +1,8 @@
 """Policy losses per token; loss = -objective, so that descent on the loss is ascent on the objective.
 
 Each is a pure function of logprobs, old_logprobs and advantages, all (B, T), returning the loss of each token (B, T)
-and indicators to average, plus a small frozen object that holds its settings. How tokens are averaged is
-`src.core.aggregation`'s business; every function zeroes what lies outside the mask at its door.
+and indicators to average, plus a small frozen object with its settings. `src.core.aggregation` averages over tokens;
+every function first sets to 0 what lies outside the mask.
 """
 
 from __future__ import annotations
@@ -10,32 +10,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from src.core.masking import masked
+from src.core.shapes import Mask, PerToken
 from src.errors import require
 
 # exp(20) is far outside any trust region: the clamp only keeps a runaway ratio finite
 MAX_LOG_RATIO = 20.0
 
-TokenLoss = tuple[Tensor, dict[str, Tensor]]
+TokenLoss = tuple[PerToken, dict[str, PerToken]]
 
 
-def probability_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
+def probability_ratio(logprobs: PerToken, old_logprobs: PerToken, mask: Mask) -> PerToken:
     """rho_t = pi(a_t|s_t) / pi_old(a_t|s_t), the log-ratio clamped to +-20; 1 outside the mask. Shapes: (B, T)."""
     return masked(logprobs - old_logprobs, mask).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
-def reinforce(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> TokenLoss:
-    """L_t = -A_t log pi(a_t|s_t): the policy gradient itself, blind to how far the policy has moved.
+def reinforce(logprobs: PerToken, old_logprobs: PerToken, advantages: PerToken, mask: Mask) -> TokenLoss:
+    """L_t = -A_t log pi(a_t|s_t): the policy gradient itself, however far the policy has moved.
 
     Source: Williams 1992 (https://doi.org/10.1007/BF00992696). Shapes: all (B, T).
     """
     return -masked(advantages, mask) * masked(logprobs, mask), {}
 
 
-def surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> TokenLoss:
-    """L_t = -rho_t A_t: what TRPO maximizes within a bound on KL(old || new), and PPO-penalty beside a multiple of it.
+def surrogate(logprobs: PerToken, old_logprobs: PerToken, advantages: PerToken, mask: Mask) -> TokenLoss:
+    """L_t = -rho_t A_t: what TRPO maximizes within a bound on KL(old || new), PPO-penalty less a multiple of it.
 
     Source: TRPO, eq. 14 (https://arxiv.org/abs/1502.05477). Shapes: all (B, T).
     """
@@ -43,7 +43,7 @@ def surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: 
 
 
 def clipped_surrogate(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip_low: float, clip_high: float
+    logprobs: PerToken, old_logprobs: PerToken, advantages: PerToken, mask: Mask, clip_low: float, clip_high: float
 ) -> TokenLoss:
     """L_t = max(-rho_t A_t, -clip(rho_t, 1 - clip_low, 1 + clip_high) A_t).
 
@@ -54,10 +54,10 @@ def clipped_surrogate(
 
 
 def dual_clipped_surrogate(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
+    logprobs: PerToken,
+    old_logprobs: PerToken,
+    advantages: PerToken,
+    mask: Mask,
     clip_low: float,
     clip_high: float,
     dual_clip: float,
@@ -75,7 +75,7 @@ def dual_clipped_surrogate(
 
 
 def sequence_clipped_surrogate(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip_low: float, clip_high: float
+    logprobs: PerToken, old_logprobs: PerToken, advantages: PerToken, mask: Mask, clip_low: float, clip_high: float
 ) -> TokenLoss:
     """L_t = max(-s_t A_t, -clip(s_t, 1 - clip_low, 1 + clip_high) A_t),  s_t = sg[s / pi_t] pi_t.
 
@@ -93,7 +93,7 @@ def sequence_clipped_surrogate(
 
 
 def clipped_weight(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip_low: float, clip_high: float
+    logprobs: PerToken, old_logprobs: PerToken, advantages: PerToken, mask: Mask, clip_low: float, clip_high: float
 ) -> TokenLoss:
     """L_t = -sg[clip(rho_t, 1 - clip_low, 1 + clip_high)] A_t log pi(a_t|s_t).
 
@@ -107,7 +107,7 @@ def clipped_weight(
     return loss, {"clip_fraction": (weight != ratio).to(ratio)}
 
 
-def _clip(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> TokenLoss:
+def _clip(ratio: PerToken, advantages: PerToken, clip_low: float, clip_high: float) -> TokenLoss:
     """max(-ratio A, -clip(ratio) A), and where the second is the larger."""
     unclipped = -ratio * advantages
     clipped = -ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
@@ -118,7 +118,7 @@ def _clip(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) 
 class Reinforce:
     """The plain policy gradient."""
 
-    def __call__(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> TokenLoss:
+    def __call__(self, logprobs: PerToken, old_logprobs: PerToken, advantages: PerToken, mask: Mask) -> TokenLoss:
         """Return the loss of each token, (B, T); there is nothing to indicate."""
         return reinforce(logprobs, old_logprobs, advantages, mask)
 
@@ -127,7 +127,7 @@ class Reinforce:
 class Surrogate:
     """The importance-weighted policy gradient."""
 
-    def __call__(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> TokenLoss:
+    def __call__(self, logprobs: PerToken, old_logprobs: PerToken, advantages: PerToken, mask: Mask) -> TokenLoss:
         """Return the loss of each token, (B, T); there is nothing to indicate."""
         return surrogate(logprobs, old_logprobs, advantages, mask)
 
@@ -144,7 +144,7 @@ class ClippedSurrogate:
         require(0 < self.clip_low < 1, "clip_low", self.clip_low, "greater than 0 and less than 1")
         require(self.clip_high > 0, "clip_high", self.clip_high, "greater than 0")
 
-    def __call__(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> TokenLoss:
+    def __call__(self, logprobs: PerToken, old_logprobs: PerToken, advantages: PerToken, mask: Mask) -> TokenLoss:
         """Return the loss of each token and the indicators, each (B, T)."""
         return clipped_surrogate(logprobs, old_logprobs, advantages, mask, self.clip_low, self.clip_high)
 
@@ -160,7 +160,7 @@ class DualClippedSurrogate(ClippedSurrogate):
         super().__post_init__()
         require(self.dual_clip > 1 + self.clip_high, "dual_clip", self.dual_clip, "greater than 1 + clip_high")
 
-    def __call__(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> TokenLoss:
+    def __call__(self, logprobs: PerToken, old_logprobs: PerToken, advantages: PerToken, mask: Mask) -> TokenLoss:
         """Return the loss of each token and the indicators, each (B, T)."""
         return dual_clipped_surrogate(
             logprobs, old_logprobs, advantages, mask, self.clip_low, self.clip_high, self.dual_clip
@@ -170,7 +170,7 @@ class DualClippedSurrogate(ClippedSurrogate):
 class SequenceClippedSurrogate(ClippedSurrogate):
     """GSPO: one ratio per response."""
 
-    def __call__(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> TokenLoss:
+    def __call__(self, logprobs: PerToken, old_logprobs: PerToken, advantages: PerToken, mask: Mask) -> TokenLoss:
         """Return the loss of each token and the indicators, each (B, T)."""
         return sequence_clipped_surrogate(logprobs, old_logprobs, advantages, mask, self.clip_low, self.clip_high)
 
@@ -187,6 +187,6 @@ class ClippedWeight:
         require(0 < self.clip_low <= 1, "clip_low", self.clip_low, "greater than 0 and at most 1")
         require(self.clip_high > 0, "clip_high", self.clip_high, "greater than 0")
 
-    def __call__(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> TokenLoss:
+    def __call__(self, logprobs: PerToken, old_logprobs: PerToken, advantages: PerToken, mask: Mask) -> TokenLoss:
         """Return the loss of each token and the indicators, each (B, T)."""
         return clipped_weight(logprobs, old_logprobs, advantages, mask, self.clip_low, self.clip_high)

@@ -1,27 +1,31 @@
-"""From one score per sequence to one reward per token: r_t = [t is last] * score - kl_coef * KL_t."""
+"""From one score per sequence to one reward per token."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from src.core.masking import last_counted, masked
+from src.core.shapes import Flags, Mask, PerSequence, PerToken
 
 
-def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """r_t = -kl_coef * KL_t + [t = last counted token] * score.
+def token_rewards(scores: PerSequence, credit: PerToken, kl: PerToken, mask: Mask, kl_coef: float) -> PerToken:
+    """r_t = credit_t - kl_coef KL_t + [t = last counted token] (score - sum_t credit_t).
 
-    Source: InstructGPT, eq. 2 (https://arxiv.org/abs/2203.02155). The score sits on the last *valid* action (the stop
-    token when there is one), as in OpenRLHF, verl and torchtune; TRL puts it one slot later.
-    Shapes: scores (B,), kl (B, T) nats, mask (B, T) bool -> (B, T), 0 outside the mask. A row without any counted
-    token gets no reward at all.
+    Source: InstructGPT, eq. 2 (https://arxiv.org/abs/2203.02155), where credit_t = 0. A reward that credits tokens has
+    score = sum_t credit_t, so the last token gets what shaping (scale, clip, missing EOS) added to the score. The score
+    sits on the last *valid* action (the stop token when there is one), as in OpenRLHF, verl and torchtune; TRL puts it
+    one slot later.
+    Shapes: scores (B,), credit (B, T), kl (B, T) nats, mask (B, T) bool -> (B, T), 0 outside the mask. A row without
+    any counted token gets no reward at all.
     """
+    credit = masked(credit, mask)
     rewards = masked(-kl_coef * kl, mask)
-    at_last = torch.zeros_like(rewards).scatter(1, last_counted(mask).unsqueeze(1), scores.unsqueeze(1).to(rewards))
-    return rewards + masked(at_last, mask)
+    rest = (scores - credit.sum(dim=1)).unsqueeze(1).to(rewards)
+    at_last = torch.zeros_like(rewards).scatter(1, last_counted(mask).unsqueeze(1), rest)
+    return rewards + masked(at_last, mask) + credit
 
 
-def set_missing_eos(scores: Tensor, finished: Tensor, value: float) -> Tensor:
+def set_missing_eos(scores: PerSequence, finished: Flags, value: float) -> PerSequence:
     """The score where the response ended by itself, else `value`, whatever the score was.
 
     Source: OpenAI's "learning to summarize", as in the N+ details (https://arxiv.org/abs/2403.17031). Shapes: (B,).
@@ -29,6 +33,6 @@ def set_missing_eos(scores: Tensor, finished: Tensor, value: float) -> Tensor:
     return torch.where(finished, scores, torch.full_like(scores, value))
 
 
-def subtract_missing_eos(scores: Tensor, finished: Tensor, value: float) -> Tensor:
+def subtract_missing_eos(scores: PerSequence, finished: Flags, value: float) -> PerSequence:
     """The score where the response ended by itself, else score - value (TRL's `missing_eos_penalty`). Shapes: (B,)."""
     return torch.where(finished, scores, scores - value)

@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from src.core.masking import masked
+from src.core.shapes import Mask, PerToken
 from src.errors import require
 
 
-def squared_error(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+def squared_error(values: PerToken, returns: PerToken, mask: Mask) -> PerToken:
     """L_t = 0.5 (V_t - R_t)^2. Shapes: all (B, T)."""
     return 0.5 * masked(values - returns, mask).square()
 
 
 def clipped_squared_error(
-    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, value_clip: float
-) -> tuple[Tensor, Tensor]:
+    values: PerToken, old_values: PerToken, returns: PerToken, mask: Mask, value_clip: float
+) -> tuple[PerToken, PerToken]:
     """L_t = 0.5 max((V_t - R_t)^2, (V_old_t + clip(V_t - V_old_t, +-value_clip) - R_t)^2).
 
     Source: OpenAI baselines' ppo2, detail 9 of "The 37 implementation details of PPO"
@@ -36,7 +36,9 @@ def clipped_squared_error(
 class SquaredError:
     """Plain regression on the returns."""
 
-    def __call__(self, values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, values: PerToken, old_values: PerToken, returns: PerToken, mask: Mask
+    ) -> tuple[PerToken, PerToken]:
         """Return the loss of each token and the indicator of clipping (always 0), each (B, T)."""
         loss = squared_error(values, returns, mask)
         return loss, torch.zeros_like(loss)
@@ -52,6 +54,8 @@ class ClippedSquaredError:
         """Refuse an empty range."""
         require(self.value_clip > 0, "value_clip", self.value_clip, "greater than 0")
 
-    def __call__(self, values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, values: PerToken, old_values: PerToken, returns: PerToken, mask: Mask
+    ) -> tuple[PerToken, PerToken]:
         """Return the loss of each token and the indicator of clipping, each (B, T)."""
         return clipped_squared_error(values, old_values, returns, mask, self.value_clip)

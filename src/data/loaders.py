@@ -1,4 +1,4 @@
-"""A resumable loader: batch i is a function of (seed, i) alone, so the only thing to remember is i."""
+"""Loaders that resume: batch i is a function of (seed, i), so i is their whole state."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Row = TypeVar("Row")
 
 
 class StreamLoader(Generic[Row]):
-    """`batches` batches of rows, pass after pass over the data, each pass in a fresh order drawn from the seed.
+    """`batches` batches of rows over repeated passes, each pass in a new order drawn from the seed.
 
-    It is sized, so Lightning does not fetch ahead, and has `state_dict`, so Lightning saves its cursor.
+    It has a length, so Lightning does not prefetch, and a `state_dict`, so Lightning saves its cursor.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class StreamLoader(Generic[Row]):
         self.rows, self.collate, self.batch_size, self.batches = rows, collate, batch_size, batches
         self.seed, self.stream = seed, stream
         self.cursor = 0
-        self.changed = False  # the rows are not those that a checkpoint counted in
+        self.changed = False  # whether the rows differ from those of the loaded state
         self._order_of_pass = -1, torch.empty(0, dtype=torch.int64)
 
     def __len__(self) -> int:
@@ -53,18 +53,18 @@ class StreamLoader(Generic[Row]):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over all rows in their order, and over the size of a batch, in which the cursor counts."""
+        """SHA-256 of the batch size, in which the cursor counts, and of all rows in order."""
         digest = hashlib.sha256(str(self.batch_size).encode())
         for row in self.rows:
             digest.update(f"{row!r}\n".encode())
         return digest.hexdigest()
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of batches handed out, and of what."""
+        """The number of batches returned, and the fingerprint of the rows."""
         return {"cursor": self.cursor, "fingerprint": self.fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the batches that were handed out; other rows begin at their beginning."""
+        """Continue after the returned batches; with other rows start from the first batch."""
         self.changed = state["fingerprint"] != self.fingerprint
         self.cursor = 0 if self.changed else state["cursor"]
 
@@ -77,7 +77,7 @@ class StreamLoader(Generic[Row]):
 
 
 class OrderedLoader(Generic[Row]):
-    """Every row once, in order: for validation and test."""
+    """Every row once, in order, for validation and test."""
 
     def __init__(
         self, rows: Sequence[Row], collate: Callable[[list[Row], list[int]], dict[str, Any]], batch_size: int

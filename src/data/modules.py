@@ -20,7 +20,7 @@ Batch = dict[str, Any]
 
 
 class TextData(LightningDataModule):
-    """Texts to imitate (SFT)."""
+    """Texts for SFT."""
 
     def __init__(
         self,
@@ -60,10 +60,10 @@ class TextData(LightningDataModule):
 
 
 class PairData(LightningDataModule):
-    """Preference pairs (reward model). The tokenizer is the one that the reward model reads with.
+    """Preference pairs for the reward model, tokenized by the reward model's tokenizer.
 
-    `chat_template`: prompt and response are written out by its chat template; `lm_coef` > 0: batches also say which
-    tokens the chosen responses are.
+    `chat_template`: prompt and response go through its chat template; `lm_coef` > 0: batches also hold the mask of the
+    chosen responses' tokens.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class PairData(LightningDataModule):
         self.batch_size, self.steps, self.max_tokens, self.seed = batch_size, steps, max_tokens, seed
 
     def train_dataloader(self) -> StreamLoader[PreferencePair]:
-        """Batches of collated pairs."""
+        """Collated pairs."""
         return StreamLoader(
             self.corpus.pairs("train"), self.collate, batch_size=self.batch_size, batches=self.steps, seed=self.seed,
             stream="pairs",
@@ -99,9 +99,9 @@ class PairData(LightningDataModule):
         return OrderedLoader(self.corpus.pairs("test"), self.collate, self.batch_size)
 
     def collate(self, pairs: list[PreferencePair], indices: list[int]) -> Batch:
-        """{ids, mask (2B, S): first all chosen, then all rejected; gap (B,), NaN where unknown}.
+        """{ids, mask (2B, S): all chosen, then all rejected; gap (B,), NaN where unknown}.
 
-        For the language-model loss also {response_mask (B, S): the chosen responses' tokens, end token included}.
+        With the language-model loss also {response_mask (B, S): the chosen responses' tokens, end token included}.
         """
         prompts, sides = [p.prompt for p in pairs], [p.chosen for p in pairs] + [p.rejected for p in pairs]
         whole = encode_completions(self.tokenizer, prompts * 2, sides, self.chat_template)
@@ -117,22 +117,22 @@ class PairData(LightningDataModule):
 
 
 class PromptData(LightningDataModule):
-    """Prompts to answer (PPO), and beside them, when the third loss is on, texts to stay close to."""
+    """Prompts for PPO, and texts for the PPO-ptx loss when `ptx_coef` > 0."""
 
     def __init__(
         self,
         corpus: Corpus,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        batch_size: int,
-        samples_per_prompt: int,
-        iterations: int,
-        eval_prompts: int,
-        eval_batch_size: int,
-        max_prompt_tokens: int,
-        max_text_tokens: int,
-        ptx_coef: float,
-        seed: int,
+        batch_size: int = 64,
+        samples_per_prompt: int = 1,
+        iterations: int = 100,
+        eval_prompts: int = 512,
+        eval_batch_size: int = 64,
+        max_prompt_tokens: int = 36,
+        max_text_tokens: int = 128,
+        ptx_coef: float = 0.0,
+        seed: int = 1,
     ) -> None:
         super().__init__()
         self.corpus, self.tokenizer = corpus, tokenizer
@@ -150,7 +150,7 @@ class PromptData(LightningDataModule):
         self.with_texts, self.seed = ptx_coef > 0, seed
 
     def train_dataloader(self) -> CombinedLoader:
-        """Batches {prompts: fields of `src.types.Prompts`} and, with the third loss, {text: {ids, mask}}."""
+        """Batches {prompts: fields of `src.types.Prompts`} and, with the PPO-ptx loss, {text: {ids, mask}}."""
         loaders: dict[str, Any] = {
             "prompts": StreamLoader(
                 self.corpus.prompts("train"), self._repeated, batch_size=self.prompts, batches=self.iterations,
@@ -170,13 +170,13 @@ class PromptData(LightningDataModule):
         return OrderedLoader(rows, lambda part, at: {"prompts": self.collate(part, at)}, self.eval_batch_size)
 
     def _repeated(self, rows: list[PromptRow], indices: list[int]) -> Batch:
-        """Each prompt `samples_per_prompt` times, one after the other, with the same group id."""
+        """Each prompt `samples_per_prompt` times in a row, with one group id."""
         times = self.samples_per_prompt
         batch = self.collate([row for row in rows for _ in range(times)], [i for i in indices for _ in range(times)])
         return batch | {"group_ids": batch["group_ids"] // times}
 
     def collate(self, rows: list[PromptRow], indices: list[int]) -> Batch:
-        """The fields of `src.types.Prompts`; over-long prompts keep their opening token and their end."""
+        """The fields of `src.types.Prompts`; a prompt that is too long keeps its opening token and its end."""
         encoded = self.tokenizer([row.prompt for row in rows], return_attention_mask=False)["input_ids"]
         for row, tokens in zip(rows, encoded, strict=True):
             if not tokens:
@@ -196,7 +196,7 @@ class PromptData(LightningDataModule):
 def text_stream(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, batch_size: int, batches: int, max_tokens: int, seed: int
 ) -> StreamLoader[list[int]]:
-    """Training texts, tokenized once, each ended by the end token and cut to `max_tokens`."""
+    """Training texts, tokenized once, each followed by the end token and cut to `max_tokens`."""
     rows = [row[:max_tokens] for row in encode_with_end(tokenizer, corpus.texts("train"))]
     collate = partial(collate_texts, tokenizer.pad_token_id)
     return StreamLoader(rows, collate, batch_size=batch_size, batches=batches, seed=seed, stream="texts")

@@ -1,4 +1,4 @@
-"""The text of a prompt: a column as it is, a template over the row's columns, or messages through a chat template."""
+"""The text of a prompt: a column, a template over the row's columns, or messages through a chat template."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from src.errors import DataError
 from src.models.loading import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
-PROBE = "(answer)"  # stands for an answer when a chat template is asked what it puts before one
+PROBE = "(answer)"  # stands for an answer, to find out what a chat template writes before one
 
 
 class PromptWriter:
     """Writes prompts as text.
 
-    A template file makes a plain text of the row's columns. Messages, and with `chat` plain texts as a user's message,
-    go through the chat template of the tokenizer, or of `chat_template`, up to where the assistant's answer begins.
+    A template file makes plain text from the row's columns. Messages, and with `chat` a plain text as a user's message,
+    go through the chat template of the tokenizer or of the file `chat_template`, up to where the answer begins.
     """
 
     def __init__(
         self, template: str | None, chat: bool, system: str | None, chat_template: str | None, tokenizer: str | None
     ) -> None:
         self.chat, self.system, self.path = chat, system, tokenizer
-        self._between: str | None = None  # found with the first chat
+        self._between: str | None = None  # filled in with the first chat
         self.template = None if template is None else _compiled(template, "data.template")
         self.own_chat_template = None if chat_template is None else _read(chat_template, "data.chat_template")
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The policy's own tokenizer; None for a model that is made from scratch and has none yet."""
+        """The policy's tokenizer; None for a model made from scratch, which has none yet."""
         return None if self.path is None else load_tokenizer(self.path)
 
     def write(self, prompt: Prompt | None, row: Row) -> tuple[str, list[Message] | None]:
-        """The prompt's text, and its messages where it is a chat. Raises `DataError` that says where."""
+        """The prompt's text, and its messages if it is a chat. Raises `DataError` that names the row."""
         if self.template is not None:
             prompt = self._fill(row)
         if prompt is None:
@@ -67,8 +67,8 @@ class PromptWriter:
     def follow(self, prompt: str, response: str, messages: list[Message] | None, row: Row) -> str:
         """The response as it follows the prompt.
 
-        In a chat, without white space around it, after what the chat template puts between the two; else after one
-        space: a word after a space is one token of most tokenizers, and the first one that the policy learns to write.
+        In a chat it is stripped and comes after what the chat template writes between the two; otherwise one space is
+        put before it, as a word with its space is one token of most tokenizers.
         """
         if messages is None:
             apart = not prompt or not response or prompt[-1].isspace() or response[0].isspace()
@@ -79,7 +79,7 @@ class PromptWriter:
         return self._between + response.strip() if response.strip() else ""
 
     def _render(self, messages: list[Message], row: Row, answer: bool) -> str:
-        """The conversation, up to a coming answer or without; without a start token that the tokenizer will add."""
+        """The messages as text, with or without the opening of an answer, and without the tokenizer's start token."""
         special: dict[str, Any] = {} if self.tokenizer is None else self.tokenizer.special_tokens_map
         try:
             text = render_jinja_template(
@@ -102,7 +102,7 @@ class PromptWriter:
 
     @cached_property
     def _start(self) -> str:
-        """The start token, if the tokenizer puts it before every text by itself."""
+        """The start token, if the tokenizer puts it before every text."""
         tokenizer = self.tokenizer
         if tokenizer is None or tokenizer.bos_token_id is None:
             return ""
@@ -110,7 +110,7 @@ class PromptWriter:
 
 
 def _read(path: str, key: str) -> str:
-    """The text of a template file, looked for from the working directory, then from this repository."""
+    """The text of a template file, searched for in the working directory, then in this repository."""
     for file in (Path(path).expanduser(), ROOT / path):
         if file.is_file():
             return file.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Sentences with a human rating, from a jsonl file: preference pairs without a prompt, and texts to imitate."""
+"""Sentences with a human rating, from a jsonl file: texts for SFT, and preference pairs without a prompt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from src.data.tables import SPLITS, check_split, cut_prompt, read_jsonl
 from src.errors import DataError, require
 from src.types import PreferencePair, PromptRow
 
-# Candidates per partner, of which the least used is taken; rounds before no further pair is expected.
+# Candidates per partner, of which the least used is chosen; most rounds of pairing.
 CANDIDATES = 3
 MAX_ROUNDS = 1_000
 
@@ -20,9 +20,9 @@ MAX_ROUNDS = 1_000
 class RatedSentences:
     """Sentences of a file, split by sentence into 80 % train, 10 % validation and 10 % test, fixed by the seed.
 
-    White space is normalized to single spaces first, so that prompt + rest is the sentence exactly. Then fall, counted
-    in `dropped`: repeated sentences (the first is kept), sentences of more than `max_words` words, and sentences of no
-    more than `prompt_words` words, which leave nothing to write.
+    White space is normalized to single spaces, so that prompt + rest is the sentence. `dropped` counts what is dropped:
+    repeated sentences (the first is kept), sentences of more than `max_words` words, and sentences of at most
+    `prompt_words` words, which leave no response.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class RatedSentences:
         return list(self._pairs[split])
 
     def quality(self, texts: list[str]) -> dict[str, list[float]]:
-        """Return no measure: nothing exact is known about the form of a natural sentence."""
+        """Return no measure: natural sentences have no exact one."""
         return {}
 
     def _kept(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -114,7 +114,7 @@ class RatedSentences:
         return " ".join(text.split())
 
     def _reason(self, text: str, seen: set[str]) -> str | None:
-        """Return why a sentence falls, or None."""
+        """Return why a sentence is dropped, or None."""
         words = text.count(" ") + 1
         if text in seen:
             return "repeated"
@@ -132,9 +132,9 @@ class RatedSentences:
         return {split: shuffled[start:stop] for split, (start, stop) in zip(SPLITS, pairwise(edges), strict=True)}
 
     def _account(self, kept: int) -> str:
-        """Say how many rows fell at which filter."""
-        fallen = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
-        return f"of {kept + sum(self.dropped.values())} rows {kept} are left after dropping {fallen}"
+        """Return how many rows each filter dropped, in words."""
+        counts = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
+        return f"of {kept + sum(self.dropped.values())} rows {kept} are left after dropping {counts}"
 
     def _prompt(self, row: dict[str, Any]) -> PromptRow:
         prompt, _ = cut_prompt(row[self.text_column], self.prompt_words)
@@ -150,13 +150,16 @@ class RatedSentences:
             account = self._account(sum(len(part) for part in self._rows.values()))
             raise DataError(f"{self.path} has no two ratings min_gap={self.min_gap} apart in {split!r}: {account}")
         texts = [row[self.text_column] for row in rows]
-        return [PreferencePair("", texts[high], texts[low], ratings[high] - ratings[low]) for low, high in matches]
+        return [
+            PreferencePair(prompt="", chosen=texts[high], rejected=texts[low], gap=ratings[high] - ratings[low])
+            for low, high in matches
+        ]
 
 
 def _matches(ratings: list[float], min_gap: float, wanted: int, rng: Random) -> list[tuple[int, int]]:
     """Return up to `wanted` different (low, high) rows of sorted ratings that are `min_gap` apart, in random order.
 
-    In each round every row looks for one partner among the rows far enough below or above it, found by bisection.
+    In each round every row gets one partner among the rows far enough below or above it, found by bisection.
     """
     found: dict[tuple[int, int], None] = {}  # a set that keeps the order
     used = [0] * len(ratings)

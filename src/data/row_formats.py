@@ -1,4 +1,4 @@
-"""How a row becomes a prompt and answers to it: one class per kind of set."""
+"""From a row to a prompt and its answers: one class per format of a data set."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 @dataclass(frozen=True)
 class Example:
-    """What a form reads in a row; an empty text is one that is there and holds nothing."""
+    """What a format reads in a row; a part that the row has but leaves empty is an empty text."""
 
-    prompt: Prompt | None  # None: a template makes it of the row's columns
-    response: str | None = None  # an answer to imitate
+    prompt: Prompt | None  # None: a template makes it from the row's columns
+    response: str | None = None  # an answer for SFT
     chosen: str | None = None
     rejected: str | None = None
     gap: float | None = None  # how far apart chosen and rejected are, on the scale of their scores
-    key: str | None = None  # rows of one key stay in one split; None: the prompt is the key
+    key: str | None = None  # rows with one key stay in one split; None: the prompt is the key
 
 
 class RowFormat(Protocol):
-    """Reads an example, or says in two or three words why the row falls. Raises `DataError` for a wrong column."""
+    """Reads an example, or returns in a few words why the row is dropped. Raises `DataError` for a wrong column."""
 
     def read(self, row: Row) -> Example | str:
-        """The example in a row, or the reason why there is none."""
+        """The example of a row, or why there is none."""
         ...
 
 
 class Columns:
-    """Each part has a column of its own; `a.b` is column b within column a.
+    """Each part has its own column; `a.b` is column b within column a.
 
-    A part is a text or a list of messages {"role", "content"}. Where answers are lists of messages, their last one is
-    the answer and those before it are the prompt. Without a column for the prompt a template must make it.
+    A part is a text or a list of messages {"role", "content"}. If an answer is a list of messages, the last one is the
+    answer and the earlier ones are the prompt. Without a column for the prompt, a template must make it.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Columns:
         chosen_score: str | None = None,
         rejected_score: str | None = None,
     ) -> None:
-        """Name the columns; None for what the set does not have.
+        """Name the columns; None for a part that the set does not have.
 
         Raises:
             DataError: One of two columns that belong together is not named.
@@ -64,12 +64,12 @@ class Columns:
             ),
         ):
             if (one[1] is None) != (other[1] is None):
-                raise DataError(f"data.columns: {one[0]} and {other[0]} belong together, name both columns or none")
+                raise DataError(f"data.columns: {one[0]} and {other[0]} belong together: name both columns or none")
         self.prompt, self.response, self.chosen, self.rejected = prompt, response, chosen, rejected
         self.scores = chosen_score, rejected_score
 
     def read(self, row: Row) -> Example | str:
-        """The example in a row; answers to different prompts, and pairs that the scores do not order, fall."""
+        """The example of a row; answers to different prompts, and pairs that the scores do not order, are dropped."""
         prompt = None if self.prompt is None else _part(row, self.prompt)
         named = {"response": self.response, "chosen": self.chosen, "rejected": self.rejected}
         parts = {name: _part(row, column) for name, column in named.items() if column is not None}
@@ -107,7 +107,7 @@ class PrefixPrompt:
         self.text, self.words = text, words
 
     def read(self, row: Row) -> Example | str:
-        """The text in two; one that has no more words than the prompt falls. The whole text is the key."""
+        """The text in two parts; a text with no more words than the prompt is dropped. The whole text is the key."""
         part = _part(row, self.text)
         if isinstance(part, list):
             raise DataError(f"{row.where}, column {self.text!r} must be a text, but is a list")
@@ -117,16 +117,16 @@ class PrefixPrompt:
 
 
 class Dialogues:
-    r"""Two dialogues "\n\nHuman: ...\n\nAssistant: ..." that differ in the last answer alone (Anthropic/hh-rlhf).
+    r"""Two dialogues "\n\nHuman: ...\n\nAssistant: ..." that differ only in the last answer (Anthropic/hh-rlhf).
 
-    The turns before it are the prompt, as messages. Source of the form: https://huggingface.co/datasets/Anthropic/hh-rlhf
+    The turns before it are the prompt, as messages. Source: https://huggingface.co/datasets/Anthropic/hh-rlhf
     """
 
     def __init__(self, chosen: str, rejected: str) -> None:
         self.chosen, self.rejected = chosen, rejected
 
     def read(self, row: Row) -> Example | str:
-        """The common prompt and both answers; the chosen one is also the answer to imitate."""
+        """The common prompt and both answers; the chosen one is also the response for SFT."""
         chosen, rejected = self._turns(row, self.chosen), self._turns(row, self.rejected)
         if any(not turns or turns[-1]["role"] != "assistant" for turns in (chosen, rejected)):
             return "no answer"
@@ -143,21 +143,21 @@ class Dialogues:
         if parts[0].strip():
             raise DataError(f'{row.where}, column {column!r} must begin with "\\n\\nHuman:", but begins {text[:40]!r}')
         turns = zip(parts[1::2], parts[2::2], strict=True)
-        return [{"role": SPEAKERS[who], "content": said.strip()} for who, said in turns]
+        return [{"role": SPEAKERS[who], "content": content.strip()} for who, content in turns]
 
 
 class Comparisons:
     """A list of two answers and the place of the better one, 0 or 1 (openai/summarize_from_feedback).
 
-    `required`: a row in which this column is empty falls (that set mixes posts with news articles). A template makes
-    the prompt. Source of the form: https://huggingface.co/datasets/openai/summarize_from_feedback
+    `required`: a row in which this column is empty is dropped (that set mixes posts and articles). A template makes the
+    prompt. Source: https://huggingface.co/datasets/openai/summarize_from_feedback
     """
 
     def __init__(self, answers: str, text: str, choice: str, required: str) -> None:
         self.answers, self.text, self.choice, self.required = answers, text, choice, required
 
     def read(self, row: Row) -> Example | str:
-        """Both answers; the better one is also the answer to imitate."""
+        """Both answers; the better one is also the response for SFT."""
         if not column(row, self.required):
             return f"no {self.required}"
         answers, choice = column(row, self.answers), column(row, self.choice)
@@ -172,7 +172,7 @@ class Comparisons:
 
 
 def column(row: Row, name: str) -> Any:
-    """A column, or with dots a column within a column. Raises `DataError` that names the columns there are."""
+    """A column, or with dots a column within a column. Raises `DataError` that lists the existing columns."""
     if name in row.columns:
         return row.columns[name]
     node: Any = row.columns
@@ -185,7 +185,7 @@ def column(row: Row, name: str) -> Any:
 
 
 def _part(row: Row, name: str) -> Prompt:
-    """A text or messages; null is an empty text, and a number (as csv files give) the text of it."""
+    """A text or messages; null becomes an empty text, and a number (as in csv files) a text."""
     value = column(row, name)
     if value is None or isinstance(value, str):
         return value or ""

@@ -1,4 +1,4 @@
-"""Rows of a data set: from a file, from a folder, or from the hub, with one clear sentence when that fails."""
+"""Rows of a data set, from a file, a folder or the hub."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 
 @dataclass(frozen=True)
 class Row:
-    """One row and where it lies: `file.jsonl:12`, or `openai/gsm8k, split train, row 12`."""
+    """One row and its place: `file.jsonl:12`, or `openai/gsm8k, split train, row 12`."""
 
     where: str
     columns: dict[str, Any]
@@ -25,21 +25,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a set lies and what it calls its splits.
+    """Where a set is, and its names of the splits.
 
-    `path` is a file (.jsonl, .json, .csv, .parquet), a folder, or a name on the hub. A file is the train split; other
-    splits are there when `splits` names a file for them. A folder has one file per split, `FOLDER/NAME.jsonl` and the
-    like; any other folder, and the hub, are read by the library `datasets`.
+    `path` is a file (.jsonl, .json, .csv, .parquet), a folder, or a name on the hub. A file is the train split, and
+    `splits` may name files for the others. A folder has one file per split, such as `FOLDER/NAME.jsonl`; any other
+    folder, and the hub, are read by the library `datasets`.
     """
 
     path: str
-    name: str | None  # the configuration of a set that has several
+    name: str | None  # the configuration, for a set with several
     revision: str | None  # branch or commit on the hub
-    folder: str | None  # folder within the set, where only that is wanted
+    folder: str | None  # a folder within the set, to read only that
     splits: dict[str, str | None]  # train, validation, test -> the set's own name, None where it has none
 
     def read(self) -> dict[str, list[Row]]:
-        """The rows of every split that the set has. Raises `DataError`."""
+        """The rows of every split of the set. Raises `DataError`."""
         if set(self.splits) != set(SPLITS):
             raise DataError(f"data.splits must name {', '.join(SPLITS)} (null where there is none): {self.splits}")
         if Path(self.path).suffix in FORMATS:
@@ -47,13 +47,13 @@ class Source:
             files |= {k: v for k, v in self.splits.items() if k != "train" and v and Path(v).suffix in FORMATS}
             return {split: read_file(Path(file).expanduser()) for split, file in files.items()}
         if self.splits["train"] is None:
-            raise DataError("data.splits.train=null: the set's own name of the training split is needed")
+            raise DataError("data.splits.train=null: give the set's name of the training split")
         return {split: self._split(own) for split, own in self.splits.items() if own is not None}
 
     def _split(self, own: str) -> list[Row]:
         folder = Path(self.path).expanduser()
         if folder.is_file():
-            raise DataError(f"cannot read {folder}: the name of a file with rows ends with {', '.join(FORMATS)}")
+            raise DataError(f"cannot read {folder}: the name of a data file ends with {', '.join(FORMATS)}")
         for suffix in FORMATS if folder.is_dir() else ():
             if (folder / f"{own}{suffix}").is_file():
                 return read_file(folder / f"{own}{suffix}")
@@ -67,7 +67,7 @@ class Source:
 
 
 def read_file(file: Path) -> list[Row]:
-    """The rows of one file. Raises `DataError` with file and line where the format has lines."""
+    """The rows of one file. Raises `DataError` with file and, if the format has lines, line."""
     if not file.is_file():
         raise DataError(f"there is no file {file}, looked for at {file.absolute()}")
     if file.suffix == ".jsonl":
@@ -80,7 +80,7 @@ def read_file(file: Path) -> list[Row]:
 
 
 def _read_json(file: Path) -> list[Row]:
-    """A list of objects; or one object per line, as many sets call their JSON lines `.json`."""
+    """A list of objects, or one object per line, as many sets name their JSON lines `.json`."""
     content = read_bytes(file)
     if not content.lstrip().startswith(b"["):
         return _numbered(read_jsonl(file, []), file)
@@ -101,17 +101,17 @@ def _read_json(file: Path) -> list[Row]:
 
 
 def _check_csv(file: Path) -> None:
-    """Raise `DataError` for what spreadsheets write where a table of UTF-8 and commas is meant."""
+    """Raise `DataError` for another encoding than UTF-8, another separator than the comma, or a table without rows."""
     content = read_bytes(file)
     try:
         names, *rows = content.decode("utf-8").strip().splitlines() or [""]
     except UnicodeDecodeError as error:
         raise DataError(f"{_no_utf8(file, content, error)}; save it as UTF-8") from None
     if not rows:
-        raise DataError(f"{file} has no rows: a line with the names of the columns and one for each row are needed")
+        raise DataError(f"{file} has no rows: it needs a line with the column names and one line per row")
     other = next((sign for sign in ";\t" if sign in names and "," not in names), None)
     if other is not None:
-        raise DataError(f"{file}:1 parts the columns by {other!r}: they must be parted by commas")
+        raise DataError(f"{file}:1 separates the columns by {other!r}: they must be separated by commas")
 
 
 def _no_utf8(file: Path, content: bytes, error: UnicodeDecodeError) -> str:
@@ -124,8 +124,8 @@ def _numbered(rows: Iterable[dict[str, Any]], file: Path) -> list[Row]:
 
 
 def _borrowed(path: str, options: dict[str, Any], where: str) -> list[Row]:
-    """Rows that the library `datasets` reads; its errors, which say little, become one sentence."""
-    import datasets  # takes a second, which only those pay who need it
+    """Rows that the library `datasets` reads; its errors become one sentence."""
+    import datasets  # takes a second to import, so only when it is needed
 
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
@@ -137,12 +137,12 @@ def _borrowed(path: str, options: dict[str, Any], where: str) -> list[Row]:
 
 
 def _why(path: str, options: dict[str, Any], where: str, error: Exception) -> str:
-    """What could not be read, the library's reason, and what to do."""
+    """What could not be read, why, and what to do."""
     reason = " ".join(str(error.__cause__ or error).split())
     reason = re.split(r" Example of usage| This happened while", reason)[0]
     if "data_files" in options or Path(path).is_dir():
         return f"cannot read {where}: {reason}"
-    if not isinstance(error, OSError):  # the set is there, and has no such configuration or split
+    if not isinstance(error, OSError):  # the set exists and has no such configuration or split
         return f"cannot read {where} (data.name={options['name']}): {reason}"
     return (
         f"no usable data set at {path!r} (data.path): it is no local file or folder, not in the cache of `datasets`, "

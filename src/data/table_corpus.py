@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,12 @@ from src.data.tables import SPLITS, check_split
 from src.errors import DataError, require
 from src.types import PreferencePair, PromptRow
 
-ORDER = ("test", "validation", "train")  # a row that is in two splits falls from the later one
+ORDER = ("test", "validation", "train")  # a row in two splits is dropped from the later one
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A row that was read: prompt and answers as the models see them."""
+    """A row that was read: prompt and answers as the models read them."""
 
     where: str
     key: str
@@ -31,31 +31,31 @@ class Sample:
 
 
 class Filters:
-    """Counts what fell from which split and why, and where the first row of a kind was."""
+    """Counts the dropped rows by split and reason, with the place of the first."""
 
     def __init__(self) -> None:
-        self.fallen: dict[str, dict[str, list[str]]] = {split: defaultdict(list) for split in SPLITS}
+        self.dropped: dict[str, dict[str, list[str]]] = {split: defaultdict(list) for split in SPLITS}
 
     def drop(self, split: str, reason: str, where: str) -> None:
-        """Note that a row fell."""
-        self.fallen[split][reason].append(where)
+        """Count a dropped row."""
+        self.dropped[split][reason].append(where)
 
     def counts(self, split: str) -> dict[str, int]:
-        """Rows that fell, by reason."""
-        return {reason: len(rows) for reason, rows in self.fallen[split].items()}
+        """Dropped rows, by reason."""
+        return {reason: len(rows) for reason, rows in self.dropped[split].items()}
 
     def sentence(self, split: str, kept: int) -> str:
-        """How many rows are left, and which filter took the others."""
+        """How many rows are kept, and why the others are dropped."""
         total = kept + sum(self.counts(split).values())
-        fallen = [f"{len(rows)} {reason} (first: {rows[0]})" for reason, rows in self.fallen[split].items()]
-        return f"{kept} of {total} rows" + (f"; fallen: {', '.join(fallen)}" if fallen else "")
+        dropped = [f"{len(rows)} {reason} (first: {rows[0]})" for reason, rows in self.dropped[split].items()]
+        return f"{kept} of {total} rows" + (f"; dropped: {', '.join(dropped)}" if dropped else "")
 
 
 class TableCorpus:
-    """Rows of a set, read by a form, written as text, filtered, and split so that no prompt is in two splits.
+    """Rows of a set, read by a row format, written as text, filtered, and split so that no prompt is in two splits.
 
-    A split that the set does not have is cut from its train split, `held_out` of the prompts each, chosen by the seed
-    and the prompt alone: other filters or further rows hardly change it.
+    A split that the set does not have is cut from its train split: the share `held_out` of its prompts, chosen by a
+    hash of seed and prompt, so that other filters or further rows hardly change it.
     """
 
     def __init__(
@@ -75,9 +75,9 @@ class TableCorpus:
         max_response_tokens: int | None = None,
         held_out: float = 0.1,
         seed: int = 1,
-        pairs: TableCorpus | None = None,
+        pairs: Callable[..., TableCorpus] | None = None,
     ) -> None:
-        """Read everything; what the arguments mean is said in conf/data/base.yaml.
+        """Read everything. conf/data/base.yaml explains the arguments; `pairs` makes a separate set of pairs.
 
         Raises:
             DataError: The set cannot be read, a column is wrong, or no row is left of a split.
@@ -85,8 +85,11 @@ class TableCorpus:
         require(0 < held_out < 0.5, "held_out", held_out, "above 0 and below 0.5")
         for limit, value in (("max_prompt_tokens", max_prompt_tokens), ("max_response_tokens", max_response_tokens)):
             require(value is None or value >= 1, limit, value, "at least 1, or null")
-        self.path, self.columns, self.held_out, self.seed, self._pair_corpus = path, columns, held_out, seed, pairs
+        self.path, self.columns, self.held_out, self.seed = path, columns, held_out, seed
         self.limits = {"prompt": max_prompt_tokens, "answer": max_response_tokens}
+        own = {"tokenizer": tokenizer, "held_out": held_out, "seed": seed}
+        limits = {"max_prompt_tokens": max_prompt_tokens, "max_response_tokens": max_response_tokens}
+        self._pair_corpus = None if pairs is None else pairs(**own, **limits)
         self.writer = PromptWriter(template, chat, system, chat_template, tokenizer)
         self.filters = Filters()
         rows = Source(path, name, revision, folder, splits).read()
@@ -98,44 +101,46 @@ class TableCorpus:
 
     @property
     def account(self) -> dict[str, Any]:
-        """Per split the rows read (or cut from train), those kept, and those that fell, by reason."""
+        """By split: rows read (or cut from train), rows kept, and rows dropped by reason."""
         own: dict[str, Any] = {}
         for split, kept in self._rows.items():
-            fallen = self.filters.counts(split)
-            own[split] = {"rows": len(kept) + sum(fallen.values()), "kept": len(kept), "fallen": fallen}
+            dropped = self.filters.counts(split)
+            own[split] = {"rows": len(kept) + sum(dropped.values()), "kept": len(kept), "dropped": dropped}
         return own if self._pair_corpus is None else {**own, "pairs": self._pair_corpus.account}
 
     def report(self) -> str:
-        """The account in words, a line per split."""
+        """The account in words, one line per split."""
         lines = [
             f"{self.path}, {split}: {self.filters.sentence(split, len(kept))}" for split, kept in self._rows.items()
         ]
         return "\n".join([*lines, *([self._pair_corpus.report()] if self._pair_corpus is not None else [])])
 
     def texts(self, split: str) -> list[str]:
-        """Prompt and answer of each row; the chosen answer where the set has no other."""
+        """Prompt and answer of each row; the chosen answer if the set has no other."""
         check_split(split)
         return [sample.prompt + self._answer(sample, "response", "chosen") for sample in self._rows[split]]
 
     def prompts(self, split: str) -> list[PromptRow]:
-        """The prompts, with all columns of their rows, and `prompt_messages` where they are chats."""
+        """The prompts, with all columns of their rows, and `prompt_messages` if they are chats."""
         check_split(split)
         return [PromptRow(sample.prompt, sample.metadata) for sample in self._rows[split]]
 
     def pairs(self, split: str) -> list[PreferencePair]:
-        """The preference pairs; from a set of pairs beside this one, none whose prompt is held out here."""
+        """The preference pairs; from a separate set of pairs, none whose prompt is held out here."""
         check_split(split)
         if self._pair_corpus is not None:
             held_out = {sample.prompt for own in SPLITS if own != split for sample in self._rows[own]}
             pairs = self._pair_corpus.pairs(split)
             return [pair for pair in pairs if split != "train" or pair.prompt not in held_out]
         return [
-            PreferencePair(s.prompt, self._answer(s, "chosen"), self._answer(s, "rejected"), s.gap)
+            PreferencePair(
+                prompt=s.prompt, chosen=self._answer(s, "chosen"), rejected=self._answer(s, "rejected"), gap=s.gap
+            )
             for s in self._rows[split]
         ]
 
     def quality(self, texts: list[str]) -> dict[str, list[float]]:
-        """Nothing exact is known about the form of these texts."""
+        """No measure: the form of these texts has no exact one."""
         return {}
 
     def _answer(self, sample: Sample, *names: str) -> str:
@@ -162,7 +167,7 @@ class TableCorpus:
         return Sample(row.where, example.key or prompt, prompt, answers, example.gap, metadata)
 
     def _with_all_splits(self, read: dict[str, list[Sample]]) -> dict[str, list[Sample]]:
-        """The splits in `ORDER`; missing ones take their share of the prompts of train."""
+        """The splits in `ORDER`; a missing one gets its share of the train split's prompts."""
         missing = [split for split in ORDER if split not in read]
         keys = sorted({sample.key for sample in read["train"]}, key=self._place)
         share = max(1, round(self.held_out * len(keys)))
@@ -176,7 +181,7 @@ class TableCorpus:
         return hashlib.sha256(f"{self.seed}/{key}".encode()).digest()
 
     def _kept(self, read: dict[str, list[Sample]]) -> dict[str, list[Sample]]:
-        """What passes every filter."""
+        """The rows that pass every filter."""
         kept: dict[str, list[Sample]] = {}
         elsewhere: set[str] = set()
         for split, samples in read.items():
@@ -199,7 +204,7 @@ class TableCorpus:
         return {split: kept[split] for split in SPLITS}
 
     def _too_long(self, samples: list[Sample]) -> list[str]:
-        """For each row the part that has too many tokens, in words, or ""."""
+        """For each row which part has too many tokens, or ""."""
         reasons = [""] * len(samples)
         for part, limit in self.limits.items():
             if limit is None or not samples:

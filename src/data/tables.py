@@ -1,4 +1,4 @@
-"""Tables of text: reading them with clear errors, and the splits and prompts every corpus cuts from its texts."""
+"""Reading tables of text, and the splits and prompts that corpora cut from texts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def read_jsonl(path: str | Path, columns: list[str]) -> list[dict[str, Any]]:
 
 
 def read_bytes(file: Path) -> bytes:
-    """What a file holds, without a byte order mark. Raises `DataError` when it cannot be read."""
+    """The content of a file, without a byte order mark. Raises `DataError` when it cannot be read."""
     try:
         return file.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
@@ -41,14 +41,14 @@ def read_bytes(file: Path) -> bytes:
 
 
 def read_json(content: bytes, where: str) -> Any:
-    """The value in a JSON text, all of whose texts are valid UTF-8. Raises `DataError` that says `where`."""
+    """The value of a JSON text, whose strings must be valid UTF-8. Raises `DataError` with `where`."""
     try:
         value = json.loads(content.decode("utf-8"))
     except UnicodeDecodeError:
         raise
     except RecursionError:
         raise DataError(f"{where} is not usable JSON: its lists or objects are nested too deeply") from None
-    if b"\\ud" in content.lower():  # as "\ud83c\udfac", an emoji; half of such a pair is no character
+    if b"\\ud" in content.lower():  # such as "\ud83c\udfac", an emoji; half of such a pair is no character
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError as error:
@@ -74,7 +74,7 @@ def _with(columns: list[str]) -> str:
 
 
 def _parse(line: bytes, where: str, columns: list[str]) -> dict[str, Any]:
-    """Return the row of one line, or raise a DataError that says `where`."""
+    """Return the row of one line, or raise a `DataError` with `where`."""
     try:
         row = read_json(line, where)
     except DataError:

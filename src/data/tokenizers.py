@@ -1,4 +1,4 @@
-"""Tokenizers made from a corpus, for models that have none of their own. Both are lossless on their corpus."""
+"""Tokenizers made from a corpus, for models trained from scratch. All are lossless on their corpus."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A trained policy on prompts of the user's own: `python -m src.evaluate RUN`."""
+"""Measure a trained policy on your own prompts: `python -m src.evaluate RUN`."""

@@ -1,14 +1,14 @@
 """Measure a model on your own prompts: reward, gold, KL, length, repetition, diversity, win rate.
 
-python -m src.evaluate logs/ppo/default prompts=prompts.jsonl            the run's policy beside its reference
+python -m src.evaluate logs/ppo/default prompts=prompts.jsonl            a run's policy and its reference
 python -m src.evaluate logs/ppo/default prompts=p.txt reward=vader       scored by another reward
-python -m src.evaluate FOLDER prompts=p.txt reward=vader                 a plain model, without a reference
-python -m src.evaluate FOLDER prompts=p.txt reward=vader reference=BASE  and with one
-python -m src.evaluate logs/ppo/default prompts=answered.jsonl           the column `responses` is scored
+python -m src.evaluate FOLDER prompts=p.txt reward=vader                 a plain model without a reference
+python -m src.evaluate FOLDER prompts=p.txt reward=vader reference=BASE  a plain model and its reference
+python -m src.evaluate logs/ppo/default prompts=answered.jsonl           scores the column `responses`
 
-prompts=FILE is .jsonl (column `prompt`, all others go to the reward) or text, one prompt a line. All other key=value
-are those of python -m src.train, upon the run's own (rollout.temperature=0.7, ...). Writes result.json
-(every figure with n and 95% interval) and rows.jsonl (a line per answer) into out=FOLDER, by default
+prompts=FILE is .jsonl (column `prompt`; the other columns go to the reward) or text with one prompt per line. All other
+key=value overrides are those of python -m src.train; they change the run's own settings (rollout.temperature=0.7, ...).
+Writes result.json (every figure with n and 95% interval) and rows.jsonl (one line per answer) to out=FOLDER, by default
 RUN/evaluation/NAME-OF-THE-FILE.
 """
 
@@ -26,27 +26,29 @@ from rich.console import Console
 
 from src.errors import ConfigError
 from src.evaluate.prompts import Evaluated, generate, score_given
-from src.runs.find import Run, find_run, own_settings, settings_of
+from src.runs.find import RunFolder, find_run, own_settings, settings_of
 from src.runs.folder import FINISHED, make_folder, run_folder
-from src.runs.report import figures_table, friendly_errors, make_result, quiet_libraries, write_json
+from src.runs.report import figures_table, make_result, write_json
+from src.utils.exits import friendly_errors
+from src.utils.output import set_up_output
 
 SETTINGS = {"prompts": None, "reference": None, "out": None}
 
 
 def evaluate(given: str, arguments: list[str]) -> Path:
-    """Measure, show and write; returns the folder of the result."""
+    """Measure, print and write; returns the folder of the result."""
     started = time.perf_counter()
     own, overrides = own_settings(arguments, SETTINGS)
     if own["prompts"] is None:
-        raise ConfigError("which prompts? add prompts=FILE (.jsonl with a column 'prompt', or text, one prompt a line)")
+        raise ConfigError("prompts is missing: add prompts=FILE (.jsonl with a column 'prompt', or a prompt per line)")
     run = find_run(given)
     if run is not None and run.stage == "reward":
         raise ConfigError(f"{given}: this is a reward model; give the folder of an SFT or PPO run")
     if run is not None and not run.model.is_dir():
-        raise ConfigError(f"{given}: the run is unfinished and has saved no model: use python -m src.export")
+        raise ConfigError(f"{given}: the run is unfinished and has no model yet: use python -m src.export")
     config = settings_of(run, given, overrides)
-    if "path" in config.reward and config.reward.path is None:
-        raise ConfigError(f"{given} says of no reward model: add reward=vader, or reward=learned reward.path=FOLDER")
+    if getattr(config.reward, "path", "given") is None:
+        raise ConfigError(f"{given} names no reward model: add reward=vader, or reward=learned reward.path=FOLDER")
     policy = str(run.model if run is not None else Path(given).expanduser())
     reference = own["reference"] or (run.before if run is not None and run.stage == "ppo" else None)
     folder = target(run, own, overrides)
@@ -57,7 +59,7 @@ def evaluate(given: str, arguments: list[str]) -> Path:
         "model": policy,
         "reference_model": reference,
         "prompts": str(own["prompts"]),
-        "command": said(given, arguments),
+        "command": command(given, arguments),
     }
     result = make_result(config, found.figures, time.perf_counter() - started)
     write_json(folder / FINISHED, result | {"stage": "evaluation", **facts})
@@ -66,24 +68,24 @@ def evaluate(given: str, arguments: list[str]) -> Path:
     return folder
 
 
-def target(run: Run | None, own: dict[str, Any], overrides: list[str]) -> Path:
-    """Where the result goes; an earlier one is never overwritten."""
+def target(run: RunFolder | None, own: dict[str, Any], overrides: list[str]) -> Path:
+    """The folder for the result; an earlier result is never overwritten."""
     if own["out"] is not None:
         folder = Path(own["out"]).expanduser()
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConfigError(f"{folder} is there and not empty: remove it, or give another folder with out=FOLDER")
+            raise ConfigError(f"{folder} exists and is not empty: remove it, or choose another folder with out=FOLDER")
         return folder
     parent = run.folder if run is not None else Path("logs")
     return run_folder(parent / "evaluation", Path(own["prompts"]).stem, overrides, "never")
 
 
-def said(given: str, arguments: list[str]) -> str:
-    """The command that repeats this."""
+def command(given: str, arguments: list[str]) -> str:
+    """The command that repeats this evaluation."""
     return f"python -m src.evaluate {shlex.join([given, *arguments])}"
 
 
 def write_rows(path: Path, found: Evaluated) -> None:
-    """One JSON object per answer."""
+    """Write one JSON object per answer."""
     lines = [json.dumps(row, ensure_ascii=False) for row in found.rows]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="replace")
 
@@ -92,9 +94,9 @@ def main() -> None:
     """Entry of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder of a run, of a pipeline or of a model")
-    parser.add_argument("settings", nargs="*", help="prompts=FILE out=FOLDER reference=FOLDER, and key=value")
+    parser.add_argument("settings", nargs="*", help="prompts=FILE out=FOLDER reference=FOLDER, and overrides key=value")
     arguments = parser.parse_args()
-    quiet_libraries()
+    set_up_output()
     with friendly_errors(sys.argv[2:]):
         evaluate(arguments.model, arguments.settings)
 

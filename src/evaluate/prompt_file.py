@@ -1,4 +1,4 @@
-"""A user's own file of prompts, and the answers to them where it holds some."""
+"""A file of prompts, with or without answers to them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from src.types import PreferencePair, PromptRow
 
 @dataclass(frozen=True)
 class PromptFile:
-    """Prompts to answer, as a corpus without anything else in it; every split holds all of them."""
+    """Prompts as a corpus that holds nothing else; every split is all of them."""
 
     rows: list[PromptRow]
 
     def prompts(self, split: str) -> list[PromptRow]:
-        """All of them."""
+        """All prompts."""
         return self.rows
 
     def texts(self, split: str) -> list[str]:
@@ -30,12 +30,12 @@ class PromptFile:
         return []
 
     def quality(self, texts: list[str]) -> dict[str, list[float]]:
-        """Nothing is known of them."""
+        """No measure."""
         return {}
 
 
 def read_prompts(path: str) -> PromptFile:
-    """Prompts of a `.jsonl` file (column `prompt`, all others as metadata) or any other file, one a line.
+    """Prompts of a `.jsonl` file (column `prompt`, the other columns are metadata) or of a text, one per line.
 
     Raises `DataError` that names file, line and column.
     """
@@ -52,7 +52,7 @@ def read_prompts(path: str) -> PromptFile:
 def given_responses(path: str, prompts: PromptFile) -> list[list[str]] | None:
     """The column `responses` of each row, a text or a list of texts; None when no row has it.
 
-    Raises `DataError` when some rows have it and others do not, or when it holds something else.
+    Raises `DataError` when only some rows have it, or when it holds anything else.
     """
     found: list[Any] = [row.metadata.get("responses") for row in prompts.rows]
     if all(cell is None for cell in found):

@@ -1,4 +1,4 @@
-"""Answers to a file of prompts and what is measured of them, by the formulas of a run's own final comparison."""
+"""Answers to a file of prompts and their figures, by the formulas of a run's final comparison."""
 
 from __future__ import annotations
 
@@ -8,24 +8,22 @@ from statistics import mean
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from src.callbacks.rollout import as_prompts
-from src.config.compose import instantiate
-from src.config.validate import preflight
+from src.config.schema import PPORun
 from src.core.padding import pad_left
 from src.evaluate.prompt_file import PromptFile, given_responses, read_prompts
 from src.evaluate.text_metrics import distinct_ngrams, repetition
 from src.models.inference_roles import load_inference_roles
 from src.models.loading import load_tokenizer
 from src.models.roles import Role
-from src.models.settings import ModelSettings
 from src.models.text import encode_with_end
 from src.rewards.adapter import AdapterReward
 from src.rollout.evaluation import Answers, Evaluation, Evaluator, joined, with_figure
-from src.types import AnyReward, Rollout
+from src.stages.ppo import PPOStage
+from src.types import AnyReward, LoadedReward, Rollout
 from src.utils.device import device
 from src.utils.statistics import Figure, bootstrap_mean
 
@@ -38,17 +36,16 @@ class Evaluated:
     rows: list[dict[str, Any]]
 
 
-def generate(config: DictConfig, policy: str, reference: str | None, path: str) -> Evaluated:
-    """Let the policy and, if there is one, the reference answer every prompt, drawing from the same random stream."""
+def generate(config: PPORun, policy: str, reference: str | None, path: str) -> Evaluated:
+    """The policy and, if there is one, the reference answer every prompt with the same random stream."""
     prompts = read_prompts(path)
-    preflight(config)
-    config.ppo.eval_prompts = len(prompts.rows)
-    settings: ModelSettings = instantiate(config.model)
-    tokenizer = load_tokenizer(policy, trusted=settings.trust_remote_code)
-    roles = load_inference_roles(settings, tokenizer, policy, reference).to(device())
-    rewards = load_rewards(config)
-    loader = instantiate(config.datamodule)(corpus=prompts, tokenizer=tokenizer).test_dataloader()
-    evaluator = Evaluator(instantiate(config.checks.maker), prompts, config.seed)
+    stage = PPOStage(config)
+    stage.check()
+    tokenizer = load_tokenizer(policy, trusted=stage.model.trust_remote_code)
+    roles = load_inference_roles(stage.model, tokenizer, policy, reference).to(device())
+    rewards = load_rewards(stage)
+    loader = stage.prompt_data(prompts, tokenizer, eval_prompts=len(prompts.rows)).test_dataloader()
+    evaluator = Evaluator(stage.maker, prompts, config.seed)
     answers: dict[Role, list[Answers]] = {"reference": [], "policy": []} if reference else {"policy": []}
     with progress() as bar:
         task = bar.add_task("answering", total=len(prompts.rows))
@@ -70,17 +67,18 @@ def generate(config: DictConfig, policy: str, reference: str | None, path: str) 
     return Evaluated(figures, [row for role, found in whole.items() for row in rows_of(role, found)])
 
 
-def score_given(config: DictConfig, model: str, path: str) -> Evaluated | None:
+def score_given(config: PPORun, model: str, path: str) -> Evaluated | None:
     """Score the answers in the file's column `responses`; None when it has no such column.
 
-    Several answers to a prompt count as their mean, so that intervals are over prompts.
+    Several answers to one prompt are averaged first, so that intervals are over prompts.
     """
     prompts = read_prompts(path)
     responses = given_responses(path, prompts)
     if responses is None:
         return None
-    preflight(config)
-    rewards, maker = load_rewards(config), instantiate(config.checks.maker)
+    stage = PPOStage(config)
+    stage.check()
+    rewards = load_rewards(stage)
     rollout = as_rollout(prompts, responses, model)
     measures = {
         "response_length": (rollout.response_mask.sum(1)).float().tolist(),
@@ -89,7 +87,7 @@ def score_given(config: DictConfig, model: str, path: str) -> Evaluated | None:
     with progress() as bar:
         task = bar.add_task("scoring", total=len(rewards))
         for name, reward in rewards.items():
-            measures[name] = maker.scorer.scores(reward, rollout).tolist()
+            measures[name] = stage.maker.scorer.scores(reward, rollout).tolist()
             bar.advance(task)
     found = Answers(rollout.prompts, rollout.responses, measures)
     figures = {
@@ -99,7 +97,7 @@ def score_given(config: DictConfig, model: str, path: str) -> Evaluated | None:
 
 
 def as_rollout(prompts: PromptFile, responses: list[list[str]], model: str) -> Rollout:
-    """Given answers in the form that rewards are asked in; each counts as finished."""
+    """Given answers as a rollout, which rewards score; each counts as finished."""
     tokenizer = load_tokenizer(model)
     flat = [
         (i, row, text) for i, (row, texts) in enumerate(zip(prompts.rows, responses, strict=True)) for text in texts
@@ -113,35 +111,46 @@ def as_rollout(prompts: PromptFile, responses: list[list[str]], model: str) -> R
     mask = torch.arange(width) < torch.tensor([len(row) for row in rows]).unsqueeze(1)
     index = torch.tensor([i for i, _, _ in flat])
     return Rollout(
-        prompt_ids, prompt_mask, ids, mask, torch.zeros(mask.shape), torch.ones(len(flat), dtype=torch.bool),
-        index, index, tuple(row.prompt for _, row, _ in flat), tuple(text for _, _, text in flat),
-        tuple({k: v for k, v in row.metadata.items() if k != "responses"} for _, row, _ in flat), 0,
-    )  # fmt: skip
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        response_ids=ids,
+        response_mask=mask,
+        behavior_logprobs=torch.zeros(mask.shape),
+        finished=torch.ones(len(flat), dtype=torch.bool),
+        prompt_index=index,
+        group_ids=index,
+        prompts=tuple(row.prompt for _, row, _ in flat),
+        responses=tuple(text for _, _, text in flat),
+        metadata=tuple({k: v for k, v in row.metadata.items() if k != "responses"} for _, row, _ in flat),
+        policy_version=0,
+    )
 
 
-def load_rewards(config: DictConfig) -> dict[str, AnyReward]:
+def load_rewards(stage: PPOStage) -> dict[str, AnyReward]:
     """The reward as "score" and, where there is one, the gold reward as "gold"."""
-    rewards = {"score": instantiate(config.reward), "gold": instantiate(config.gold_reward)}
-    if isinstance(rewards["score"], AdapterReward):  # a finished policy is merged: there is no base to share
-        rewards["score"] = rewards["score"].standalone()
+    rewards: dict[str, Any] = {"score": stage.reward, "gold": stage.gold_reward}
+    if isinstance(stage.reward, AdapterReward):  # a finished policy is merged, so there is no base to share
+        rewards["score"] = stage.reward.standalone()
     for reward in rewards.values():
+        if isinstance(reward, LoadedReward):
+            reward.load(None)
         if isinstance(reward, nn.Module):
             reward.to(device())
     return {name: reward for name, reward in rewards.items() if reward is not None}
 
 
 def with_repetition(answers: Answers) -> Answers:
-    """With the share of repeated 4-grams of each response."""
+    """Add the share of repeated 4-grams of each response."""
     return replace(answers, measures=answers.measures | {"repetition": [repetition(r) for r in answers.responses]})
 
 
 def diversity(responses: list[str]) -> dict[str, Figure]:
-    """distinct-1 and distinct-2 of all responses together; no interval, as resampling repeats them."""
+    """distinct-1 and distinct-2 over all responses; no interval, as resampling repeats rows."""
     return {f"distinct_{n}": Figure(distinct_ngrams(responses, n), len(responses), None) for n in (1, 2)}
 
 
 def over_prompts(values: list[float], index: list[int]) -> Figure:
-    """The mean over prompts of the mean over each one's answers; one without a score (NaN) is left out."""
+    """The mean over prompts of the mean over each prompt's answers; answers without a score (NaN) are dropped."""
     groups: dict[int, list[float]] = {}
     for i, value in zip(index, values, strict=True):
         if not isnan(value):
@@ -150,7 +159,7 @@ def over_prompts(values: list[float], index: list[int]) -> Figure:
 
 
 def rows_of(role: str, answers: Answers) -> list[dict[str, Any]]:
-    """Prompt, response and measures of each answer; None where the reward could not score it."""
+    """Prompt, response and measures of each answer; None where the reward failed."""
     return [
         {"role": role, "prompt": prompt, "response": response}
         | {name: None if isnan(values[i]) else values[i] for name, values in answers.measures.items()}
@@ -159,10 +168,10 @@ def rows_of(role: str, answers: Answers) -> list[dict[str, Any]]:
 
 
 class RateColumn(ProgressColumn):
-    """How many are done in a second."""
+    """Prompts per second."""
 
     def render(self, task: Task) -> str:
-        """Empty until something is done."""
+        """The rate; empty before the first prompt is done."""
         return f"{task.speed:.1f} per second" if task.speed else ""
 
 

@@ -1,4 +1,4 @@
-"""How much a text repeats itself, and how many words a set of texts uses."""
+"""Repetition within a text, and diversity of a set of texts."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 
 def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
-    """The runs of n words of a text, words being what spaces part."""
+    """The n-grams of a text, whose words are separated by spaces."""
     words = text.split()
     return list(zip(*(words[start:] for start in range(n)), strict=False))
 
 
 def repetition(text: str, n: int = 4) -> float:
-    """1 - distinct / all of the n-grams of a text: 0 where nothing comes twice, and for texts of fewer than n words.
+    """1 - distinct / all n-grams of a text: 0 where none repeats, and for texts of fewer than n words.
 
     Source: "rep-n" of Welleck et al. (https://arxiv.org/abs/1908.04319).
     """
@@ -21,7 +21,7 @@ def repetition(text: str, n: int = 4) -> float:
 
 
 def distinct_ngrams(texts: Sequence[str], n: int) -> float:
-    """distinct / all of the n-grams of a set of texts; 0 where there are none.
+    """distinct / all n-grams of a set of texts; 0 where there are none.
 
     Source: "distinct-n" of Li et al. (https://arxiv.org/abs/1510.03055).
     """

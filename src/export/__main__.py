@@ -1,11 +1,11 @@
-"""Take a run's model out as a folder that plain transformers loads, with a model card.
+"""Export a run's model as a folder that plain transformers loads, with a model card.
 
-python -m src.export logs/ppo/default                  into logs/ppo/default/export
-python -m src.export logs/pipeline/default out=FOLDER  of a pipeline, its PPO stage; into another folder
+python -m src.export logs/ppo/default                  writes logs/ppo/default/export
+python -m src.export logs/pipeline/default out=FOLDER  the PPO stage of a pipeline, to another folder
 
 The folder holds the merged model (safetensors), the tokenizer with its chat template, generation_config.json (samples
 as in training), README.md (the model card) and, for a LoRA policy, adapter/ for peft. At the end it is loaded and
-compared with the run's own model. Of an unfinished run its last checkpoint is taken, and the card says so.
+compared with the run's own model. An unfinished run is exported from its last checkpoint, and the card says so.
 """
 
 from __future__ import annotations
@@ -19,26 +19,28 @@ import torch
 from transformers import GenerationConfig
 
 from src.checkpointing.checkpoint import checkpoints
-from src.config.compose import instantiate
+from src.config.schema import PPORun
 from src.errors import ConfigError, ModelError
 from src.export.model_card import model_card
 from src.export.parity import largest_difference
 from src.models.loading import load_tokenizer
-from src.runs.find import Run, find_run, own_settings
-from src.runs.report import friendly_errors, quiet_libraries
+from src.runs.find import RunFolder, find_run, own_settings
+from src.stages.builders import stage_of
+from src.utils.exits import friendly_errors
+from src.utils.output import set_up_output
 
-TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}  # nats; merging an adapter rounds, in half precision much more
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}  # nats; merging an adapter rounds, far more in half precision
 HALF_TOLERANCE = 0.5
 
 
 def export(given: str, out: str | None) -> Path:
-    """Write the folder, compare, and return where it is. Raises `ConfigError` or `ModelError` and leaves nothing."""
+    """Write the folder, compare, and return its path. Raises `ConfigError` or `ModelError` and then leaves nothing."""
     run = find_run(given)
     if run is None:
-        raise ConfigError(f"{given}: this is a model folder already; give the folder of a run")
+        raise ConfigError(f"{given}: this is already a model folder; give the folder of a run")
     target = Path(out).expanduser() if out else run.folder / "export"
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target} is there and not empty: remove it, or give another folder with out=FOLDER")
+        raise ConfigError(f"{target} exists and is not empty: remove it, or choose another folder with out=FOLDER")
     with tempfile.TemporaryDirectory() as scratch:
         source, iteration = (run.folder, None) if run.finished else (Path(scratch), restore(run, Path(scratch)))
         working = target.with_name(f"{target.name}.tmp")
@@ -54,54 +56,53 @@ def export(given: str, out: str | None) -> Path:
     working.replace(target)
     print(f"{target}: " + ", ".join(sorted(path.name for path in target.iterdir())))
     if adapter and run.before is not None and Path(run.before).exists():
-        print(f"adapter/ needs its base, which lies at {run.before}; the merged model needs nothing")
+        print(f"adapter/ needs its base, which is {run.before}; the merged model needs nothing else")
     return target
 
 
-def restore(run: Run, folder: Path) -> int:
-    """Write what the last checkpoint of an unfinished run holds, as the run itself would; returns its iteration."""
+def restore(run: RunFolder, folder: Path) -> int:
+    """Write the last checkpoint of an unfinished run as the run writes its model; returns its iteration."""
     saved = checkpoints(run.folder / "checkpoints")
     if not saved:
         raise ConfigError(f"{run.folder}: the run is unfinished and has no checkpoint yet")
-    corpus = instantiate(run.config.data)
-    tokenizer = instantiate(run.config.tokenizer)(corpus=corpus)
-    module = instantiate(run.config.module)(tokenizer=tokenizer)
+    stage = stage_of(run.config)
+    module, _ = stage.build(stage.corpus(), folder)
     state = torch.load(saved[-1], map_location="cpu", weights_only=True)
     module.on_load_checkpoint(state)
     module.load_state_dict(state["state_dict"], strict=False)
     module.save(folder)
     iteration = int(saved[-1].stem.removeprefix("iteration-"))
-    print(f"{run.folder}: the run is unfinished; this is its checkpoint of step {iteration}, without results")
+    print(f"{run.folder}: the run is unfinished; exporting its checkpoint of step {iteration}, without results")
     return iteration
 
 
-def write(run: Run, source: Path, folder: Path, iteration: int | None) -> bool:
-    """Copy what the run saved, and add generation config and card; returns whether there is an adapter."""
+def write(run: RunFolder, source: Path, folder: Path, iteration: int | None) -> bool:
+    """Copy the saved model, add generation config and card; returns whether there is an adapter."""
     shutil.copytree(source / "model", folder)
     adapter = (source / "adapter").is_dir()
     if adapter:
         shutil.copytree(source / "adapter", folder / "adapter")
-        (folder / "adapter" / "README.md").unlink(missing_ok=True)  # peft's empty form; the card says it all
+        (folder / "adapter" / "README.md").unlink(missing_ok=True)  # peft's empty form; the model card replaces it
     if run.stage != "reward":
         generation_config(run, folder).save_pretrained(folder)
     model_card(run, adapter, iteration).save(folder / "README.md")
     return adapter
 
 
-def generation_config(run: Run, folder: Path) -> GenerationConfig:
+def generation_config(run: RunFolder, folder: Path) -> GenerationConfig:
     """Sampling as in training: the whole distribution at the run's temperature (1 for SFT), until the end token."""
     tokenizer = load_tokenizer(str(folder))
-    rollout = run.config.get("rollout") or {}
-    length = {"max_new_tokens": rollout["max_new_tokens"]} if rollout else {}
+    rollout = run.config.rollout if isinstance(run.config, PPORun) else None
+    length = {} if rollout is None else {"max_new_tokens": rollout.max_new_tokens}
     return GenerationConfig(
-        do_sample=True, temperature=rollout.get("temperature", 1.0), top_k=0, top_p=1.0, **length,
+        do_sample=True, temperature=1.0 if rollout is None else rollout.temperature, top_k=0, top_p=1.0, **length,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )  # fmt: skip
 
 
-def compare(run: Run, source: Path, folder: Path) -> str:
-    """One sentence on how far the exported model is from the run's. Raises `ModelError` when too far."""
+def compare(run: RunFolder, source: Path, folder: Path) -> str:
+    """One sentence on how far the exported model is from the run's. Raises `ModelError` when it is too far."""
     found = largest_difference(source, folder, run.before, run.stage == "reward")
     allowed = TOLERANCE.get(found.dtype, HALF_TOLERANCE)
     if found.difference > allowed:
@@ -115,11 +116,11 @@ def main() -> None:
     parser.add_argument("run", help="folder of a run or of a pipeline")
     parser.add_argument("settings", nargs="*", help="out=FOLDER (default: RUN/export)")
     arguments = parser.parse_args()
-    quiet_libraries()
+    set_up_output()
     with friendly_errors(arguments.settings):
         own, others = own_settings(arguments.settings, {"out": None})
         if others:
-            raise ConfigError(f"{others[0]}: export knows no other setting than out=FOLDER")
+            raise ConfigError(f"{others[0]}: the only setting of export is out=FOLDER")
         export(arguments.run, own["out"])
 
 

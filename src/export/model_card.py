@@ -1,4 +1,4 @@
-"""The model card of an exported model: what it is, how it came about, how good it is, and what is not known."""
+"""The model card of an exported model: what it is, how it was trained, its results, and what was not measured."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
-from omegaconf import OmegaConf
 
-from src.runs.find import Run
+from src.runs.find import RunFolder
 from src.runs.folder import FINISHED
 
 TEMPLATE = Path(__file__).with_name("model_card.jinja")
@@ -32,8 +31,8 @@ print(model(**ids).logits[0, 0])""",
 }
 
 
-def model_card(run: Run, adapter: bool, iteration: int | None) -> ModelCard:
-    """The card of a run's model; `iteration` names the checkpoint it was taken from, None when the run is finished."""
+def model_card(run: RunFolder, adapter: bool, iteration: int | None) -> ModelCard:
+    """The card of a run's model; `iteration` is that of its checkpoint, None when the run is finished."""
     base, task = run.before, "text-classification" if run.stage == "reward" else "text-generation"
     license = license_of(base)
     on_hub = base is not None and not Path(base).exists()
@@ -41,15 +40,14 @@ def model_card(run: Run, adapter: bool, iteration: int | None) -> ModelCard:
         base_model=base if on_hub else None, license=license, library_name="transformers", pipeline_tag=task,
         tags=[run.stage, "lightning-ppo"],
     )  # fmt: skip
-    settings = OmegaConf.to_container(run.config, resolve=False)
-    assert isinstance(settings, dict)
+    settings = run.config.plain()
     result = _result(run)
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
         name=f"{run.folder.name} ({run.stage})",
         stage=run.stage,
-        summary=KINDS[run.stage] + (f" Taken from the checkpoint of step {iteration} of an unfinished run." if iteration else ""),  # noqa: E501
+        summary=KINDS[run.stage] + (f" Exported from the checkpoint of step {iteration} of an unfinished run." if iteration else ""),  # noqa: E501
         data={k: v for k, v in settings["data"].items() if not (isinstance(v, dict) or k.startswith("_") or "${" in str(v))},  # noqa: E501
         choices={group: option for group, option in settings["choices"].items() if option != "none"},
         command=" ".join([f"python -m src.train stage={run.stage}", *_without_stage(run)]),
@@ -80,7 +78,7 @@ def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def license_of(base: str | None) -> str | None:
-    """What the card of the base model says, where it lies beside its weights or in the hub's cache."""
+    """The license in the base model's card, which is in its folder or in the hub's cache."""
     if base is None:
         return None
     card = Path(base) / "README.md"
@@ -93,13 +91,13 @@ def license_of(base: str | None) -> str | None:
 
 
 def _base_note(base: str | None) -> str:
-    return "Made from nothing, on the data named above." if base is None else f"Started from `{base}`."
+    return "Trained from scratch, on the data named above." if base is None else f"Started from `{base}`."
 
 
-def _result(run: Run) -> dict[str, Any]:
+def _result(run: RunFolder) -> dict[str, Any]:
     file = run.folder / FINISHED
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def _without_stage(run: Run) -> list[str]:
+def _without_stage(run: RunFolder) -> list[str]:
     return [override for override in run.config.overrides if not override.startswith("stage=")]

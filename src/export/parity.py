@@ -16,17 +16,17 @@ from src.utils.seeding import generator
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far two models are apart on a probe."""
+    """The distance of two models on a probe."""
 
     difference: float  # largest absolute difference: of log-probabilities in nats, or of scores
     dtype: torch.dtype
-    original: str  # what was compared with, in words
+    original: str  # what the exported model was compared with, in words
 
 
 def largest_difference(source: Path, exported: Path, base: str | None, scores: bool) -> Comparison:
-    """The exported folder against what a run saved in `source`: its base with its adapter on, where both can be had.
+    """The exported folder against the model that a run saved in `source`: base and adapter where both are at hand.
 
-    Two sequences of 16 random tokens are read. `scores`: compare the scores of reward models.
+    The probe is two sequences of 16 random tokens. `scores`: compare the scores of reward models.
     """
     copied = _load(str(exported), scores)
     ids = torch.randint(copied.config.vocab_size, (2, 16), generator=generator(0, "probe"))

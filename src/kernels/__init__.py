@@ -1,1 +1,1 @@
-"""Faster ways to the same numbers on a CPU, each beside the plain one, behind one switch."""
+"""Fast CPU kernels with the same results as the plain operators, behind one switch (`model.fast_cpu`)."""

@@ -1,4 +1,4 @@
-"""Causal attention within each of many short rows, without padding and with a gradient worked out by hand."""
+"""Causal attention within each of many short rows, without padding, with a hand-written gradient."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TILES = {torch.float32: 40}  # queries that are done at once, about
-TILE = 128  # in other precisions, of which bfloat16 does better with fewer and larger products
+TILES = {torch.float32: 40}  # approximate number of queries per tile
+TILE = 128  # in other precisions, as bfloat16 is faster with fewer and larger products
 
 
 class _ShortRows(torch.autograd.Function):
-    """Goes by tiles: some queries of a row and the keys up to the last of them, as no query sees those behind it.
+    """Tiled causal attention; each tile has some queries of a row and sees keys up to its last query.
 
-    Keeps the weights of each for the way back; all that is asked for is written where it belongs.
+    The attention weights of each tile are kept for the backward pass; results are written in place.
     """
 
     @staticmethod
@@ -59,12 +59,12 @@ class _ShortRows(torch.autograd.Function):
 def short_rows(
     query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scaling: float, window: int | None = None
 ) -> Tensor:
-    """O = P V, P = softmax(c Q K^T) over what is seen: of its row each token sees itself and those before.
+    """O = P V, P = softmax(c Q K^T) over the visible keys: those of the same row up to the token itself.
 
         dV = P^T dO,  dS = c P (dP - rowsum(dP P)) with dP = dO V^T,  dQ = dS K,  dK = dS^T Q
 
-    With a window the last so many, itself included. Heads that share keys are done at once. Source: "Attention Is All
-    You Need" (https://arxiv.org/abs/1706.03762). PyTorch's own calls more operators, or is made for long rows.
+    With a window, the last `window` of them. Heads that share keys are computed together. Source: "Attention Is All You
+    Need" (https://arxiv.org/abs/1706.03762). PyTorch's attention calls more operators, or is made for long rows.
     Shapes: query (1, heads, N, D), key and value (1, heads / groups, N, D), N the sum of the lengths -> (1, N, heads,
     D). The gradient cannot be differentiated again: that raises `RuntimeError`.
     """
@@ -73,7 +73,7 @@ def short_rows(
 
 
 def _bias(length: int, window: int | None, like: Tensor) -> Tensor:
-    """0 where a token (row) sees another (column), the lowest number elsewhere; for a shorter row its upper left."""
+    """0 where a token (row) sees another (column), the lowest number elsewhere; shorter rows use its upper left."""
     seen = torch.ones(length, length, dtype=torch.bool).tril()
     if window is not None:
         seen = seen.triu(1 - window)
@@ -81,14 +81,14 @@ def _bias(length: int, window: int | None, like: Tensor) -> Tensor:
 
 
 def _tiles(lengths: list[int], dtype: torch.dtype) -> Iterator[tuple[slice, slice, bool]]:
-    """Of each row some queries, the keys from the row's first to the last of them, and whether those are all its keys.
+    """The tiles: slice of queries, slice of keys from the row's first to the last query, and whether it has all keys.
 
-    The tile that sees all of a row comes first.
+    The tile that has all keys of a row comes first.
     """
     start = 0
     for length in lengths:
         tiles = max(1, round(length / TILES.get(dtype, TILE)))
-        size = math.ceil(length / tiles / 8) * 8  # products of such sizes are faster
+        size = math.ceil(length / tiles / 8) * 8  # matrix products of these sizes are faster
         for first in reversed(range(start, start + length, size)):
             stop = min(first + size, start + length)
             yield slice(first, stop), slice(start, stop), stop == start + length
@@ -113,7 +113,7 @@ def _tokens(x: Tensor, groups: int = 1) -> Tensor:
 
 
 def _put(place: Tensor, found: Tensor, whole: bool) -> None:
-    """What a tile found for its keys, (kinds, n, D); the one that sees the whole row comes first, others add to it."""
+    """Write a tile's gradient of its keys, (kinds, n, D); the first tile has the whole row, the others add to it."""
     if whole:
         place.copy_(_tokens(found))
     else:

@@ -1,4 +1,4 @@
-"""Parts of a loaded model, made to compute the same by faster routes: large linear layers, attention, an activation."""
+"""Fast layers of a loaded model with the same results: large linear layers, attention, GPT-2's activation."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 from src.kernels import padding_free
-from src.kernels.double_backward import is_twice_differentiable
 from src.kernels.gelu import gelu_tanh
-from src.kernels.linear import linear, prepacked
+from src.kernels.linear import few_sizes, linear, prepacked
 from src.utils.allocator import trim
+from src.utils.double_backward import is_twice_differentiable
 
-LARGE = 2**18  # weights from which a layer gains more by the faster product than the call costs
-WORTH_A_COPY = {torch.float32: 2**21, torch.bfloat16: 2**20}  # weights from which prepacking gains more than a little
+LARGE = 2**18  # smallest number of weights for which the faster product saves more than its call costs
+WORTH_A_COPY = {torch.float32: 2**21, torch.bfloat16: 2**20}  # smallest layers that are worth packing
 
 
 class Packed:
-    """A frozen weight as oneDNN reads it, made at its first use and again when the weight is another.
+    """A frozen weight in oneDNN's layout, made at its first use and again when the weight is replaced.
 
-    A copy of the layer has none: the weights of copies are merged with adapters, in ways that leave no trace.
+    A copy of the layer has none, as adapters are merged into the weights of copies, which cannot be detected.
     """
 
     def __init__(self) -> None:
@@ -30,11 +30,11 @@ class Packed:
         self._packed: Tensor | None = None
 
     def get(self, weight: Tensor) -> Tensor | None:
-        """Of `weight` (N, K); None while it is trained, and where nothing is gained."""
+        """The packed `weight` (N, K); None while it is trained or if packing does not help."""
         now = (weight.data_ptr(), weight._version, weight.dtype, weight.device, torch.is_autocast_enabled("cpu"))
         if now != self._of:
             self._of, self._packed = now, None if weight.requires_grad else prepacked(weight)
-            trim()  # packing takes a second copy for a moment
+            trim()  # packing needs a second copy for a moment
         return self._packed
 
     def __deepcopy__(self, _: object) -> None:
@@ -42,9 +42,11 @@ class Packed:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` with another product."""
+    """`nn.Linear` with the faster product."""
 
     packed: Packed | None = None
+    product = staticmethod(linear)  # product of a vocabulary head in blocks of words
+    rows = staticmethod(few_sizes)  # numbers of rows that its products suit best
 
     def forward(self, x: Tensor) -> Tensor:
         """x W^T + b, (..., K) -> (..., N)."""
@@ -52,7 +54,7 @@ class Linear(nn.Linear):
 
 
 class TransposedLinear(Conv1D):
-    """GPT-2's `Conv1D`, whose weight lies transposed, with another product."""
+    """GPT-2's `Conv1D`, whose weight is transposed, with the faster product."""
 
     packed: Packed | None = None
 
@@ -62,15 +64,15 @@ class TransposedLinear(Conv1D):
 
 
 class FusedGELU(nn.Module):
-    """x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), which transformers does in eight passes over memory."""
+    """x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), which transformers computes in eight passes over memory."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of any shape."""
+        """x of any shape -> the same shape."""
         return gelu(x, approximate="tanh") if is_twice_differentiable() else gelu_tanh(x)
 
 
 def with_fast_layers(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model; such modules change their class, their names and weights stay."""
+    """The same model with the classes of such modules changed; their names and weights are unchanged."""
     padding_free.enable(model)
     instead: dict[type, type] = {nn.Linear: Linear, Conv1D: TransposedLinear, NewGELUActivation: FusedGELU}
     for module in model.modules():
@@ -81,12 +83,12 @@ def with_fast_layers(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def prepack(model: nn.Module) -> None:
-    """Keep the frozen weights of large layers a second time on a CPU, as the faster product reads them."""
+    """Keep a second copy of the frozen weights of large layers on a CPU, in the layout of the faster product."""
     for layer in layers_to_pack(model):
         layer.packed = Packed()
 
 
 def layers_to_pack(model: nn.Module) -> list[Linear | TransposedLinear]:
-    """The layers that `prepack` is meant for."""
+    """The layers that `prepack` packs."""
     fast = [module for module in model.modules() if isinstance(module, Linear | TransposedLinear)]
     return [layer for layer in fast if layer.weight.numel() >= WORTH_A_COPY.get(layer.weight.dtype, 2**63)]

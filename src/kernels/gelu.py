@@ -1,4 +1,4 @@
-"""GPT-2's activation and its derivative in one go."""
+"""GPT-2's activation and its derivative in one pass."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.nn.functional import gelu
 
 LINEAR = 2 * math.sqrt(2 / math.pi)
 CUBIC = 0.044715 * LINEAR
-IN_CACHE = 2**16  # elements worked on at a time: what is in between stays in a core's cache
+IN_CACHE = 2**16  # elements computed at a time: intermediate results stay in a core's cache
 
 
 class _GELU(torch.autograd.Function):
-    """Keeps f'(x) instead of x for the way back, which is one product then."""
+    """Keeps f'(x) instead of x for the backward pass, which is then one product."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -49,9 +49,9 @@ def gelu_tanh(x: Tensor) -> Tensor:
 
         f'(x) = p + x u'(x) p (1 - p)
 
-    Source: "Gaussian Error Linear Units" (https://arxiv.org/abs/1606.08415), in the form of GPT-2. PyTorch's own, which
-    is taken elsewhere, needs a tanh each way; on a CPU either one costs as much as all of this. The gradient cannot be
-    differentiated again: that raises `RuntimeError`.
+    Source: "Gaussian Error Linear Units" (https://arxiv.org/abs/1606.08415), in GPT-2's form. PyTorch's, which is
+    used elsewhere, needs a tanh in each direction; on a CPU either one costs as much as all of this. The gradient
+    cannot be differentiated again: that raises `RuntimeError`.
     """
     if x.device.type != "cpu":
         return gelu(x, approximate="tanh")

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ROWS = 256  # of x that the order is chosen for; it suits fewer and more as well
+ROWS = 256  # number of rows of x that the layout is chosen for; it suits other numbers too
 
 
 class _OneDNN(torch.autograd.Function):
-    """x W^T + b by oneDNN; so are its gradients, and theirs."""
+    """x W^T + b by oneDNN, with first and second derivatives by oneDNN."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
@@ -29,7 +29,7 @@ class _OneDNN(torch.autograd.Function):
 
 
 class _LowRank(torch.autograd.Function):
-    """Scales the few numbers between the two matrices, not the many behind them."""
+    """Scales the R numbers per row between the two matrices, not the N after them."""
 
     @staticmethod
     def forward(ctx: Any, base: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
@@ -50,16 +50,16 @@ class _LowRank(torch.autograd.Function):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Tensor | None = None) -> Tensor:
-    """x W^T + b. Shapes: (..., K), (N, K), (N,) -> (..., N). `packed`: what `prepacked` made of this very weight.
+    """x W^T + b. Shapes: (..., K), (N, K), (N,) -> (..., N). `packed`: `prepacked(weight)`.
 
-    In float32 on a CPU by oneDNN; PyTorch itself would take MKL, at half the speed on CPUs that are not Intel's. Up
-    to rounding the same; PyTorch's compiler calls the same operator. Elsewhere, and in a build without that operator,
-    `torch.nn.functional.linear`. May be differentiated as often as one likes.
+    In float32 on a CPU by oneDNN; PyTorch would use MKL, at half the speed on CPUs that are not Intel's. The result is
+    the same up to rounding; PyTorch's compiler calls the same operator. Elsewhere, and in a build without that
+    operator, `torch.nn.functional.linear`. It can be differentiated any number of times.
     """
     if packed is not None and torch.is_autocast_enabled("cpu"):
         x = x.to(weight.dtype)
     if packed is None and not _float32_on_cpu(x, weight):
-        return F.linear(x.contiguous(), weight, bias)  # of a slice of a batch it would copy the weight for every row
+        return F.linear(x.contiguous(), weight, bias)  # for a slice of a batch it would copy the weight for every row
     if not torch.is_grad_enabled():
         return _product(x, weight if packed is None else packed, bias)
     result: Tensor = _OneDNN.apply(x, weight, bias, packed)  # type: ignore[no-untyped-call]
@@ -80,10 +80,10 @@ def low_rank(base: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> T
 
 
 def prepacked(weight: Tensor) -> Tensor | None:
-    """A copy of a weight (N, K) in the order that oneDNN reads it in; None where its product is not oneDNN's.
+    """A copy of a weight (N, K) in oneDNN's layout; None if its product does not use oneDNN.
 
-    Without it every product puts the weight into that order anew. In float32 and bfloat16 on a CPU, unless autocast
-    computes in another precision than the weight's.
+    Without it every product converts the weight to that layout. For float32 and bfloat16 on a CPU, unless autocast
+    computes in another dtype than the weight's.
     """
     computed_in = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
     plain = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
@@ -96,7 +96,7 @@ def prepacked(weight: Tensor) -> Tensor | None:
 def few_sizes(count: int) -> int:
     """The next of 32 sizes between a power of two and its double: at most a 32nd more than `count`.
 
-    For each size of a matrix that it meets oneDNN makes a program of its own, in milliseconds and half a megabyte.
+    oneDNN compiles a kernel for each size of a matrix, which takes milliseconds and half a megabyte.
     """
     step = max(1, 2 ** (count.bit_length() - 1) // 32) if count else 1
     return -(-count // step) * step

@@ -1,8 +1,8 @@
-"""A decoder's pass over rows of different length without their padding.
+"""A decoder's forward pass over rows of different length without their padding.
 
-All rows lie one after the other in a single one; linear layers and norms work on tokens and need not know. Attention
-alone looks at other tokens: it is done row by row, by a function registered with transformers as an implementation of
-attention, which the models hand what they are called with.
+All rows are concatenated to a single one; linear layers and norms work token by token and are unchanged. Only attention
+reads other tokens: it is computed row by row, by a function registered with transformers as an implementation of
+attention. The models pass their keyword arguments on to it.
 """
 
 from __future__ import annotations
@@ -17,25 +17,47 @@ from transformers.masking_utils import sdpa_mask
 
 from src.core.masking import position_ids
 from src.kernels.attention import short_rows
-from src.kernels.double_backward import is_twice_differentiable
+from src.kernels.fast_adapters import adapt
 from src.kernels.linear import few_sizes
+from src.utils.double_backward import is_twice_differentiable
 
 NAME = "row_by_row"
-DECODERS = ("gpt2", "gpt_neox", "llama", "qwen2")  # that hand attention what they are called with: tested
-SHORT = {torch.bfloat16: 512, torch.float32: 256}  # longest rows for which single products are faster on a CPU
-SPARED = 2**19  # of padding per row, times the width squared: from here on a CPU gains more than the calls cost
+DECODERS = ("gpt2", "gpt_neox", "llama", "qwen2")  # that pass keyword arguments on to attention: tested
+SHORT = {torch.bfloat16: 512, torch.float32: 256}  # longest rows for which plain matrix products are faster on a CPU
+SPARED = 2**19  # padding per row times width squared, from which a CPU saves more than the calls cost
+
+
+class FastPass:
+    """The attribute `fast_pass` of a fast backbone."""
+
+    @staticmethod
+    def saves_time(backbone: nn.Module, mask: Tensor) -> bool:
+        """Whether a forward pass over the tokens of a mask (B, S) is faster without padding."""
+        return saves_time(backbone, mask)
+
+    @staticmethod
+    def states(backbone: nn.Module, mask: Tensor, cache: DynamicCache | None = None, **inputs: Tensor) -> Tensor:
+        """The last hidden states of that pass."""
+        return states(backbone, mask, cache, **inputs)
+
+    @staticmethod
+    def adapt(model: nn.Module) -> None:
+        """Use the fused product for the adapters of the backbone."""
+        adapt(model)
 
 
 def enable(model: PreTrainedModel) -> None:
-    """Let a model that was loaded with PyTorch's attention take rows without padding, if its kind is known to."""
+    """Enable padding-free passes of a model with PyTorch's attention, if its architecture supports them."""
+    backbone: Any = model.base_model
+    backbone.fast_pass = FastPass()
     if model.config._attn_implementation == "sdpa" and model.config.model_type in DECODERS:
         model.set_attn_implementation(NAME)
 
 
 def saves_time(backbone: nn.Module, mask: Tensor) -> bool:
-    """Whether a pass over the tokens of a mask (B, S) is better done without padding.
+    """Whether a forward pass over the tokens of a mask (B, S) is faster without padding.
 
-    Only on a CPU, where an operator costs little to call: by rows there are B times as many of them in attention.
+    Only on a CPU, where operator calls are cheap: row by row, attention has B times as many.
     """
     config: Any = backbone.config
     if config._attn_implementation != NAME or mask.device.type != "cpu":
@@ -47,8 +69,8 @@ def saves_time(backbone: nn.Module, mask: Tensor) -> bool:
 def states(backbone: nn.Module, mask: Tensor, cache: DynamicCache | None = None, **inputs: Tensor) -> Tensor:
     """The last hidden states (B, S, H) of the tokens of a mask (B, S), 0 elsewhere; inputs (B, S) or (B, S, H).
 
-    An empty cache of plain layers takes in their keys and values as (B, heads, S, D), 0 elsewhere too.
-    Tokens of no meaning fill up their number to one of few; at the end of the last row nothing sees them.
+    An empty cache of plain layers is filled with their keys and values as (B, heads, S, D), 0 elsewhere too.
+    Dummy tokens round their number up to one of a few sizes; at the end of the last row no token sees them.
     """
     lengths = [length for length in mask.sum(dim=1).tolist() if length]
     spare = few_sizes(sum(lengths)) - sum(lengths)
@@ -62,7 +84,7 @@ def states(backbone: nn.Module, mask: Tensor, cache: DynamicCache | None = None,
     found = backbone(
         **{name: tokens(x) for name, x in inputs.items()},
         position_ids=tokens(position_ids(mask)),
-        attention_mask=mask.new_empty(1, 1, 0, 0),  # one of four dimensions is handed through: none is made
+        attention_mask=mask.new_empty(1, 1, 0, 0),  # a mask of four dimensions is passed on unchanged: none is made
         past_key_values=packed,
         use_cache=packed is not None,
         row_lengths=lengths,
@@ -70,12 +92,12 @@ def states(backbone: nn.Module, mask: Tensor, cache: DynamicCache | None = None,
     if cache is not None and packed is not None:
         for layer, own in zip(cache.layers, packed.layers, strict=True):
             layer.update(*(_in_rows(x.transpose(1, 2), mask).transpose(1, 2) for x in (own.keys, own.values)))
-            own.keys = own.values = None  # not all of them twice
+            own.keys = own.values = None  # free them, not to hold all of them twice
     return _in_rows(found, mask)
 
 
 def _in_rows(x: Tensor, mask: Tensor) -> Tensor:
-    """x (1, N, ...), the tokens of a mask (B, S) and some to spare, as (B, S, ...), 0 elsewhere."""
+    """x (1, N, ...), the tokens of a mask (B, S) and the dummy tokens, as (B, S, ...), 0 elsewhere."""
     places = mask.flatten().nonzero().squeeze(1)
     whole = x.new_zeros(mask.numel(), *x.shape[2:]).index_copy(0, places, x[0, : len(places)])
     return whole.unflatten(0, mask.shape)
@@ -92,7 +114,7 @@ def attention(
 ) -> tuple[Tensor, None]:
     """softmax(q k^T / sqrt(D)) v within each row: (1, heads, N, D), N the tokens of all rows -> (1, N, heads, D).
 
-    Without `row_lengths` the plain one: (B, heads, S, D) under a mask.
+    Without `row_lengths` plain attention: (B, heads, S, D) with a mask.
     """
     if row_lengths is None:
         return _attend(module, query, key, value, attention_mask, **options), None
@@ -104,7 +126,7 @@ def attention(
 
 
 def _band(query: Tensor, window: int | None) -> Tensor | None:
-    """What each token of a row sees of it where that is less than all before: the last `window`, itself included."""
+    """The mask of a sliding window: each token sees the last `window` tokens, itself included; None if it sees all."""
     length = query.shape[2]
     if window is None or length <= window:
         return None
@@ -122,15 +144,15 @@ def _attend(
 
 
 def _short(query: Tensor) -> int:
-    """The longest row that is done in single products."""
-    on_cpu = query.device.type == "cpu" and type(query) is Tensor  # not a stand-in for a GPU
+    """The longest row that is computed in plain matrix products."""
+    on_cpu = query.device.type == "cpu" and type(query) is Tensor  # not a fake tensor that stands for a GPU
     return SHORT.get(query.dtype, 0) if on_cpu and not is_twice_differentiable() else 0
 
 
 def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """The same in single products, which keep the weights for the way back; heads that share keys are done at once.
+    """The same in plain matrix products; autograd keeps the weights, and heads that share keys are computed together.
 
-    Without a mask the last query sees all keys: a token that is drawn sees the whole cache.
+    Without a mask the last query sees all keys: a sampled token sees the whole cache.
     """
     rows, heads, length, _ = query.shape
     groups = heads // key.shape[1]

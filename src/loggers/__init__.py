@@ -1,1 +1,1 @@
-"""Where metrics go: CSV tables and Weights & Biases."""
+"""Loggers of metrics: CSV tables and Weights & Biases."""

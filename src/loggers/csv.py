@@ -11,14 +11,14 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 class CsvTables(Logger):
-    """One row per step in each table. Checkpoints hold the rows: what an interrupted run logged later is logged anew.
+    """One row per step in each table. Checkpoints hold the rows; a resumed run logs later rows again.
 
-    Lightning's own CSVLogger deletes what an interrupted run had written.
+    Lightning's CSVLogger would delete the rows of the interrupted run.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, save_dir: str) -> None:
         super().__init__()
-        self.folder = Path(folder)
+        self.folder = Path(save_dir)
         self._tables: dict[str, dict[int, dict[str, float]]] | None = None
 
     @property
@@ -33,7 +33,7 @@ class CsvTables(Logger):
 
     @property
     def save_dir(self) -> str:
-        """Where the tables lie."""
+        """The folder of the tables."""
         return str(self.folder)
 
     @property
@@ -46,7 +46,7 @@ class CsvTables(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Sort the numbers into their table."""
+        """Add the numbers to their table."""
         step = int(step or 0)
         for table, rows in self.experiment.items():
             mine = {k: float(v) for k, v in metrics.items() if k.startswith("time/") == (table == "timing")}
@@ -71,13 +71,13 @@ class CsvTables(Logger):
 
     @rank_zero_only
     def load_state_dict(self, state: dict[str, dict[int, dict[str, float]]]) -> None:
-        """Take up the rows of a checkpoint; whatever else was logged or written is forgotten."""
+        """Restore the rows of a checkpoint; all other rows are deleted."""
         self._tables = {name: {step: dict(row) for step, row in rows.items()} for name, rows in state.items()}
         self.save()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write what is left."""
+        """Write the last rows."""
         self.save()
 
 

@@ -1,1 +1,1 @@
-"""What a run keeps in memory, before it starts: `python -m src.memory`."""
+"""The memory of a PPO run, estimated before it starts: `python -m src.memory`."""

@@ -1,25 +1,22 @@
-"""What PPO will hold in memory, role by role and phase by phase, found out without weights and before loading them.
+"""The memory of PPO by role and phase, estimated before weights are loaded.
 
-The architecture is built from its configuration on fake tensors, which have shapes but no memory. Each phase is run on
-them by the code that runs it in earnest, and the bytes of the tensors that live at once are counted. So no coefficient
-of any architecture is written down here. Not counted: what allocators keep in reserve, libraries' workspaces, mixed
-precision of the trainer, the third loss, exact KLs.
+The architecture is built from its configuration on fake tensors, which have shapes but no memory. Each phase runs on
+them with the code of training, and the bytes of the tensors that live at once are counted, so no coefficient of any
+architecture is needed here. Not counted: memory that allocators keep in reserve, libraries' workspaces, mixed precision
+of the trainer, the PPO-ptx loss, exact KLs.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -35,7 +32,7 @@ from src.models.forward import gradient_checkpointing
 from src.models.scalar_head import value_head
 from src.models.settings import DTYPES, ModelSettings
 
-PREPACKED = "base, as a CPU's products read it"
+PREPACKED = "base, prepacked for the CPU"
 SAVING = "saving: the merged copy (in main memory)"
 ADAM_STATES = 2  # first and second moment of each trained number, in its own dtype
 
@@ -57,11 +54,11 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Ledger:
+class MemoryEstimate:
     """Bytes: `weights`, `gradients` and `optimizer` by role, `phases` by phase.
 
-    Weights and optimizer states stay. A phase counts what lives at its fullest moment on top of them, gradients
-    included; phases follow one another, so the peak is what stays plus the largest of them.
+    Weights and optimizer states stay. A phase counts the most that lives at once on top of them, gradients included;
+    phases follow one another, so the peak is what stays plus the largest phase.
     """
 
     weights: dict[str, int]
@@ -76,31 +73,33 @@ class Ledger:
 
     @property
     def peak(self) -> int:
-        """Most bytes at once where all of it is main memory."""
+        """Most bytes at once when everything is in main memory."""
         return self.lasting + max(self.phases.values())
 
     @property
     def on_gpu(self) -> int:
-        """Most bytes at once on a GPU: the copy that is saved is made in main memory, and no weights are prepacked."""
-        phases = [taken for phase, taken in self.phases.items() if phase != SAVING]
+        """Most bytes at once on a GPU, where saving copies to main memory and no weights are prepacked."""
+        phases = [size for phase, size in self.phases.items() if phase != SAVING]
         return self.lasting + max(phases) - self.weights.get(PREPACKED, 0)
 
 
-def ledger(
+def estimate(
     config: PretrainedConfig, model: ModelSettings, reward: PretrainedConfig | None, load: Workload, critic: bool
-) -> Ledger:
-    """The ledger of PPO on this architecture; `reward` is the reward model's, None for a reward without a model."""
-    with _fake_models():
+) -> MemoryEstimate:
+    """The memory of PPO on this architecture; `reward` is the reward model's, None for a reward without weights."""
+    with torch.device("meta"):  # shapes, but neither memory nor values
         lm = AutoModelForCausalLM.from_config(
             config, dtype=DTYPES[model.dtype], attn_implementation=model.attn_implementation
         ).eval()  # fmt: skip
+        if model.fast_cpu:
+            with_fast_layers(lm)
         base = size(lm.parameters())
         weights, trained = _roles(lm, model, critic)
         reward_model = AutoModelForSequenceClassification.from_config(reward).eval() if reward is not None else None
-    for net in filter(None, (lm, reward_model)):
-        with_fast_layers(net)
+    if reward_model is not None and model.fast_cpu:
+        with_fast_layers(reward_model)
     copied = sum(weights.values()) if model.lora is not None else base
-    if model.prepack and model.lora is not None and (layers := layers_to_pack(lm.base_model)):
+    if model.fast_cpu and model.prepack and model.lora is not None and (layers := layers_to_pack(lm.base_model)):
         weights[PREPACKED] = size(layer.weight for layer in layers)
     if reward_model is not None:
         weights["reward"] = size(reward_model.parameters())
@@ -119,11 +118,11 @@ def ledger(
             phases["reward model: hidden states"] = peak_of(lambda: _backbone(reward_model, rows, load.tokens))
         del fakes
     phases[SAVING] = copied
-    return Ledger(weights, trained, {role: ADAM_STATES * size for role, size in trained.items()}, phases)
+    return MemoryEstimate(weights, trained, {role: ADAM_STATES * size for role, size in trained.items()}, phases)
 
 
 def _roles(lm: PreTrainedModel, model: ModelSettings, critic: bool) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes of the weights that each role adds, and of those that it trains."""
+    """Bytes of the weights of each role, and of the weights that it trains."""
     base, backbone = size(lm.parameters()), size(lm.base_model.parameters())
     head = size(value_head(lm.config.hidden_size).parameters()) if critic else 0
     if model.lora is None:
@@ -142,14 +141,14 @@ def _roles(lm: PreTrainedModel, model: ModelSettings, critic: bool) -> tuple[dic
 
 
 def _rollout(lm: PreTrainedModel, load: Workload) -> int:
-    """Sampling: the prompts' pass, or the last step, when the cache of all layers is full."""
+    """Sampling: the larger of the prefill and of the last step, when the cache is full."""
     rows, steps = load.rollout_rows, load.tokens - 1
     full = DynamicCache(config=lm.config)
     with torch.no_grad():
         prefill = peak_of(lambda: _next_token(lm, rows, load.prompt_tokens, DynamicCache(config=lm.config), 0))
         with LiveBytes() as counter:
             _next_token(lm, rows, steps, full, 0)
-            counter.peak = counter.live  # the cache is there; how it came about in one pass does not count
+            counter.peak = counter.live  # count the full cache, not the pass that filled it here
             _next_token(lm, rows, 1, full, steps)
     return max(prefill, counter.peak)
 
@@ -163,7 +162,7 @@ def _next_token(lm: PreTrainedModel, rows: int, new: int, cache: DynamicCache, b
 
 
 def _scoring(lm: PreTrainedModel, load: Workload) -> int:
-    """Logprobs of the policy, then those of the reference while the policy's hidden states are kept."""
+    """Log-probabilities of the policy, then of the reference while the policy's hidden states are kept."""
 
     def run() -> None:
         policy = _distribution(lm, load.scoring_rows, load)
@@ -175,7 +174,7 @@ def _scoring(lm: PreTrainedModel, load: Workload) -> int:
 
 
 def _update(lm: PreTrainedModel, model: ModelSettings, load: Workload, trained: int) -> int:
-    """Forward and backward of a micro-batch; or the step, with a temporary tensor for each trained one."""
+    """Forward and backward of a micro-batch, or the step with a temporary copy of each trained tensor if larger."""
 
     def run() -> None:
         with gradient_checkpointing(lm, model.gradient_checkpointing):
@@ -192,7 +191,7 @@ def _update(lm: PreTrainedModel, model: ModelSettings, load: Workload, trained: 
 
 
 def _critic_update(lm: PreTrainedModel, model: ModelSettings, load: Workload, trained: int) -> int:
-    """The same for values, which need no vocabulary; the policy's adapter stands for the critic's, of the same size."""
+    """The same for values, which need no vocabulary; the policy's adapter has the size of the critic's."""
     head = value_head(lm.config.hidden_size)
 
     def run() -> None:
@@ -217,7 +216,7 @@ def _backbone(lm: PreTrainedModel, rows: int, tokens: int) -> Tensor:
 
 
 def _inputs(rows: int, new: int, before: int) -> dict[str, Tensor]:
-    """Token ids and positions of `new` tokens, and the mask of what they see, made before as fakes hold no truth."""
+    """Token ids and positions of `new` tokens, and their attention mask, which fakes cannot compute themselves."""
     ids = torch.zeros(rows, new, dtype=torch.int64)
     return {
         "input_ids": ids,
@@ -227,19 +226,12 @@ def _inputs(rows: int, new: int, before: int) -> dict[str, Tensor]:
 
 
 def size(tensors: Any) -> int:
-    """Bytes of tensors, each counted once."""
+    """Bytes of the tensors, each counted once."""
     return sum({id(tensor): tensor.numel() * tensor.element_size() for tensor in tensors}.values())
 
 
-@contextmanager
-def _fake_models() -> Iterator[None]:
-    """Models made here have shapes, but neither memory nor numbers."""
-    with torch.device("meta"):
-        yield
-
-
 def _give_fake_memory(net: nn.Module) -> None:
-    """Turn tensors on the meta device into fakes of the CPU, whose kernels then decide what is kept."""
+    """Turn meta tensors into fake CPU tensors, so that the CPU's kernels decide what is kept for backward."""
     made: dict[int, nn.Parameter] = {}
     for module in net.modules():
         for name, parameter in module._parameters.items():
@@ -264,7 +256,7 @@ def peak_of(run: Callable[[], Any]) -> int:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make, until they are freed."""
+    """Counts the bytes of all storages that operations allocate, until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -272,10 +264,11 @@ class LiveBytes(TorchDispatchMode):
         self._known: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and note the storages of its results that are new."""
+        """Run the operation and count the new storages among its results."""
         result = func(*args, **(kwargs or {}))
         old = {id(x.untyped_storage()) for x in _tensors((args, kwargs))}
-        tree_map_only(Tensor, partial(self._note, old), result)
+        for tensor in _tensors(result):
+            self._note(old, tensor)
         return result
 
     def _note(self, old: set[int], tensor: Tensor) -> None:
@@ -294,7 +287,10 @@ class LiveBytes(TorchDispatchMode):
         self._known[key] = weakref.ref(storage, freed)
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    tree_map_only(Tensor, found.append, tree)
-    return found
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    """The tensors among the arguments or results of an operation; torch's own walk takes several times as long."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, tuple | list | dict):
+        for branch in tree.values() if isinstance(tree, dict) else tree:
+            yield from _tensors(branch)

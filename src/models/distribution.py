@@ -1,4 +1,4 @@
-"""The policy's distribution over the next token, kept as what the vocabulary head reads: (N, H), not (N, V)."""
+"""The policy's distribution over the next token, kept as the vocabulary head's inputs: (N, H), not (N, V)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from src.core.kl import categorical_kl
 from src.core.logprobs import normalized_logits
-from src.models.vocab_head import head_logprobs
+from src.models.vocab_head import token_logprobs
 
-CHUNK = 2**24  # vocabulary scores held at a time (64 MiB in float32); more tokens than fit are done in turn
+CHUNK = 2**24  # logits held at a time (64 MiB in float32); further tokens are computed in the next chunks
 
 
 @dataclass(frozen=True)
@@ -23,19 +23,17 @@ class TokenDistribution:
 
     hidden: Tensor  # (N, H)
     head: nn.Module
-    ids: Tensor  # (N,) int64, the tokens that were taken
+    ids: Tensor  # (N,) int64, the sampled tokens
     mask: Tensor  # (B, T) bool, True at the N places
     temperature: float
 
     def logprobs_and_entropy(self, entropy_trains: bool = True) -> tuple[Tensor, Tensor]:
         """log pi(a_t | s_t) and the entropy of pi(. | s_t), both (B, T) nats and 0 outside the mask.
 
-        An entropy that is only looked at (not `entropy_trains`) may come without gradient, which costs less.
+        Without `entropy_trains` the entropy may have no gradient, which costs less.
         """
-        dtype = computing_dtype(self.head.weight)
-        weight, bias = self.head.weight.to(dtype), getattr(self.head, "bias", None)
-        logprobs, entropy = head_logprobs(
-            self.hidden.to(dtype), weight, bias, self.ids, self.temperature, entropy_trains
+        logprobs, entropy = token_logprobs(
+            self.head, self.hidden, self.ids, self.temperature, entropy_trains=entropy_trains
         )
         return self._placed(logprobs), self._placed(entropy)
 
@@ -53,13 +51,13 @@ class TokenDistribution:
         return self._placed(self._in_chunks(read, self.hidden, other.hidden))
 
     def detached(self) -> TokenDistribution:
-        """The same numbers, without gradient and whatever happens to the weights later."""
+        """The same numbers, without gradient and independent of later changes of the weights."""
         trained = any(parameter.requires_grad for parameter in self.head.parameters())
         head = copy.deepcopy(self.head).requires_grad_(False) if trained else self.head
         return replace(self, hidden=self.hidden.detach(), head=head)
 
     def _in_chunks(self, read: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """`read` of all tokens, so many at a time that their vocabulary scores fit; recomputed in the backward pass."""
+        """`read` of all tokens, in chunks whose logits fit; recomputed in the backward pass."""
         if len(self.hidden) <= self._chunk:
             return read(*inputs)
         pieces = zip(*(x.split(self._chunk) for x in inputs), strict=True)
@@ -67,14 +65,8 @@ class TokenDistribution:
 
     @property
     def _chunk(self) -> int:
-        """Tokens done at a time."""
+        """Tokens per chunk."""
         return max(1, CHUNK // self.head.weight.shape[0])
 
     def _placed(self, x: Tensor) -> Tensor:
         return torch.zeros(self.mask.shape, dtype=x.dtype, device=x.device).masked_scatter(self.mask, x)
-
-
-def computing_dtype(weight: Tensor) -> torch.dtype:
-    """What a matrix product with `weight` is computed in: under autocast its dtype, else the weight's own."""
-    kind = weight.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype

@@ -1,4 +1,4 @@
-"""Short names for the content of weights and tokenizers: the same numbers give the same name, whatever the path."""
+"""Fingerprints of weights and tokenizers: they depend on the content, not on the path."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-ADAPTED = ".base_layer"  # where peft keeps a layer that it has put an adapter on
-ADAPTERS = ("lora_", "modules_to_save")  # what peft adds
+ADAPTED = ".base_layer"  # where peft keeps a layer that has an adapter
+ADAPTERS = ("lora_", "modules_to_save")  # names that peft adds
 
 
 def joint(*parts: object) -> str:
-    """One name, SHA-256 (64 hex digits), for several strings and plain numbers in this order."""
+    """SHA-256 (64 hex digits) of several strings and plain numbers in this order."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -39,10 +39,10 @@ def _digest(tensors: dict[str, Tensor]) -> str:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 (64 hex digits) over what decides which ids a text becomes.
+    """SHA-256 (64 hex digits) over everything that determines the ids of a text.
 
-    That is the tokenizer's own JSON (its vocabulary, where it has none), special tokens and chat template; how a batch
-    is padded and cut does not count.
+    That is the tokenizer's JSON (or its vocabulary, if it has none), special tokens and chat template; padding and
+    truncation of batches are left out.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = json.loads(backend.to_str()) if backend is not None else {"vocab": tokenizer.get_vocab()}

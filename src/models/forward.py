@@ -1,4 +1,4 @@
-"""Running a model over prompt + response: hidden states where actions are taken, and one score per sequence."""
+"""Forward passes over prompt + response: hidden states at the response tokens, and one score per sequence."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from src.core.logprobs import logprobs_from_logits
 from src.core.masking import last_counted, position_ids
-from src.kernels import padding_free
+from src.models.vocab_head import token_logprobs
 from src.types import Rollout
 
 
@@ -22,16 +21,16 @@ def hidden_states(lm: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def backbone_states(backbone: nn.Module, mask: Tensor, **inputs: Tensor) -> Tensor:
-    """What a backbone, or a part of one, makes of `input_ids` (B, S) or `inputs_embeds` (B, S, H): (B, S, H).
+    """Last hidden states (B, S, H) of a backbone or its part, for `input_ids` (B, S) or `inputs_embeds` (B, S, H).
 
-    What it makes of padding is of no meaning.
+    Those of padding are arbitrary: a fast backbone (`src.kernels`) may skip the padding.
     """
-    if padding_free.saves_time(backbone, mask):
-        return padding_free.states(backbone, mask, **inputs)
+    fast = getattr(backbone, "fast_pass", None)
+    if fast is not None and fast.saves_time(backbone, mask):
+        states: Tensor = fast.states(backbone, mask, **inputs)
+        return states
     positions = position_ids(mask)
-    states: Tensor = backbone(
-        attention_mask=mask.long(), position_ids=positions, use_cache=False, **inputs
-    ).last_hidden_state
+    states = backbone(attention_mask=mask.long(), position_ids=positions, use_cache=False, **inputs).last_hidden_state
     return states
 
 
@@ -42,7 +41,7 @@ def whole_sequence(rollout: Rollout) -> tuple[Tensor, Tensor]:
 
 
 def at_actions(hidden: Tensor, rollout: Rollout) -> Tensor:
-    """Of hidden states (B, P + T, H) those of s_t, the text before response token t: positions P-1 .. P+T-2."""
+    """The hidden states (B, T, H) of s_t, the text before response token t: positions P-1 .. P+T-2 of (B, P + T, H)."""
     return hidden[:, rollout.prompt_ids.shape[1] - 1 : -1]
 
 
@@ -52,7 +51,7 @@ def sequence_scores(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor
     Shapes: ids, mask (B, S), padded on either side -> (B,).
     """
     if not hasattr(model, "score"):
-        # an encoder reads its own summary token, the first: there the padding belongs on the right
+        # an encoder reads the score at its first token, so its padding must be on the right
         order = mask.long().argsort(dim=1, descending=True, stable=True)
         return model(input_ids=ids.gather(1, order), attention_mask=mask.gather(1, order).long()).logits.squeeze(-1)
     return head_at_end(model.score, hidden_states(model, ids, mask), mask)
@@ -66,7 +65,7 @@ def head_at_end(head: nn.Module, hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 def scalar(head: nn.Module, hidden: Tensor) -> Tensor:
-    """One number of each state, in the precision of the head's weights, autocast or not. (..., H) -> (...)."""
+    """One number per state, in the dtype of the head's weights, also under autocast. (..., H) -> (...)."""
     with torch.autocast(hidden.device.type, enabled=False):
         number: Tensor = head(hidden.to(next(head.parameters()).dtype)).squeeze(-1)
     return number
@@ -76,7 +75,7 @@ def scalar(head: nn.Module, hidden: Tensor) -> Tensor:
 def gradient_checkpointing(lm: PreTrainedModel, enabled: bool) -> Iterator[None]:
     """Recompute the layers' activations in the backward pass instead of keeping them.
 
-    transformers does so only in training mode. The switch is set on the layers alone, so their dropouts stay in
+    transformers does so only in training mode. That mode is set on the layer modules only, so their dropouts stay in
     eval mode and the recomputed numbers are the same.
     """
     if not enabled:
@@ -100,4 +99,4 @@ def next_token_logprobs(lm: PreTrainedModel, ids: Tensor, mask: Tensor, *, check
     predicts = mask[:, :-1] & mask[:, 1:]
     with gradient_checkpointing(lm, checkpointing and torch.is_grad_enabled()):
         hidden = hidden_states(lm, ids, mask)[:, :-1][predicts]
-    return logprobs_from_logits(lm.get_output_embeddings()(hidden), ids[:, 1:][predicts])
+    return token_logprobs(lm.get_output_embeddings(), hidden, ids[:, 1:][predicts])[0]

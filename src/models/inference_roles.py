@@ -1,4 +1,4 @@
-"""Models that are done with training, in the roles they had."""
+"""Roles of trained models, for inference."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from src.models.settings import ModelSettings
 
 
 class InferenceRoles(Roles):
-    """A trained policy and, where there is one, its reference: plain models, nothing of which is trained."""
+    """A trained policy and, if given, its reference: plain frozen models."""
 
     def __init__(
         self, policy: PreTrainedModel, reference: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase
@@ -30,9 +30,9 @@ class InferenceRoles(Roles):
 
     @contextmanager
     def acting(self, role: Role) -> Iterator[PreTrainedModel]:
-        """The model of that role. Raises `ModelError` for one that is not there."""
+        """The model of that role. Raises `ModelError` if there is none."""
         if role not in self.models:
-            raise ModelError(f"there is no {role} beside this model")
+            raise ModelError(f"this model was loaded without a {role}")
         yield self.models[role]
 
     def policy_parameters(self) -> list[nn.Parameter]:
@@ -45,7 +45,7 @@ class InferenceRoles(Roles):
 
     def add_reward(self, adapter: RewardAdapter) -> None:
         """There is no shared base."""
-        raise ModelError("a finished policy is merged into its base and takes no reward adapter: use reward=learned")
+        raise ModelError("a trained policy is merged into its base and has no reward adapter: use reward=learned")
 
     def save_adapter(self, folder: Path) -> bool:
         """There is no adapter."""
@@ -59,7 +59,7 @@ class InferenceRoles(Roles):
 def load_inference_roles(
     model: ModelSettings, tokenizer: PreTrainedTokenizerBase, policy: str, reference: str | None
 ) -> InferenceRoles:
-    """Both from folders. Raises `ModelError`, also when their vocabularies differ, as no KL could be taken then."""
+    """Both from folders. Raises `ModelError`, also when their vocabularies differ, as their KL is not defined then."""
     lm = load_causal_lm(model, policy)
     other = load_causal_lm(model, reference) if reference is not None else None
     if other is not None and other.config.vocab_size != lm.config.vocab_size:

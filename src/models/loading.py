@@ -1,4 +1,4 @@
-"""Models and tokenizers from a folder or the hub, with one clear sentence when that fails."""
+"""Models and tokenizers from a folder or the hub; a failure gives one clear sentence."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from src.models.forward import hidden_states
 from src.models.settings import ModelSettings
 from src.types import Corpus
 
-# what transformers raises for a folder that it cannot or will not read, for weights that are cut off or do not fit
+# raised by transformers for a folder that it cannot read, and for truncated or unfitting weights
 UNUSABLE = (OSError, ValueError, UnpicklingError, SafetensorError, RuntimeError)
 
 
 def absent(path: str, error: Exception, key: str = "model.path") -> ModelError:
-    """One sentence: what was looked for, why it did not work, and the two ways to provide it."""
-    if isinstance(error, ModelError):  # of the base of an adapter, and said already
+    """One sentence: which model is missing, why, and the two ways to provide it."""
+    if isinstance(error, ModelError):  # already one sentence, about the base of an adapter
         return error
     folder = Path(path).expanduser()
     if "trust_remote_code" in str(error):
         how = "model.trust_remote_code=true runs it" if key == "model.path" else "here it is never run"
-        return ModelError(f"no usable model at {path!r} ({key}): it brings code of its own along, and {how}")
-    if os.path.isdir(folder):  # False also for a name that no folder can have
-        known = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
-        why = _first_line(error) if known else "the folder holds no config.json"
+        return ModelError(f"no usable model at {path!r} ({key}): it comes with its own code, and {how}")
+    if os.path.isdir(folder):  # False also for an invalid path
+        is_model = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+        why = _first_line(error) if is_model else "the folder holds no config.json"
         return ModelError(f"no usable model at {path!r} ({key}): {why}")
     if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1:
         return ModelError(
@@ -56,7 +56,7 @@ def absent(path: str, error: Exception, key: str = "model.path") -> ModelError:
 
 def _first_line(error: Exception) -> str:
     if "mismatched_sizes" in str(error):
-        return "its weights have other shapes than its config.json says"
+        return "its weights have other shapes than in its config.json"
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -69,9 +69,9 @@ def adapter_base(path: str) -> str | None:
 
 
 def load_config(path: str, key: str = "model.path", *, trusted: bool = False) -> PretrainedConfig:
-    """The architecture at `path`, without weights; of the base if an adapter lies there. Raises `ModelError`.
+    """The architecture at `path`, without weights; of the base if `path` is an adapter. Raises `ModelError`.
 
-    `trusted`: code that lies there may be run.
+    `trusted`: code in the folder may be run.
     """
     try:
         base = adapter_base(path)
@@ -85,15 +85,15 @@ def load_config(path: str, key: str = "model.path", *, trusted: bool = False) ->
 def load_tokenizer(path: str, key: str = "model.path", *, trusted: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer at `path`, padding on the left; without a padding token it pads with its end token.
 
-    Masks are made by position everywhere, so padding with the end token does no harm. The end token of an encoder is
-    its separator. `trusted`: code that lies there may be run. Raises `ModelError` when there is no tokenizer, or one
-    without an end token.
+    Masks are made by position everywhere, so padding with the end token is safe. The end token of an encoder is its
+    separator. `trusted`: code in the folder may be run. Raises `ModelError` when there is no tokenizer, or one without
+    an end token.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", trust_remote_code=trusted)
     except UNUSABLE as error:
         raise absent(path, error, key) from error
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # as transformers makes one out of no files
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # transformers makes one even without files
         raise ModelError(f"no usable tokenizer at {path!r} ({key}): its files are not there")
     if tokenizer.eos_token_id is None:
         tokenizer.eos_token = tokenizer.sep_token
@@ -105,10 +105,10 @@ def load_tokenizer(path: str, key: str = "model.path", *, trusted: bool = False)
 
 
 def fitted(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer, if every token that it may write has a row in the model's embedding.
+    """The tokenizer, checked: every token must have a row in the model's embedding.
 
-    A padding token beyond the embedding, and nothing else, gives way to the end token: what pads is never read. Warns
-    when model and tokenizer name different end tokens. Raises `ModelError` for a tokenizer of another model.
+    Only a padding token beyond the embedding is replaced, by the end token: padding is never read. Warns when model
+    and tokenizer have different end tokens. Raises `ModelError` for a tokenizer of another model.
     """
     beyond = {token for token, number in tokenizer.get_vocab().items() if number >= config.vocab_size}
     if beyond == {tokenizer.pad_token} and tokenizer.pad_token_id != tokenizer.eos_token_id:
@@ -129,21 +129,21 @@ def fitted(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, path: s
     return tokenizer
 
 
-def build_tokenizer(model: ModelSettings, corpus: Corpus) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the model's weights, or one made from the corpus for a model made from scratch."""
+def build_tokenizer(model: ModelSettings, corpus: Corpus | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer in the weights' folder, or one made from the corpus for a model from scratch."""
     if model.path is not None:
         trusted = model.trust_remote_code
         tokenizer, config = load_tokenizer(model.path, trusted=trusted), load_config(model.path, trusted=trusted)
         return fitted(tokenizer, config, model.path)
-    assert model.scratch is not None  # ModelSettings refuses a model from nowhere
+    assert model.scratch is not None  # ModelSettings requires a path or scratch
+    assert corpus is not None
     return model.scratch.tokenizer(corpus.texts("train"))
 
 
 def load_causal_lm(model: ModelSettings, path: str | None = None) -> PreTrainedModel:
     """The language model at `path` (default: `model.path`) in eval mode.
 
-    A folder that holds a LoRA adapter gives its base with the adapter merged in: the model that was fine-tuned, never
-    the bare base. Raises `ModelError`.
+    A folder with a LoRA adapter gives its base with the adapter merged in, the fine-tuned model. Raises `ModelError`.
     """
     path = path or model.path
     if path is None:
@@ -157,7 +157,7 @@ def load_causal_lm(model: ModelSettings, path: str | None = None) -> PreTrainedM
     except UNUSABLE as error:
         raise absent(path, error) from error
     lm.name_or_path = path
-    return with_fast_layers(lm.eval())
+    return with_fast_layers(lm.eval()) if model.fast_cpu else lm.eval()
 
 
 @torch.no_grad()
@@ -175,15 +175,15 @@ def require_plain_head(lm: PreTrainedModel) -> None:
 
 
 def run_part(path: str, part: str) -> str:
-    """`path`, or where it is the folder of a run, the `part` of it that is meant ("model" or "adapter")."""
+    """`path`, or its subfolder `part` ("model" or "adapter") if it is the folder of a run."""
     return str(Path(path) / part) if (Path(path) / part).is_dir() else path
 
 
-def load_reward_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_reward_model(path: str, fast_cpu: bool = True) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A sequence classifier with one output and its own tokenizer, from a folder, a run's folder or the hub.
 
-    Raises `ModelError` when it has another number of outputs, or when its score head is not in the folder (then
-    transformers would quietly make a random one).
+    Raises `ModelError` when it has another number of outputs, or when the folder lacks its score head (transformers
+    would silently make a random one).
     """
     path = run_part(path, "model")
     try:
@@ -198,26 +198,27 @@ def load_reward_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     if model.config.num_labels != 1:
         raise ModelError(f"the reward model at {path!r} has {model.config.num_labels} outputs where 1 is needed")
     tokenizer = fitted(load_tokenizer(path, "reward.path"), model.config, path)
-    return with_fast_layers(model.float().eval().requires_grad_(False)), tokenizer
+    model = model.float().eval().requires_grad_(False)
+    return with_fast_layers(model) if fast_cpu else model, tokenizer
 
 
 def context_length(config: PretrainedConfig) -> int | None:
-    """How many tokens the model can read, None if its configuration does not say."""
+    """How many tokens the model can read; None if its configuration has no limit."""
     return getattr(config, "max_position_embeddings", None)
 
 
 def readable_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """How many tokens a model can read; None if neither its configuration nor its tokenizer says."""
+    """How many tokens a model can read; None if neither its configuration nor its tokenizer has a limit."""
     limits = (context_length(config), tokenizer.model_max_length)
-    return min((limit for limit in limits if limit is not None and limit < 10**9), default=None)  # huge: not known
+    return min((limit for limit in limits if limit is not None and limit < 10**9), default=None)  # huge: unknown
 
 
 def unmatched_targets(config: PretrainedConfig, targets: str | Sequence[str]) -> list[str]:
-    """The LoRA targets that no module of the architecture ends with; looked up on a model without memory."""
+    """The LoRA targets that match no module name of the architecture; looked up on the meta device."""
     if isinstance(targets, str):
         return []
     with torch.device("meta"):
-        # a configuration whose class came out of a model's folder was loaded by someone who trusts that folder
+        # a configuration class from a model's folder was loaded by a user who trusts that folder
         trusted = type(config).__module__.startswith("transformers_modules.")
         lm = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
         names = [name for name, _ in lm.named_modules()]

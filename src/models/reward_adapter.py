@@ -1,4 +1,4 @@
-"""The folder of a reward adapter: what peft writes, and `reward.json` with what it was trained on."""
+"""The folder of a reward adapter: peft's files, and `reward.json` with the fingerprints of base and tokenizer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class AdapterFacts:
-    """What a reward adapter needs to give the scores that it gave when it was trained."""
+    """What a reward adapter must be used with to give the scores of its training."""
 
     base: str  # fingerprint of the backbone's frozen weights
     tokenizer: str  # fingerprint of the tokenizer
@@ -46,13 +46,13 @@ class RewardAdapter:
 
 
 def adapter_folder(path: str) -> Path:
-    """Where the adapter at `path` (a run's folder or the adapter's own) lies. Raises `ModelError` if there is none."""
+    """The folder of the adapter at `path` (a run's folder or the adapter's). Raises `ModelError` if there is none."""
     folder = Path(run_part(path, "adapter"))
     lacking = [name for name in ("adapter_config.json", FACTS) if not (folder / name).is_file()]
     if lacking:
         raise ModelError(
             f"reward.path={path}: there is no reward adapter (no {' and no '.join(lacking)}); "
-            f"train one with stage=reward reward_net=adapter, or use reward=learned for a model of its own"
+            f"train one with stage=reward reward_net=adapter, or use reward=learned for a separate model"
         )
     return folder
 
@@ -62,7 +62,7 @@ def load_adapter(path: str) -> RewardAdapter:
     folder = adapter_folder(path)
     facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
     if facts.get("format") != FORMAT:
-        raise ModelError(f"{folder / FACTS}: format {facts.get('format')} is not the format {FORMAT} known here")
+        raise ModelError(f"{folder / FACTS}: format {facts.get('format')} is not the format {FORMAT} of this version")
     weights = load_peft_weights(str(folder), device="cpu")
     scores = [name for name in weights if name.endswith(".score.weight")]
     if len(scores) != 1:
@@ -79,9 +79,9 @@ def load_adapter(path: str) -> RewardAdapter:
 
 
 def attach(adapter: RewardAdapter, peft: PeftModel, name: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Put the adapter's layers on a language model under `name`, frozen.
+    """Add the adapter's layers to a language model under `name`, frozen.
 
-    Raises `ModelError` unless base and tokenizer are, bit for bit, those that the adapter was trained with.
+    Raises `ModelError` unless base and tokenizer are bit for bit those that the adapter was trained with.
     """
     lm = peft.get_base_model()
     for what, found, wanted in (

@@ -1,4 +1,4 @@
-"""What the reward model is: made from scratch, pretrained, or an adapter on the policy's own base."""
+"""Choices of reward model: from scratch, pretrained, or an adapter on the policy's base."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ PATH_KEY = "reward_model.net.path"
 
 @dataclass(frozen=True)
 class FromScratch(ScratchSettings):
-    """A small model of its own with a tokenizer of its own, both made from the corpus."""
+    """A small separate model and its tokenizer, both made from the corpus."""
 
     chat_template = False
     lora = None
 
     def architecture(self) -> PretrainedConfig:
-        """Its architecture, before there are weights."""
+        """Its architecture, without weights."""
         return self.config()
 
     def build_tokenizer(self, corpus: Corpus) -> PreTrainedTokenizerBase:
@@ -43,11 +43,11 @@ class FromScratch(ScratchSettings):
         return self.tokenizer(corpus.texts("train"))
 
     def has_lm_head(self) -> bool:
-        """It never was a language model."""
+        """It has no vocabulary head."""
         return False
 
     def build(self, tokenizer: PreTrainedTokenizerBase, seed: int, with_lm_head: bool) -> RewardNet:
-        """Fresh weights; the same seed gives the same."""
+        """Random weights; the same seed gives the same weights."""
         with torch.random.fork_rng():
             torch.manual_seed(stream_seed(seed, "weights"))
             config = self.config_for(tokenizer, num_labels=1)
@@ -58,8 +58,8 @@ class FromScratch(ScratchSettings):
 class Pretrained:
     """A model of any architecture from a folder or the hub, with its own tokenizer; trained whole, or with `lora`.
 
-    A language model gets a fresh score head; a sequence classifier with one output keeps its own. `chat_template`:
-    prompt and response are written out by the tokenizer's chat template.
+    A language model gets a new score head; a sequence classifier with one output keeps its own. `chat_template`:
+    prompt and response are formatted with the tokenizer's chat template.
     """
 
     path: str
@@ -71,20 +71,20 @@ class Pretrained:
         return load_config(self.path, PATH_KEY)
 
     def build_tokenizer(self, corpus: Corpus) -> PreTrainedTokenizerBase:
-        """The tokenizer beside the weights."""
+        """The tokenizer in the weights' folder."""
         tokenizer = load_tokenizer(self.path, PATH_KEY)
         if self.chat_template and tokenizer.chat_template is None:
             raise ModelError(f"reward_model.net.chat_template=true: there is no chat template at {self.path!r}")
         return tokenizer
 
     def has_lm_head(self) -> bool:
-        """Whether it is a decoder that was saved as a language model."""
+        """Whether it is a decoder saved as a language model."""
         config = self.architecture()
         kinds = config.architectures or []
         return is_decoder(config) and any(k.endswith(("ForCausalLM", "LMHeadModel")) for k in kinds)
 
     def build(self, tokenizer: PreTrainedTokenizerBase, seed: int, with_lm_head: bool) -> RewardNet:
-        """The weights, a score head where there is none, and beside it the vocabulary head if asked for."""
+        """The weights, a new score head if there is none, and the vocabulary head `with_lm_head`."""
         with torch.random.fork_rng():
             torch.manual_seed(stream_seed(seed, "weights"))
             try:
@@ -99,7 +99,7 @@ class Pretrained:
         return RewardNet(net, lm_head=lm_head, chat_template=self.chat_template)
 
     def _lm_head(self, classifier: PreTrainedModel) -> nn.Module:
-        """The vocabulary head of the same folder: the classifier's own embedding where they are tied, else frozen."""
+        """The vocabulary head of the same folder: the classifier's embedding if the model ties them, else frozen."""
         lm = AutoModelForCausalLM.from_pretrained(self.path, trust_remote_code=False).float().eval()
         lm.name_or_path = self.path
         require_plain_head(lm)
@@ -112,21 +112,21 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class SharedBaseAdapter:
-    """A LoRA adapter and a score head on the model that PPO starts from, with that model's tokenizer."""
+    """A LoRA adapter and a score head on the model that PPO starts from, with its tokenizer."""
 
     model: ModelSettings
     lora: LoraSettings
 
-    chat_template = False  # it reads the policy's own tokens
+    chat_template = False  # it reads the policy's tokens
 
     def architecture(self) -> PretrainedConfig | None:
-        """The base's architecture, also while the base is still to be made."""
+        """The base's architecture, also before the base is trained."""
         if self.model.path is None:
             return self.model.scratch.config() if self.model.scratch is not None else None
         return load_config(self.model.path, trusted=self.model.trust_remote_code)
 
     def build_tokenizer(self, corpus: Corpus) -> PreTrainedTokenizerBase:
-        """The tokenizer beside the base."""
+        """The tokenizer in the base's folder."""
         return load_tokenizer(self.model.path or "", trusted=self.model.trust_remote_code)
 
     def has_lm_head(self) -> bool:
@@ -134,7 +134,7 @@ class SharedBaseAdapter:
         return True
 
     def build(self, tokenizer: PreTrainedTokenizerBase, seed: int, with_lm_head: bool) -> RewardNet:
-        """The base, loaded as PPO loads it, behind a fresh adapter and head; remembers which base it is."""
+        """The base, loaded as PPO loads it, with a new adapter and head and the base's fingerprint."""
         lm = load_causal_lm(self.model)
         require_plain_head(lm)
         facts = AdapterFacts(base_fingerprint(lm.base_model), tokenizer_fingerprint(tokenizer))
@@ -149,15 +149,15 @@ RewardChoice = FromScratch | Pretrained | SharedBaseAdapter
 
 
 def is_decoder(config: PretrainedConfig) -> bool:
-    """Whether the architecture, as a classifier, reads its score at the last token (looked up without memory)."""
+    """Whether the architecture's classifier reads its score at the last token (looked up on the meta device)."""
     with torch.device("meta"):
         return hasattr(AutoModelForSequenceClassification.from_config(config), "score")
 
 
 def scoring(lm: PreTrainedModel) -> PreTrainedModel:
-    """A sequence classifier around the backbone of `lm` itself, with a fresh score head, w ~ N(0, 1 / (H + 1)).
+    """A sequence classifier on the backbone of `lm`, which is shared, with a new score head, w ~ N(0, 1 / (H + 1)).
 
-    Source of the head's scale: as that of the value head, `src.models.roles.value_head`.
+    Source of the head's scale: that of the value head, `src.models.scalar_head.value_head`.
     """
     config = copy.deepcopy(lm.config)
     config.num_labels = 1
@@ -173,5 +173,5 @@ def scoring(lm: PreTrainedModel) -> PreTrainedModel:
 
 
 def build_reward_tokenizer(net_choice: RewardChoice, corpus: Corpus) -> PreTrainedTokenizerBase:
-    """The tokenizer that the chosen reward model reads with."""
+    """The tokenizer of the chosen reward model."""
     return net_choice.build_tokenizer(corpus)

@@ -1,4 +1,4 @@
-"""What the reward stage trains: a sequence classifier with one output, whole or through a LoRA adapter."""
+"""The model of the reward stage: a sequence classifier with one output, trained whole or by a LoRA adapter."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from src.core.logprobs import logprobs_from_logits
 from src.errors import ModelError
 from src.models.forward import gradient_checkpointing, head_at_end, hidden_states, sequence_scores
 from src.models.reward_adapter import AdapterFacts
 from src.models.scalar_head import BIAS_KEY, scale_scores, score_bias, shift_scores
 from src.models.settings import LoraSettings
+from src.models.vocab_head import token_logprobs
 
-CHAT_KEY = "reads_chat_template"  # in config.json: texts were written out by the tokenizer's chat template
+CHAT_KEY = "reads_chat_template"  # in config.json: texts were formatted with the tokenizer's chat template
 
 
 class RewardNet(nn.Module):
     """r(x, y) = w . h(last token) + b of a classifier; `lm_head` turns the same hidden states into logits, if given.
 
-    `chat_template`: texts are to be written out by the tokenizer's template. `facts`: what an adapter's folder says of
-    the base it was trained on.
+    `chat_template`: texts must be formatted with the tokenizer's template. `facts`: the base that an adapter was
+    trained on.
     """
 
     def __init__(
@@ -39,13 +39,13 @@ class RewardNet(nn.Module):
         super().__init__()
         self.classifier, self.lm_head, self.chat_template, self.facts = classifier, lm_head, chat_template, facts
         self.checkpointing = checkpointing
-        self.gain = 1.0  # what scores are to be multiplied by to be on the scale of the loss they were learned with
-        self.bias = score_bias(self.model)  # b, which `save` puts where plain transformers finds it, if it can
+        self.gain = 1.0  # factor from scores back to the scale of the training loss
+        self.bias = score_bias(self.model)  # b, which `save` writes where plain transformers finds it, if possible
         setattr(self.model.config, BIAS_KEY, 0.0)
 
     @property
     def model(self) -> PreTrainedModel:
-        """The classifier of transformers, adapted layers inside."""
+        """The classifier of transformers, with its adapters."""
         return self.classifier.get_base_model() if isinstance(self.classifier, PeftModel) else self.classifier
 
     def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -56,19 +56,18 @@ class RewardNet(nn.Module):
     def scores_and_logprobs(self, ids: Tensor, mask: Tensor, response_mask: Tensor) -> tuple[Tensor, Tensor]:
         """r (B,), and log p(token) (N,) nats of the tokens in `response_mask` that have one before them.
 
-        Shapes: ids and mask (B, S); response_mask (C, S), which asks for the first C <= B rows only. One forward pass.
+        Shapes: ids and mask (B, S); response_mask (C, S), for the first C <= B rows only. One forward pass.
         """
-        assert self.lm_head is not None  # the choice of a reward net without one is refused beforehand
+        assert self.lm_head is not None  # `src.stages.checks` refuses lm_coef without one
         with gradient_checkpointing(self.model, self.checkpointing and torch.is_grad_enabled()):
             hidden = hidden_states(self.model, ids, mask)
-        asked = len(response_mask)
-        predicts = mask[:asked, :-1] & response_mask[:, 1:]
-        logits = self.lm_head(hidden[:asked, :-1][predicts])
-        scores = head_at_end(self.model.score, hidden, mask) + self.bias
-        return scores, logprobs_from_logits(logits, ids[:asked, 1:][predicts])
+        rows = len(response_mask)
+        predicts = mask[:rows, :-1] & response_mask[:, 1:]
+        logprobs, _ = token_logprobs(self.lm_head, hidden[:rows, :-1][predicts], ids[:rows, 1:][predicts])
+        return head_at_end(self.model.score, hidden, mask) + self.bias, logprobs
 
     def normalize(self, mean: float, std: float) -> None:
-        """Make the score (r - mean) / std instead of r. Raises `ModelError` when scores do not vary."""
+        """Replace the score r by (r - mean) / std. Raises `ModelError` when scores do not vary."""
         if not std > 0:
             raise ModelError("the reward model gives every sample the same score: it has learned nothing")
         scale_scores(self.model, 1 / std)
@@ -76,19 +75,19 @@ class RewardNet(nn.Module):
         self.bias = (self.bias - mean) / std
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
-        """Write `model/`, which `AutoModelForSequenceClassification` loads; of an adapter `adapter/` too.
+        """Write `model/`, which `AutoModelForSequenceClassification` loads; for an adapter also `adapter/`.
 
-        That is a folder of peft's (task SEQ_CLS: adapter and score head) with the facts of `reward.json` beside.
+        That is a folder of peft (task SEQ_CLS: adapter and score head) with the facts in `reward.json`.
         """
         if isinstance(self.classifier, PeftModel):
             self.classifier.save_pretrained(str(folder / "adapter"))
             tokenizer.save_pretrained(folder / "adapter")
             if self.facts is not None:
                 self.facts.write(folder / "adapter", self.bias)
-        model = copy.deepcopy(self.classifier)  # one rank saves; all go on with the same numbers
+        model = copy.deepcopy(self.classifier)  # one rank saves; all continue with the same weights
         model = model.merge_and_unload() if isinstance(model, PeftModel) else model
         shift_scores(model, self.bias)
-        # transformers looks for the last token that is no padding: it must not take the end token for padding
+        # transformers reads the last token that is not padding: the end token must not be the padding token
         ends = tokenizer.pad_token_id == tokenizer.eos_token_id
         model.config.pad_token_id = None if ends else tokenizer.pad_token_id
         setattr(model.config, CHAT_KEY, self.chat_template)
@@ -98,7 +97,7 @@ class RewardNet(nn.Module):
 
 
 def adapted(classifier: PreTrainedModel, lora: LoraSettings) -> PeftModel:
-    """Freeze a classifier and put a fresh adapter on its backbone; whatever lies behind that is trained whole.
+    """Freeze a classifier and add a new adapter to its backbone; the layers after the backbone are trained whole.
 
     Raises `ModelError` when a target matches no layer.
     """

@@ -1,7 +1,7 @@
-"""Policy, critic, reference and reward model: the roles, on one frozen base where adapters are used.
+"""The roles: policy, critic, reference and reward model, on one frozen base if they are adapters.
 
-A role's forward *and* backward must finish before the next role acts: gradient checkpointing recomputes under the
-adapter that is active at that time.
+A role's forward *and* backward pass must end before the next role acts: gradient checkpointing recomputes with the
+adapter that is active then.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from src.models.forward import (
     scalar,
     whole_sequence,
 )
-from src.models.loading import adapter_base, load_causal_lm, require_plain_head
+from src.models.loading import adapter_base, build_tokenizer, load_causal_lm, require_plain_head
 from src.models.reward_adapter import RewardAdapter, attach
 from src.models.scalar_head import value_head
 from src.models.settings import LoraSettings, ModelSettings
@@ -46,10 +46,10 @@ Role = Literal["policy", "critic", "reference", "reward"]
 
 
 class Roles(nn.Module, ABC):
-    """What the stages of PPO ask of the models. Always in eval mode: dropout would change the ratios."""
+    """Interface of the models of PPO. Always in eval mode: dropout would change the ratios."""
 
     value_head: nn.Linear | None
-    score_head: nn.Linear | None  # frozen; there while a reward model is on the base
+    score_head: nn.Linear | None  # frozen; None unless a reward model is on the base
 
     def __init__(
         self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpointing: bool, critic: bool
@@ -57,40 +57,41 @@ class Roles(nn.Module, ABC):
         super().__init__()
         require_plain_head(base)
         self.tokenizer, self.checkpointing = tokenizer, checkpointing
+        self.fast_cpu = hasattr(base.base_model, "fast_pass")
         at_least = torch.promote_types(base.dtype, torch.float32)
         self.value_head = value_head(base.config.hidden_size).to(at_least) if critic else None
         self.score_head = None
 
     @abstractmethod
     def acting(self, role: Role) -> AbstractContextManager[PreTrainedModel]:
-        """The language model with `role` switched on, for the length of the `with` block."""
+        """The language model with `role` active, within the `with` block."""
 
     @abstractmethod
     def policy_parameters(self) -> list[nn.Parameter]:
-        """What the policy's optimizer trains."""
+        """The parameters of the policy's optimizer."""
 
     @abstractmethod
     def critic_parameters(self) -> list[nn.Parameter]:
-        """What the critic's optimizer trains, the value head included; empty without a critic."""
+        """The parameters of the critic's optimizer, value head included; empty without a critic."""
 
     def add_reward(self, adapter: RewardAdapter) -> None:
-        """Put a trained reward model on the base as a frozen role. Raises `ModelError` where there is no such base."""
+        """Add a trained reward model to the base as a frozen role. Raises `ModelError` without a shared base."""
         raise ModelError("these models are whole (model.lora=null): reward=adapter needs a base that the roles share")
 
     @abstractmethod
     def save_adapter(self, folder: Path) -> bool:
-        """Write the policy as a LoRA adapter folder; False when it is not an adapter."""
+        """Write the policy as a LoRA adapter folder; returns False if it is not an adapter."""
 
     @abstractmethod
     def merged_policy(self) -> PreTrainedModel:
         """A plain copy of the policy, without adapters and value head."""
 
     def train(self, mode: bool = True) -> Roles:
-        """Stay in eval mode, whatever the Trainer asks for."""
+        """Stay in eval mode; the Trainer's call has no effect."""
         return super().train(False)
 
     def distribution(self, rollout: Rollout, temperature: float, role: Role = "policy") -> TokenDistribution:
-        """pi(. | s_t) of a role at the counted response tokens."""
+        """pi(. | s_t) of a role at the response tokens in the mask."""
         mask = rollout.response_mask
         with self.acting(role) as lm:
             hidden = self._hidden(lm, rollout)[mask]
@@ -98,7 +99,7 @@ class Roles(nn.Module, ABC):
         return TokenDistribution(hidden, head, rollout.response_ids[mask], mask, temperature)
 
     def old_distribution(self, rollout: Rollout, temperature: float, old_policy: list[Tensor]) -> TokenDistribution:
-        """pi_old(. | s_t), without gradient; `old_policy` are copies of `policy_parameters()` as they were."""
+        """pi_old(. | s_t), without gradient; `old_policy` are earlier copies of `policy_parameters()`."""
         parameters = self.policy_parameters()
         with torch.no_grad():
             now = snapshot(parameters)
@@ -109,17 +110,16 @@ class Roles(nn.Module, ABC):
                 restore(now, parameters)
 
     def values(self, rollout: Rollout) -> Tensor:
-        """V(s_t), (B, T) in float32 or better, 0 outside the mask. Raises `RuntimeError` where there is no critic."""
+        """V(s_t), (B, T) in float32 or better, 0 outside the mask. Raises `RuntimeError` without a critic."""
         if self.value_head is None:
             raise RuntimeError("these roles were built without a critic")
         with self.acting("critic") as lm:
-            hidden = self._hidden(lm, rollout)
-        return masked(scalar(self.value_head, hidden), rollout.response_mask)
+            return masked(scalar(self.value_head, self._hidden(lm, rollout)), rollout.response_mask)
 
     def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
         """r of the reward model on the base, read at the last counted token. Shapes: (B, S) -> (B,) float32.
 
-        Raises `RuntimeError` where there is none.
+        Raises `RuntimeError` if there is none.
         """
         if self.score_head is None:
             raise RuntimeError("these roles have no reward model on their base")
@@ -135,33 +135,28 @@ class Roles(nn.Module, ABC):
 
     @property
     def shares_trunk(self) -> bool:
-        """Whether there are layers below all adapters, that every role has in common."""
+        """Whether there are layers below all adapters, shared by all roles."""
         return False
 
     def trunk(self, rollout: Rollout) -> Tensor:
-        """What those layers make of a rollout, (B, P + T, H). Raises `RuntimeError` where there are none."""
+        """The output of those layers for a rollout, (B, P + T, H). Raises `RuntimeError` if there are none."""
         raise RuntimeError("these roles adapt every layer: there is no trunk to share")
 
 
 class LoraRoles(Roles):
     """One frozen base; policy and critic are LoRA adapters on it, the reference is the base with adapters off.
 
-    A reward model may be a third adapter, which nothing here ever trains.
+    A reward model may be a third adapter, which is never trained here.
     """
 
     def __init__(
-        self,
-        base: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        lora: LoraSettings,
-        checkpointing: bool,
-        critic: bool,
-        prepacked: bool = False,
-    ) -> None:
+        self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lora: LoraSettings, checkpointing: bool,
+        critic: bool, prepacked: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(base, tokenizer, checkpointing, critic)
         self.peft = add_adapter(base, lora, "policy")
         if isinstance(base.get_output_embeddings(), BaseTunerLayer):
-            raise ModelError("model.lora.targets: the vocabulary head is shared by all roles and takes no adapter")
+            raise ModelError("model.lora.targets: the vocabulary head is shared by all roles and has no adapter")
         if critic:
             self.peft.add_adapter("critic", lora_config(lora, base))
         self._adapters = {
@@ -171,20 +166,20 @@ class LoraRoles(Roles):
         self._switch("policy")
         self.eval()
         if prepacked:
-            prepack(base.base_model)  # not the head, which works in blocks of words
+            prepack(base.base_model)  # not the head, which is computed in blocks of words
         self._parts = None if lora.layers is None else split(base, lora.layers)  # a tuple: not registered twice
 
     @property
     def shares_trunk(self) -> bool:
-        """Where adapters are in the top `model.lora.layers` layers only."""
+        """True when adapters are in the top `model.lora.layers` layers only."""
         return self._parts is not None
 
     def trunk(self, rollout: Rollout) -> Tensor:
-        """The lower part of the base, without gradient."""
+        """The output of the lower part of the base, without gradient."""
         if self._parts is None:
             return super().trunk(rollout)
         ids, mask = whole_sequence(rollout)
-        with torch.no_grad(), self.acting("policy"):  # of all roles the reward alone may adapt these layers
+        with torch.no_grad(), self.acting("policy"):  # only the reward may have adapters in these layers
             return backbone_states(self._parts[0], mask, input_ids=ids)
 
     def _states(self, lm: PreTrainedModel, rollout: Rollout) -> Tensor:
@@ -216,16 +211,16 @@ class LoraRoles(Roles):
         return [*self._adapters["critic"], *(self.value_head.parameters() if self.value_head is not None else ())]
 
     def add_reward(self, adapter: RewardAdapter) -> None:
-        """As the adapter "reward" and a score head, both frozen; the base must be the one that it was trained on."""
+        """Add the adapter "reward" and a score head, both frozen; the base must be the one that it was trained on."""
         attach(adapter, self.peft, "reward", self.tokenizer)
         self.score_head = adapter.head
         self._switch("policy")
         self.eval()
 
     def save_adapter(self, folder: Path) -> bool:
-        """Write the adapter "policy" alone; peft puts it into a subfolder of that name, from where it is moved up.
+        """Write the adapter "policy" only; peft writes it to a subfolder of that name, whose files are moved up.
 
-        Not when the base was itself an adapter on another base: peft could not load one upon the other.
+        Returns False if the base was itself an adapter: peft cannot load one adapter on top of another.
         """
         if adapter_base(self.peft.get_base_model().name_or_path) is not None:
             return False
@@ -236,13 +231,14 @@ class LoraRoles(Roles):
         return True
 
     def merged_policy(self) -> PreTrainedModel:
-        """A copy of the base with W + (alpha / rank) B A in place of each adapted W."""
+        """A copy of the base with W + (alpha / rank) B A instead of each adapted W."""
         return copy.deepcopy(self.peft).merge_and_unload(adapter_names=["policy"])
 
     def _switch(self, role: Role) -> None:
-        """peft freezes the adapter that it switches off, which would silently drop its gradients: undo that.
+        """Activate a role's adapter; policy and critic stay trainable, the reward stays frozen.
 
-        And it makes the one that it switches on trainable, which the reward model must never be.
+        peft alone would freeze the adapter that it switches off, which silently drops its gradients, and make the one
+        that it switches on trainable.
         """
         self.peft.set_adapter(role, inference_mode=role == "reward")
         self._active: Role = role
@@ -251,7 +247,7 @@ class LoraRoles(Roles):
 
 
 class FullRoles(Roles):
-    """Every weight is trained: policy and critic are whole models of their own, the reference a frozen copy."""
+    """Every weight is trained: policy and critic are separate whole models, the reference a frozen copy."""
 
     def __init__(
         self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpointing: bool, critic: bool
@@ -288,13 +284,17 @@ class FullRoles(Roles):
         return copy.deepcopy(self.models["policy"])
 
 
-def build_roles(tokenizer: PreTrainedTokenizerBase, model: ModelSettings, seed: int, critic: bool) -> Roles:
-    """Load the base and give it its roles; the same seed gives the same fresh adapters and value head."""
+def build_roles(
+    model: ModelSettings, tokenizer: PreTrainedTokenizerBase | None = None, seed: int = 1, critic: bool = True
+) -> Roles:
+    """The roles on a base and its tokenizer (None: from the weights' folder); a seed gives the same new weights."""
     base = load_causal_lm(model)
+    tokenizer = build_tokenizer(model) if tokenizer is None else tokenizer
     whole_copies = model.lora is None and base.get_memory_footprint() >= LARGE
     (return_freed_memory if whole_copies else keep_freed_memory)()
     with torch.random.fork_rng():
         torch.manual_seed(stream_seed(seed, "roles"))
         if model.lora is None:
             return FullRoles(base, tokenizer, model.gradient_checkpointing, critic)
-        return LoraRoles(base, tokenizer, model.lora, model.gradient_checkpointing, critic, model.prepack)
+        prepacked = model.fast_cpu and model.prepack
+        return LoraRoles(base, tokenizer, model.lora, model.gradient_checkpointing, critic, prepacked)

@@ -8,11 +8,11 @@ from transformers import PreTrainedModel
 
 from src.errors import ModelError
 
-BIAS_KEY = "score_bias"  # in config.json: what is added to the output where the weights cannot hold it
+BIAS_KEY = "score_bias"  # in config.json: added to the output when the weights cannot hold it
 
 
 def output_layer(model: nn.Module) -> nn.Linear:
-    """The last linear layer with one output: the score head, whatever the architecture calls it."""
+    """The last linear layer with one output: the score head of any architecture."""
     heads = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == 1]
     if not heads:
         raise ModelError(f"{type(model).__name__} has no linear layer with one output to read a score from")
@@ -21,7 +21,7 @@ def output_layer(model: nn.Module) -> nn.Linear:
 
 @torch.no_grad()
 def scale_scores(model: nn.Module, factor: float) -> None:
-    """Make the score factor * r instead of r, in the weights of the score head."""
+    """Replace the score r by factor * r, in the weights of the score head."""
     head = output_layer(model)
     head.weight *= factor
     if head.bias is not None:
@@ -30,12 +30,12 @@ def scale_scores(model: nn.Module, factor: float) -> None:
 
 @torch.no_grad()
 def shift_scores(model: PreTrainedModel, bias: float) -> None:
-    """Make the score r + bias instead of r, in the weights that plain transformers loads where they can hold it.
+    """Replace the score r by r + bias, in the weights that plain transformers loads if they can hold it.
 
-    The bias goes into the score head's own where it has one, else into the bias of the last layer norm before it: for
-    a head w, adding d = bias w / |w|^2 shifts the score by w . d = bias. Where there is neither (a head without bias
-    on an RMS norm, as in Llama and Qwen), nothing in the weights is constant, and the bias is written to the
-    configuration as `score_bias`; `src.rewards.learned` adds it, plain transformers gives the score up to it.
+    The bias is added to the score head's bias if it has one, else to the bias of the last layer norm before it: for
+    a head w, adding d = bias w / |w|^2 shifts the score by w . d = bias. Without either (a head without bias on an
+    RMS norm, as in Llama and Qwen) no weight can hold a constant, and the bias is written to the configuration as
+    `score_bias`: `src.rewards.learned` adds it, plain transformers does not.
     """
     head = output_layer(model)
     norms = [module for module in model.base_model.children() if getattr(module, "bias", None) is not None]
@@ -48,7 +48,7 @@ def shift_scores(model: PreTrainedModel, bias: float) -> None:
 
 
 def score_bias(model: PreTrainedModel) -> float:
-    """What is to be added to the output of a model's weights."""
+    """The constant to add to a model's output."""
     return float(getattr(model.config, BIAS_KEY, 0.0))
 
 

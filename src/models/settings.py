@@ -1,4 +1,4 @@
-"""What a configuration says of a model; checked when it is made, before anything is loaded."""
+"""Settings of a model, checked when they are made, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class LoraSettings:
     """Low-rank adapters W + (alpha / rank) B A on the target layers (https://arxiv.org/abs/2106.09685)."""
 
-    rank: int
-    alpha: float
-    dropout: float
-    targets: str | Sequence[str]
-    layers: int | None = None  # adapters in the top so many layers only; None: in all
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: str | Sequence[str] = "all-linear"
+    layers: int | None = None  # number of top layers with adapters; None: all
 
     def __post_init__(self) -> None:
-        """Refuse ranges that cannot work."""
+        """Refuse numbers out of range."""
         require(self.rank >= 1, "rank", self.rank, "at least 1")
         require(self.alpha > 0, "alpha", self.alpha, "greater than 0")
         require(self.layers is None or self.layers >= 1, "layers", self.layers, "at least 1, or null")
@@ -34,7 +34,7 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class ScratchSettings:
-    """A model to be made from nothing in the SFT stage: its architecture and how its tokenizer is made from text."""
+    """A model that the SFT stage makes from scratch: its architecture and how its tokenizer is made from text."""
 
     config: Callable[..., PretrainedConfig]
     tokenizer: Callable[[list[str]], PreTrainedTokenizerBase]
@@ -47,20 +47,21 @@ class ScratchSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Where the weights lie and how they are held in memory."""
+    """Where the weights are and how they are held in memory. From Python, `ModelSettings(path=...)` is enough."""
 
-    name: str
-    path: str | None  # hub name or folder; None: made in the SFT stage from `scratch`
-    dtype: str
-    attn_implementation: str
-    gradient_checkpointing: bool
-    lora: LoraSettings | None  # None: every weight is trained
-    scratch: ScratchSettings | None
-    prepack: bool = True  # on a CPU a second copy of the frozen weights, in the order that products read them in
-    trust_remote_code: bool = False  # run the Python files that lie beside the weights
+    name: str = "model"  # its name in messages and folders
+    path: str | None = None  # hub name or folder; None: made in the SFT stage from `scratch`
+    dtype: str = "float32"
+    attn_implementation: str = "sdpa"
+    gradient_checkpointing: bool = False
+    lora: LoraSettings | None = LoraSettings()  # None: every weight is trained
+    scratch: ScratchSettings | None = None
+    fast_cpu: bool = True  # use the fast CPU kernels of src/kernels
+    prepack: bool = True  # and a second copy of the frozen weights, in the layout that products read
+    trust_remote_code: bool = False  # run the Python files in the weights' folder
 
     def __post_init__(self) -> None:
-        """Refuse an unknown dtype and a model that comes from nowhere."""
+        """Refuse an unknown dtype and a model with neither path nor scratch."""
         require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
         require(
             self.path is not None or self.scratch is not None,
@@ -70,7 +71,7 @@ class ModelSettings:
         )
 
     def load_options(self) -> dict[str, Any]:
-        """Keyword arguments of `from_pretrained`; a folder's own code is run only when that is asked for."""
+        """Keyword arguments of `from_pretrained`; a folder's code is run only with `trust_remote_code`."""
         return {
             "dtype": DTYPES[self.dtype],
             "attn_implementation": self.attn_implementation,

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 
 def encode_with_end(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool = True) -> list[list[int]]:
-    """The token ids of each text, ended by exactly one end token; `special`: with what the tokenizer adds by itself."""
+    """The token ids of each text, ended by exactly one end token; `special`: with the tokenizer's special tokens."""
     end = tokenizer.eos_token_id
     rows = tokenizer(texts, add_special_tokens=special, return_attention_mask=False)["input_ids"] if texts else []
     return [row if row and row[-1] == end else [*row, end] for row in rows]
@@ -18,36 +18,36 @@ def encode_completions(
 ) -> list[list[int]]:
     """The token ids of each prompt with its response, ended by exactly one end token, as a reward model reads them.
 
-    With `chat_template` the prompt is a user's message and the response the answer to it, in the tokenizer's own form.
+    With `chat_template` the prompt is a user's message and the response the assistant's, in the tokenizer's template.
     """
     if not chat_template:
         return encode_with_end(tokenizer, [p + r for p, r in zip(prompts, responses, strict=True)])
-    chats = [[*asked(p), {"role": "assistant", "content": r}] for p, r in zip(prompts, responses, strict=True)]
+    chats = [[*user_message(p), {"role": "assistant", "content": r}] for p, r in zip(prompts, responses, strict=True)]
     return encode_with_end(tokenizer, [tokenizer.apply_chat_template(c, tokenize=False) for c in chats], special=False)
 
 
 def response_lengths(
     tokenizer: PreTrainedTokenizerBase, prompts: list[str], rows: list[list[int]], chat_template: bool
 ) -> list[int]:
-    """How many tokens at the end of each row (of `encode_completions`) are not the prompt's, the end token included.
+    """How many tokens at the end of each row (of `encode_completions`) belong to the response, with the end token.
 
-    The prompt's are those that the prompt alone and the whole text begin with alike: a token that spans the border is
-    the response's.
+    The prompt's tokens are the longest common start of the encoded prompt and the row: a token that spans the border
+    belongs to the response.
     """
     if chat_template:
-        chats = [asked(prompt) for prompt in prompts]
+        chats = [user_message(prompt) for prompt in prompts]
         prompts = [tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chats]
     alone = encode_with_end(tokenizer, prompts, special=not chat_template)
     return [len(row) - shared_length(prompt[:-1], row) for prompt, row in zip(alone, rows, strict=True)]
 
 
-def asked(prompt: str) -> list[dict[str, str]]:
-    """The chat that a prompt begins."""
+def user_message(prompt: str) -> list[dict[str, str]]:
+    """A chat of one user message."""
     return [{"role": "user", "content": prompt}]
 
 
 def shared_length(row: list[int], other: list[int]) -> int:
-    """How many tokens two rows begin with alike."""
+    """The length of the longest common start of two rows."""
     same = [a == b for a, b in zip(row, other, strict=False)]
     return same.index(False) if False in same else len(same)
 
@@ -61,12 +61,12 @@ def shorten(row: list[int], limit: int | None, tokenizer: PreTrainedTokenizerBas
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> str:
-    """The text of a row of ids, special tokens left out and spaces left alone."""
+    """The text of a row of ids, without special tokens, with spaces unchanged."""
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def response_text(tokenizer: PreTrainedTokenizerBase, prompt_ids: Tensor, response_ids: Tensor) -> str:
-    """What the response adds to the prompt: decode(prompt + response) without decode(prompt).
+    """The response's text: decode(prompt + response) without decode(prompt).
 
     Decoding the response alone would lose its leading space with some tokenizers.
     """

@@ -1,7 +1,7 @@
 """The frozen layers below the lowest adapter, and the rest of the model that starts from their output.
 
-With adapters in the top layers alone, h_m = layers_1..m(x) is the same for policy, critic and reference and through all
-epochs: it is computed once per experience. This is no approximation; nothing is trained below, so nothing flows back.
+With adapters in the top layers only, h_m = layers_1..m(x) is the same for policy, critic and reference and in all
+epochs: it is computed once per experience. This is exact: no layer below is trained, so none needs a gradient.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from src.errors import ModelError
 
 
 class Anatomy(NamedTuple):
-    """Names within a backbone: its list of layers, the norm after them, what is added to the embeddings below them."""
+    """Names within a backbone: its list of layers, the norm after them, the modules whose output the embeddings add."""
 
     layers: str
     norm: str
@@ -32,8 +32,8 @@ ANATOMIES = {
 }
 
 
-class Nothing(nn.Module):
-    """Adds nothing: positions are in the trunk's output already."""
+class NoPositions(nn.Module):
+    """Adds nothing, as the trunk's output already includes the positions."""
 
     def forward(self, positions: Tensor) -> Tensor:
         """A zero that broadcasts."""
@@ -41,10 +41,10 @@ class Nothing(nn.Module):
 
 
 def split(lm: PreTrainedModel, top: int) -> tuple[nn.Module, nn.Module]:
-    """The backbone of `lm` below its `top` highest layers, and those: both made of the very modules of `lm`.
+    """The backbone of `lm` below its `top` highest layers, and those layers; both share the modules of `lm`.
 
-    Upper(inputs_embeds=lower(input_ids).last_hidden_state).last_hidden_state is what the backbone gives. Raises
-    `ModelError` for an architecture whose parts are not known.
+    upper(inputs_embeds=lower(input_ids).last_hidden_state) equals backbone(input_ids). Raises `ModelError` for an
+    architecture that is not in `ANATOMIES`.
     """
     backbone, anatomy = lm.base_model, ANATOMIES.get(lm.config.model_type)
     if anatomy is None:
@@ -53,13 +53,13 @@ def split(lm: PreTrainedModel, top: int) -> tuple[nn.Module, nn.Module]:
             f"{', '.join(ANATOMIES)}); set model.lora.layers=null"
         )
     below = lm.config.num_hidden_layers - top
-    kept_out: dict[str, nn.Module] = {} if anatomy.positions is None else {anatomy.positions: Nothing()}
+    kept_out: dict[str, nn.Module] = {} if anatomy.positions is None else {anatomy.positions: NoPositions()}
     lower = part(backbone, slice(0, below), {anatomy.norm: nn.Identity()}, anatomy)
     return lower, part(backbone, slice(below, None), kept_out, anatomy)
 
 
 def part(backbone: Any, which: slice, instead: dict[str, nn.Module], anatomy: Anatomy) -> nn.Module:
-    """A shallow copy of a backbone with some of its layers, and other modules instead of some of its own."""
+    """A shallow copy of a backbone with some of its layers, and some modules replaced by `instead`."""
     layers = backbone.get_submodule(anatomy.layers)[which]
     shell: nn.Module = copy.copy(backbone)
     shell._modules = backbone._modules | {anatomy.layers: layers} | instead

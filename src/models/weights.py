@@ -1,4 +1,4 @@
-"""Numbers of parameters, put aside and put back."""
+"""Snapshot and restore parameters."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 
 def snapshot(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """Copies of parameters as they now are."""
+    """Copies of the present parameters."""
     return [parameter.detach().clone() for parameter in parameters]
 
 
 def restore(source: Sequence[Tensor], target: Sequence[nn.Parameter]) -> None:
-    """Copy numbers into parameters, in place; to be called without gradient."""
+    """Copy tensors into parameters, in place; call it under `torch.no_grad()`."""
     for new, parameter in zip(source, target, strict=True):
         parameter.copy_(new)

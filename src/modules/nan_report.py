@@ -16,22 +16,22 @@ from src.utils.nonfinite import json_number
 
 @torch.no_grad()
 def nan_report(roles: Roles, minibatch: Experience, size: int) -> list[dict[str, Any]]:
-    """Texts, score and advantages of each row, and which of its numbers are not finite, under the present weights.
+    """Texts, score and advantages of each row, and names of its numbers that are not finite under the present weights.
 
-    The policy and, where there is one, the critic are asked again, `size` rows at a time.
-    `not_finite` is empty in every row when it was the backward pass that failed, or the sum of the rows.
+    Policy and critic (if any) run again, `size` rows at a time. `not_finite` is empty in every row when the backward
+    pass or the sum over the rows was not finite.
     """
-    asked: dict[str, Callable[[Rollout], Tensor]] = {
+    outputs: dict[str, Callable[[Rollout], Tensor]] = {
         "logprobs": lambda micro: roles.distribution(micro, 1.0).logprobs()
     }
     if roles.value_head is not None:
-        asked["values"] = roles.values
+        outputs["values"] = roles.values
     rollout = minibatch.rollout
     found: dict[str, Tensor | None] = {
         name: getattr(minibatch, name) for name in ("old_logprobs", "old_values", "rewards", "advantages", "returns")
     }
-    for name, ask in asked.items():
-        pieces = [(index, ask(micro)) for index, micro in micro_batches(rollout, size)]
+    for name, output in outputs.items():
+        pieces = [(index, output(micro)) for index, micro in micro_batches(rollout, size)]
         found[name] = join(pieces, minibatch.mask.shape)
     return [
         {
@@ -46,6 +46,6 @@ def nan_report(roles: Roles, minibatch: Experience, size: int) -> list[dict[str,
 
 
 def summary(x: Tensor) -> dict[str, float | str]:
-    """Mean, least and largest of the numbers, as JSON can hold them; nothing of none."""
+    """Mean, minimum and maximum as JSON numbers; empty for no numbers."""
     of = {"mean": Tensor.mean, "min": Tensor.min, "max": Tensor.max}
     return {name: json_number(function(x).item()) for name, function in of.items()} if len(x) else {}

@@ -1,8 +1,8 @@
-"""What the policy and the critic descend: the loss of each token, all its terms in one place."""
+"""The losses of policy and critic per token, with all their terms."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -11,20 +11,23 @@ from src.core.aggregation import weighted_sum
 from src.core.kl import ExactKL, KLEstimator
 from src.core.policy_losses import TokenLoss, probability_ratio
 from src.models.distribution import TokenDistribution
+from src.models.forward import next_token_logprobs
 from src.models.roles import Roles
 from src.models.weights import snapshot
 from src.modules.weighted_means import WeightedMeans
 from src.rollout.kl_controller import KLController
 from src.types import Experience
+from src.utils.distributed import per_rank_size, round_robin
 
 PolicyLoss = Callable[[Tensor, Tensor, Tensor, Tensor], TokenLoss]
 ValueLoss = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Texts = dict[str, Tensor]  # ids and mask of the language-model loss
 
 
 class PolicyObjective:
     """L_t = policy loss_t + old_kl_coef KL_t(old || new) + kl_coef KL_t(new || reference) - entropy_coef H_t.
 
-    `old_kl_controller` holds old_kl_coef (0 but for the penalty form of PPO); kl_coef comes with the experience.
+    `old_kl_controller` holds old_kl_coef (0 except in the penalty form of PPO); kl_coef is part of the experience.
     """
 
     def __init__(
@@ -47,12 +50,12 @@ class PolicyObjective:
         self._old_policy: list[Tensor] = []
 
     def remember_old_policy(self) -> None:
-        """The policy as it now stands is what the next updates are compared with."""
+        """Keep the present policy as pi_old of the next updates."""
         if isinstance(self.old_kl, ExactKL):
             self._old_policy = snapshot(self.roles.policy_parameters())
 
     def loss(self, micro: Experience, weights: Tensor, means: WeightedMeans) -> Tensor:
-        """sum_t w_t L_t over a micro-batch, a scalar; what was seen on the way goes to `means`."""
+        """sum_t w_t L_t over a micro-batch, a scalar; metrics are added to `means`."""
         old = self._old_distribution(micro)
         policy = self.roles.distribution(micro.rollout, self.temperature)
         logprobs, entropy = policy.logprobs_and_entropy(entropy_trains=self.entropy_coef > 0)
@@ -71,7 +74,7 @@ class PolicyObjective:
         return weighted_sum(total, weights, micro.mask)
 
     def _old_distribution(self, micro: Experience) -> TokenDistribution | None:
-        """pi_old, before the new policy's pass, because looking back moves the weights; None when only sampled."""
+        """pi_old, computed before the new policy's pass, as it swaps the weights; None unless the KL is exact."""
         if not self._old_policy:
             return None
         return self.roles.old_distribution(micro.rollout, self.temperature, self._old_policy)
@@ -91,10 +94,26 @@ class PolicyObjective:
 def critic_objective(
     roles: Roles, value_loss: ValueLoss, micro: Experience, weights: Tensor, means: WeightedMeans
 ) -> Tensor:
-    """sum_t w_t L_t of the critic over a micro-batch, a scalar; what was seen on the way goes to `means`."""
+    """sum_t w_t L_t of the critic over a micro-batch, a scalar; metrics are added to `means`."""
     assert micro.old_values is not None
     assert micro.returns is not None
     losses, clipped = value_loss(roles.values(micro.rollout), micro.old_values, micro.returns, micro.mask)
     means.add_tokens("critic/loss", losses, micro.mask)
     means.add_tokens("critic/clip_fraction", clipped, micro.mask)
     return weighted_sum(losses, weights, micro.mask)
+
+
+def text_objective(
+    roles: Roles, text: Texts, micro_batch_size: int, fitting: int, means: WeightedMeans
+) -> Iterator[Tensor]:
+    """-1/N sum log p(x_t | x_<t) over the N tokens of the texts (InstructGPT's PPO-ptx), in pieces that add up to it.
+
+    The pieces are this rank's: `micro_batch_size` texts each, or as many as fit into memory.
+    """
+    tokens, texts = int((text["mask"][:, 1:] & text["mask"][:, :-1]).sum()), len(text["ids"])
+    own = round_robin(torch.arange(texts).split(per_rank_size(texts, micro_batch_size)))
+    for rows in (piece for micro in own for piece in micro.split(fitting)):
+        with roles.acting("policy") as lm:
+            logprobs = next_token_logprobs(lm, text["ids"][rows], text["mask"][rows], checkpointing=roles.checkpointing)
+        yield -logprobs.sum() / max(tokens, 1)
+        means.add("policy/lm_loss", -logprobs.detach().sum() / max(len(logprobs), 1), len(logprobs))

@@ -1,112 +1,89 @@
-"""The PPO stage: owns policy, critic, reference and reward model, and learns from experience it is handed."""
+"""The PPO stage: owns policy, critic, reference and reward model, and learns from the experience in its batches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import PreTrainedTokenizerBase
+from transformers import get_constant_schedule
 
+from src.core.aggregation import token_mean
 from src.core.diagnostics import explained_variance
-from src.core.kl import KLEstimator
-from src.errors import require
-from src.models.forward import next_token_logprobs
+from src.core.kl import KLEstimator, SampledKL, k3
+from src.core.policy_losses import ClippedSurrogate
+from src.core.value_losses import ClippedSquaredError
+from src.errors import ModelError
+from src.models.fingerprint import fingerprint
 from src.models.roles import Roles
 from src.modules.checkpoint_filter import keep_trainable, require_trainable
 from src.modules.nan_report import nan_report
-from src.modules.objective import PolicyLoss, PolicyObjective, ValueLoss, critic_objective
+from src.modules.objective import PolicyLoss, PolicyObjective, Texts, ValueLoss, critic_objective, text_objective
+from src.modules.settings import PPOSettings
 from src.modules.weighted_means import WeightedMeans
-from src.rewards.adapter import AdapterReward
 from src.rollout.evaluation import Evaluation, merge
-from src.rollout.experience import ReferenceKL
-from src.rollout.kl_controller import KLController
+from src.rollout.kl_controller import FixedKL, KLController
 from src.rollout.minibatches import minibatches
 from src.rollout.oom_retry import OomRetry
-from src.types import AnyReward, Experience, select
+from src.types import AnyReward, Experience, LoadedReward, select
 from src.utils.allocator import trim
-from src.utils.distributed import per_rank_size, round_robin, sum_gradients
+from src.utils.distributed import sum_gradients
 from src.utils.nonfinite import FiniteGuard
 from src.utils.seeding import generator
 from src.utils.statistics import Figure
 
 Loss = Callable[[Experience, Tensor, WeightedMeans], Tensor]
-Texts = dict[str, Tensor]  # ids and mask of the language-model loss
 
 
-@dataclass(frozen=True)
-class PPOSettings:
-    """How one batch of experience is learned from."""
-
-    batch_size: int
-    epochs: int
-    minibatch_size: int
-    micro_batch_size: int
-    max_grad_norm: float
-    entropy_coef: float
-    ptx_coef: float
-    early_stop_kl: float | None
-    critic_warmup: int
-    temperature: float
-
-    def __post_init__(self) -> None:
-        """Refuse sizes that do not fit into each other and coefficients of the wrong sign."""
-        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
-        require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
-        allowed = f"between 1 and ppo.batch_size ({self.batch_size})"
-        require(1 <= self.minibatch_size <= self.batch_size, "minibatch_size", self.minibatch_size, allowed)
-        require(self.micro_batch_size >= 1, "micro_batch_size", self.micro_batch_size, "at least 1")
-        require(self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "greater than 0")
-        for name in ("entropy_coef", "ptx_coef", "critic_warmup"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        limit = self.early_stop_kl
-        require(limit is None or limit > 0, "early_stop_kl", limit, "greater than 0 nats per token, or null")
+def adam(parameters: list[nn.Parameter]) -> Optimizer:
+    """Fused Adam with the default learning rate."""
+    return Adam(parameters, lr=1e-4, eps=1e-5, fused=True)
 
 
 class PPOModule(LightningModule):
     """One batch is one PPO iteration: `settings.epochs` passes of minibatches over the experience in it.
 
-    Policy and critic have an optimizer and a gradient norm each, so `trainer.global_step`, which counts optimizer
-    steps, counts both; iterations are what is logged as the step.
+    Policy and critic have an optimizer and a gradient norm each. `trainer.global_step` counts the steps of both
+    optimizers; the logged step is the iteration.
     """
 
     def __init__(
         self,
-        settings: PPOSettings,
-        policy_loss: PolicyLoss,
-        old_kl: KLEstimator,
-        old_kl_controller: KLController,
-        reference_kl: ReferenceKL,
-        value_loss: ValueLoss | None,
-        aggregation: Callable[[Tensor], Tensor],
-        policy_optimizer: Callable[[list[nn.Parameter]], Optimizer],
-        critic_optimizer: Callable[[list[nn.Parameter]], Optimizer],
-        lr_schedule: Callable[[Optimizer], LRScheduler],
+        roles: Roles,
         reward: AnyReward,
-        gold_reward: AnyReward | None,
-        roles: Callable[..., Roles],
-        seed: int,
-        tokenizer: PreTrainedTokenizerBase,
+        settings: PPOSettings = PPOSettings(),
+        *,
+        policy_loss: PolicyLoss = ClippedSurrogate(0.2, 0.2),
+        value_loss: ValueLoss | None = ClippedSquaredError(0.2),
+        old_kl: KLEstimator = SampledKL(k3),
+        old_kl_controller: KLController | None = None,
+        reference_kl: KLEstimator | None = None,
+        aggregation: Callable[[Tensor], Tensor] = token_mean,
+        policy_optimizer: Callable[[list[nn.Parameter]], Optimizer] = adam,
+        critic_optimizer: Callable[[list[nn.Parameter]], Optimizer] | None = None,
+        lr_schedule: Callable[[Optimizer], LRScheduler] = get_constant_schedule,
+        gold_reward: AnyReward | None = None,
         nonfinite: FiniteGuard | None = None,
+        seed: int = 1,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.strict_loading = False  # a checkpoint holds trainable tensors only
         self.settings, self.value_loss, self.aggregation = settings, value_loss, aggregation
-        self.optimizer_factories = {"policy": policy_optimizer, "critic": critic_optimizer}
+        self.optimizer_factories = {"policy": policy_optimizer, "critic": critic_optimizer or policy_optimizer}
         self.lr_schedule, self.reward, self.gold_reward, self.seed = lr_schedule, reward, gold_reward, seed
-        self.roles = roles(tokenizer, critic=value_loss is not None)
-        if isinstance(reward, AdapterReward):
-            reward.attach(self.roles)
+        self.roles = roles
+        for part in (reward, gold_reward):
+            if isinstance(part, LoadedReward):
+                part.load(roles)
         self.objective = PolicyObjective(
-            self.roles, policy_loss, old_kl, old_kl_controller, reference_kl.estimator, settings.entropy_coef,
+            self.roles, policy_loss, old_kl, old_kl_controller or FixedKL(0.0), reference_kl, settings.entropy_coef,
             settings.temperature,
         )  # fmt: skip
         self.fitting = OomRetry(settings.micro_batch_size, "ppo.micro_batch_size")
@@ -115,13 +92,13 @@ class PPOModule(LightningModule):
         self.evaluations: list[Evaluation] = []
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[LRScheduler]]:
-        """The policy's optimizer first, then the critic's, where there is one."""
+        """The policy's optimizer, then the critic's, if there is a critic."""
         parameters = {"policy": self.roles.policy_parameters(), "critic": self.roles.critic_parameters()}
         optimizers = [make(parameters[role]) for role, make in self.optimizer_factories.items() if parameters[role]]
         return optimizers, [self.lr_schedule(optimizer) for optimizer in optimizers]
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Learn from `batch["experience"]`; log once for the whole iteration."""
+        """Learn from `batch["experience"]`; log once per iteration."""
         if "experience" not in batch:
             raise RuntimeError(
                 "the batch holds no experience: the rollout callback (callbacks.rollout) must be among the callbacks"
@@ -154,7 +131,7 @@ class PPOModule(LightningModule):
         )
 
     def _optimizers(self) -> dict[str, Any]:
-        """The optimizers by the role they train; Lightning hands out a single one bare."""
+        """The optimizers by the role they train; Lightning returns a single one without a list."""
         return dict(zip(self.optimizer_factories, as_list(self.optimizers()), strict=False))
 
     def _learn(self, experience: Experience, text: Texts | None, iteration: int, means: WeightedMeans) -> int:
@@ -172,8 +149,8 @@ class PPOModule(LightningModule):
             if stopped:
                 break
         means.add("policy/early_stop", float(stopped))
-        seen = this_epoch.compute().get("policy/old_kl")  # None: not one step was finite
-        if seen is not None and not self._warming_up(iteration):  # a policy that may not move says nothing of it
+        seen = this_epoch.compute().get("policy/old_kl")  # None: no step was finite
+        if seen is not None and not self._warming_up(iteration):  # the policy did not train, so its KL does not count
             self.objective.old_kl_controller.update(seen, len(experience))
         return steps
 
@@ -195,20 +172,22 @@ class PPOModule(LightningModule):
         return True
 
     def _gradients(self, role: str, loss: Loss, minibatch: Experience, text: Texts | None = None) -> WeightedMeans:
-        """Add up this rank's gradient, from 0, in pieces that fit into memory; what all ranks saw on the way."""
+        """Accumulate this rank's gradient, from 0, in pieces that fit into memory; returns the means over all ranks."""
 
         def work() -> WeightedMeans:
             mine = WeightedMeans()
             for micro, weights in self._micros(minibatch):
                 self.manual_backward(loss(micro, weights, mine))
             if text is not None:
-                self._text_backward(text, mine)
+                pieces = text_objective(self.roles, text, self.settings.micro_batch_size, self.fitting.size, mine)
+                for piece in pieces:
+                    self.manual_backward(self.settings.ptx_coef * piece)
             return mine
 
         return self.fitting.attempt(work, len(minibatch), undo=self._optimizers()[role].zero_grad).over_ranks()
 
     def _warming_up(self, iteration: int) -> bool:
-        """Whether only the critic learns as yet."""
+        """Whether only the critic learns in this iteration."""
         return self.value_loss is not None and iteration < self.settings.critic_warmup
 
     def _micros(self, minibatch: Experience) -> Iterator[tuple[Experience, Tensor]]:
@@ -222,25 +201,12 @@ class PPOModule(LightningModule):
         mine = self._gradients("critic", partial(critic_objective, self.roles, value_loss), minibatch)
         self._step("critic", mine, means, minibatch, iteration)
 
-    def _text_backward(self, text: Texts, means: WeightedMeans) -> None:
-        """Add the gradient of ptx_coef times the mean negative logprob of the text's tokens (InstructGPT's PPO-ptx)."""
-        tokens = int((text["mask"][:, 1:] & text["mask"][:, :-1]).sum())
-        texts = len(text["ids"])
-        own = round_robin(torch.arange(texts).split(per_rank_size(texts, self.settings.micro_batch_size)))
-        for rows in (piece for dealt_out in own for piece in dealt_out.split(self.fitting.size)):
-            with self.roles.acting("policy") as lm:
-                logprobs = next_token_logprobs(
-                    lm, text["ids"][rows], text["mask"][rows], checkpointing=self.roles.checkpointing
-                )
-            self.manual_backward(-self.settings.ptx_coef * logprobs.sum() / max(tokens, 1))
-            means.add("policy/lm_loss", -logprobs.detach().sum() / max(len(logprobs), 1), len(logprobs))
-
     def _step(
         self, role: str, mine: WeightedMeans, means: WeightedMeans, minibatch: Experience, iteration: int
     ) -> None:
-        """Step on the gradient of all ranks; a step without gradients moves nothing, and keeps the schedules in step.
+        """Step on the summed gradient of all ranks; a step without gradients counts for the schedules only.
 
-        `means` take in what was seen, unless loss or gradient is not finite.
+        `mine` is merged into `means` unless loss or gradient is not finite.
         """
         optimizer = self._optimizers()[role]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -256,44 +222,55 @@ class PPOModule(LightningModule):
         optimizer.zero_grad()
 
     def _finite(self, role: str, mine: WeightedMeans, minibatch: Experience, iteration: int) -> bool:
-        """Whether a step may be taken; if not, the minibatch is written down. Raises `NonFiniteError`."""
+        """Whether loss and gradient are finite; if not, the minibatch is written to a file. Raises `NonFiniteError`."""
         return self.nonfinite.passes(
             role, iteration + 1, mine.compute(), lambda: nan_report(self.roles, minibatch, self.fitting.size)
         )
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Collect what the rollout callback measured on held-out prompts."""
+        """Collect the rollout callback's evaluation on held-out prompts."""
         self.evaluations.append(batch["evaluation"])
 
     def result(self) -> dict[str, dict[str, Figure]]:
-        """What the test measured of the SFT policy (the reference) and of the PPO policy."""
+        """Test results of the SFT policy (the reference) and of the PPO policy."""
         evaluation = merge(self.evaluations)
         roles = {"sft": evaluation.reference.figures(), "ppo": evaluation.policy.figures()}
         return roles | {"improvement": evaluation.improvement()}
 
-    def save(self, folder: Path) -> Path:
-        """Write the policy: `adapter/` for peft (where it is one) and `model/`, a plain Hugging Face folder."""
+    def save(self, folder: str | Path) -> Path:
+        """Write the policy: `adapter/` for peft (if it is an adapter) and `model/`, a plain Hugging Face folder."""
+        folder = Path(folder)
         if self.roles.save_adapter(folder / "adapter"):
             self.roles.tokenizer.save_pretrained(folder / "adapter")
         self.roles.merged_policy().save_pretrained(folder / "model")
         self.roles.tokenizer.save_pretrained(folder / "model")
         return folder / "model"
 
+    @cached_property
+    def frozen_fingerprint(self) -> str:
+        """The fingerprint of the frozen weights, those of the base."""
+        return fingerprint(self.roles, frozen_only=True)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep trainable tensors only; the frozen ones are named by the configuration."""
+        """Keep trainable tensors only; frozen ones are loaded from the paths of the configuration."""
         keep_trainable(self, checkpoint)
         checkpoint["episodes"], checkpoint["tokens"] = self.episodes, self.tokens
         checkpoint["nonfinite"] = self.nonfinite.state_dict()
         checkpoint["old_kl_controller"] = self.objective.old_kl_controller.state_dict()
+        checkpoint["frozen"] = self.frozen_fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the counters, and refuse a checkpoint that lacks or exceeds what is trained."""
+        """Restore the counters; refuse a checkpoint of another model. `RunMetadata` checks the base of a run."""
         require_trainable(self, checkpoint)
+        if self._trainer is None:  # `load_from_checkpoint`, which wants every tensor
+            if checkpoint["frozen"] != self.frozen_fingerprint:
+                raise ModelError("the checkpoint was made with other frozen weights: give roles on the same base model")
+            checkpoint["state_dict"] = self.state_dict() | checkpoint["state_dict"]
         self.episodes, self.tokens = checkpoint["episodes"], checkpoint["tokens"]
         self.nonfinite.load_state_dict(checkpoint["nonfinite"])
         self.objective.old_kl_controller.load_state_dict(checkpoint["old_kl_controller"])
 
 
 def as_list(x: Any) -> list[Any]:
-    """Lightning's "one, several or none" as a list."""
+    """One object, several or None, as Lightning returns them, as a list."""
     return list(x) if isinstance(x, list | tuple) else [] if x is None else [x]

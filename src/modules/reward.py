@@ -1,4 +1,4 @@
-"""The reward stage: a scalar model learns which of two completions people prefer."""
+"""The reward stage: a scalar model learns which of two completions is preferred."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from src.utils.statistics import Figure, bootstrap_mean
 
 
 class RewardModule(SupervisedModule):
-    """-log sigmoid(r(chosen) - r(rejected) - margin) in nats per pair, and what is added to it.
+    """-log sigmoid(r(chosen) - r(rejected) - margin) + center + lm, in nats per pair.
 
-    margin = `margin_coef` times the pair's gap, where that is known; added are center_coef (r(chosen) + r(rejected))^2
-    and lm_coef times the mean negative logprob of the chosen response's tokens. `net_choice` says what the model is.
-    `min_gap`: accuracy is reported on held-out pairs at least so far apart, and on all; `gap_edges`: and by gap.
+    margin = `margin_coef` times the pair's gap (0 if unknown); center = center_coef (r(chosen) + r(rejected))^2;
+    lm = lm_coef times the mean negative logprob of the chosen response's tokens. `net_choice` is the model.
+    Accuracy is reported on held-out pairs with a gap of at least `min_gap`, on all, and between `gap_edges`.
     """
 
     prefix = "reward"
@@ -45,7 +45,7 @@ class RewardModule(SupervisedModule):
         super().__init__(net, tokenizer, **optimization)
         self.min_gap, self.gap_edges = min_gap, list(gap_edges)
         self.margin_coef, self.center_coef, self.lm_coef = margin_coef, center_coef, lm_coef
-        self.test_rows: list[tuple[float, float]] = []  # (gap, 1 when ordered rightly) of each held-out pair
+        self.test_rows: list[tuple[float, float]] = []  # (gap, 1 if ordered correctly) of each held-out pair
         self.margins: list[Tensor] = []
         self.scores_and_lengths: list[Tensor] = []
 
@@ -78,7 +78,7 @@ class RewardModule(SupervisedModule):
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Collect gap, order and margin of each held-out pair, and score and length of each of its texts.
 
-        Margins are on the scale of the loss, where sigmoid(margin) is the probability that the model has learned.
+        Margins are on the scale of the loss, where sigmoid(margin) is the model's probability of the preference.
         """
         chosen, rejected = self._all_scores(batch)
         right = pairwise_accuracy(chosen, rejected)
@@ -110,7 +110,7 @@ class RewardModule(SupervisedModule):
         return {"reward_model": found}
 
     def save(self, folder: Path) -> Path:
-        """Write `model/` for plain transformers and, of an adapter, `adapter/` for peft and for the shared base."""
+        """Write `model/` for plain transformers and, for an adapter, `adapter/` for peft and for the shared base."""
         return self.net.save(folder, self.tokenizer)
 
     def _all_scores(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -131,5 +131,5 @@ class RewardModule(SupervisedModule):
 
 
 def predicted_tokens(batch: dict[str, Tensor]) -> int:
-    """How many tokens of the batch's chosen responses have a token before them to be predicted from."""
+    """How many tokens of the batch's chosen responses are predicted: those with a token before them."""
     return int((batch["mask"][: len(batch["gap"]), :-1] & batch["response_mask"][:, 1:]).sum())

@@ -1,4 +1,4 @@
-"""The SFT stage: a language model learns to write like the corpus."""
+"""The SFT stage: a language model is fine-tuned on the texts of the corpus."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ class SFTModule(SupervisedModule):
         self.test_rows: list[float] = []
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The mean over the tokens of the batch, as far as this rank's texts go."""
+        """This rank's part of the mean over the tokens of the batch."""
         tokens = (batch["mask"][:, :-1] & batch["mask"][:, 1:]).sum()
         loss = -self._logprobs(batch, row_shard(len(batch["ids"])).index).sum() / tokens
         self.log("sft/loss", all_reduce_sum(loss.detach()), prog_bar=True)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Nats per token on held-out text."""
+        """Negative log-likelihood on held-out text, nats per token."""
         nats = self._nats(batch)
         self.log("sft/val_loss", nats.mean(), batch_size=len(nats))
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Collect the nats of each held-out token."""
+        """Collect the negative logprob of each held-out token."""
         self.test_rows += self._nats(batch).tolist()
 
     def result(self) -> dict[str, dict[str, Figure]]:
-        """What the test measured."""
+        """The test results."""
         return {"sft": {"nll_per_token": bootstrap_mean(self.test_rows, resamples=200)}}
 
     def save(self, folder: Path) -> Path:
@@ -62,7 +62,7 @@ class SFTModule(SupervisedModule):
         return folder / "model"
 
     def _nats(self, batch: dict[str, Tensor]) -> Tensor:
-        """Of every token of the batch, (N,)."""
+        """Negative logprob of every token of the batch, (N,)."""
         return -torch.cat(map_over_ranks(lambda mine: self._logprobs(batch, mine.index), len(batch["ids"])))
 
     def _logprobs(self, batch: dict[str, Tensor], rows: Tensor) -> Tensor:
@@ -73,19 +73,19 @@ class SFTModule(SupervisedModule):
 def build_lm(
     model: ModelSettings, lora: LoraSettings | None, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> PreTrainedModel | PeftModel:
-    """The model to fine-tune, with an adapter when `lora` is given; random weights, all trained, without a path."""
+    """The model to fine-tune, with an adapter if `lora` is set; without a path, random weights, all trained."""
     with torch.random.fork_rng():
         torch.manual_seed(stream_seed(seed, "weights"))
         if model.path is None:
             return _from_scratch(model, tokenizer)
         lm = load_causal_lm(model)
         require_plain_head(lm)
-        lm.train()  # with the dropout of its configuration, as one from scratch
+        lm.train()  # dropout as its configuration sets it, as for a model from scratch
         return lm if lora is None else add_adapter(lm, lora, "sft")
 
 
 def _from_scratch(model: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    assert model.scratch is not None  # ModelSettings refuses a model from nowhere
+    assert model.scratch is not None  # ModelSettings requires a path or scratch
     config = model.scratch.config_for(tokenizer)
     return AutoModelForCausalLM.from_config(
         config, dtype=DTYPES[model.dtype], attn_implementation=model.attn_implementation

@@ -1,4 +1,4 @@
-"""What the SFT and the reward stage share: one optimizer, one schedule, clipping, a random stream for each step."""
+"""Base of the SFT and reward stages: one optimizer, one schedule, clipping, a random stream for each step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from src.utils.seeding import stream_seed
 
 
 class SupervisedModule(LightningModule):
-    """Automatic optimization of everything in `net` that asks for a gradient.
+    """Automatic optimization of all parameters of `net` that require a gradient.
 
     A batch is the same on every rank; `training_step` returns this rank's part of the loss over the whole of it.
     """
@@ -50,7 +50,7 @@ class SupervisedModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_schedule(optimizer), "interval": "step"}}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Dropout draws from a stream of its own for each step."""
+        """Seed dropout for this step."""
         torch.manual_seed(stream_seed(self.seed, "dropout", self.global_rank, batch_idx))
         self.log("step", float(batch_idx + 1))
         self._batch = batch
@@ -60,17 +60,18 @@ class SupervisedModule(LightningModule):
         self._loss = all_reduce_sum(loss.detach()).item()
 
     def on_after_backward(self) -> None:
-        """The gradient of the whole batch is the sum of what the ranks have found."""
+        """Sum the gradients of the ranks: the gradient of the whole batch."""
         sum_gradients(self.net.parameters())
 
     def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """What is measured belongs to the row of the last step."""
+        """Log validation metrics in the row of the last step."""
         self.log("step", float(self.trainer.fit_loop.total_batch_idx + 1), batch_size=1)
 
     def configure_gradient_clipping(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
-        """Clip once per optimizer step, and log the norm before clipping; without finite numbers there is no step.
+        """Clip once per optimizer step, and log the norm before clipping.
 
-        What is left is a step without gradients, which moves neither weights nor moments. Raises `NonFiniteError`.
+        If loss or norm is not finite, the gradients are removed: the step changes neither weights nor moments. Raises
+        `NonFiniteError` at the limit of such steps.
         """
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.max_grad_norm)
         self.log(f"{self.prefix}/grad_norm", norm)
@@ -86,11 +87,11 @@ class SupervisedModule(LightningModule):
         return [{"text": self.tokenizer.decode(ids[mask])} for ids, mask in rows]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep trainable tensors only, and how many steps were left out."""
+        """Keep trainable tensors only, and the number of skipped steps."""
         keep_trainable(self, checkpoint)
         checkpoint["nonfinite"] = self.nonfinite.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that lacks or exceeds what is trained; take up the count."""
+        """Refuse a checkpoint with missing or unexpected tensors; restore the number of skipped steps."""
         require_trainable(self, checkpoint)
         self.nonfinite.load_state_dict(checkpoint["nonfinite"])

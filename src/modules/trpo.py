@@ -13,21 +13,22 @@ from torch.nn.utils import parameters_to_vector
 from src.core.aggregation import weighted_sum
 from src.core.natural_gradient import conjugate_gradient, step_length
 from src.errors import require
-from src.kernels.double_backward import twice_differentiable
 from src.models.distribution import TokenDistribution
 from src.models.weights import restore, snapshot
-from src.modules.ppo import PPOModule, Texts
+from src.modules.objective import Texts
+from src.modules.ppo import PPOModule
 from src.modules.weighted_means import WeightedMeans
 from src.types import Experience, select
 from src.utils.distributed import all_reduce_sum, gather
+from src.utils.double_backward import twice_differentiable
 
-# micro-batches with the weights (N, T') of their tokens in the loss, and in the mean KL: all tokens of the batch alike
+# micro-batches with the weights (N, T') of their tokens in the loss, and in the mean KL (equal for all tokens)
 Micros = list[tuple[Experience, Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class TrustRegion:
-    """How far one step may go and how carefully it is computed."""
+    """Limit of one step and settings of its solver."""
 
     max_kl: float
     damping: float
@@ -45,15 +46,15 @@ class TrustRegion:
 class TRPOModule(PPOModule):
     """theta <- theta + 2^-j sqrt(2 max_kl / x^T B x) x,  B x = -grad L,  B = F + damping I, the first j accepted.
 
-    F is the Fisher matrix of the policy's adapters, known by its products with vectors alone: the Hessian of the mean
-    exact KL(old || new) at the old policy. A step is accepted when the measured mean KL is at most `max_kl` and the
-    loss is lower than before; if none is, the policy stays. The critic learns by its optimizer, as in PPO. The KL is
-    a mean over all tokens of the batch, whatever the aggregation; that weighs the loss alone.
+    F is the Fisher matrix of the policy's adapters: the Hessian of the mean exact KL(old || new) at the old policy,
+    used through its products with vectors only. A step is accepted when the measured mean KL is at most `max_kl` and
+    the loss is lower than before; if none is, the policy is unchanged. The critic uses its optimizer, as in PPO. The
+    KL is a mean over all tokens of the batch; the aggregation weighs the loss only.
     Source: TRPO, section 6 and appendix C (https://arxiv.org/abs/1502.05477).
     """
 
-    def __init__(self, *, trust_region: TrustRegion, **ppo: Any) -> None:
-        super().__init__(**ppo)
+    def __init__(self, *ppo: Any, trust_region: TrustRegion, **options: Any) -> None:
+        super().__init__(*ppo, **options)
         self.trust_region = trust_region
         del self.optimizer_factories["policy"]  # the policy takes natural-gradient steps
 
@@ -108,7 +109,7 @@ class TRPOModule(PPOModule):
 
     @torch.no_grad()
     def _measure(self, micros: Micros, old: list[TokenDistribution]) -> tuple[float, float]:
-        """Loss and mean exact KL(old || new), nats per token, of the policy as it stands."""
+        """Loss and mean exact KL(old || new), nats per token, of the present policy."""
         loss = kl = 0.0
         for (micro, weights, shares), before in zip(micros, old, strict=True):
             loss += self.objective.loss(micro, weights, WeightedMeans()).item()
@@ -120,7 +121,7 @@ class TRPOModule(PPOModule):
     def _line_search(
         self, step: Tensor, before: float, measure: Callable[[], tuple[float, float]], means: WeightedMeans
     ) -> None:
-        """Halve the step until the bound holds and the loss falls; log what was taken."""
+        """Halve the step until the bound holds and the loss is lower; log the accepted step."""
         parameters = self.roles.policy_parameters()
         start = snapshot(parameters)
         moves = [
@@ -141,5 +142,5 @@ class TRPOModule(PPOModule):
 
 
 def flat(tensors: tuple[Tensor, ...]) -> Tensor:
-    """One vector of all numbers."""
+    """All tensors as one vector."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])

@@ -1,4 +1,4 @@
-"""Means over ragged pieces: sums and counts are kept apart and divided once, at the end."""
+"""Means over pieces of different sizes: sums and counts are added up and divided once, at the end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from src.utils.distributed import gather
 
 
 class WeightedMeans:
-    """Weighted means of named numbers, updated piece by piece."""
+    """Weighted means of named numbers, updated incrementally."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = defaultdict(float)
@@ -28,13 +28,13 @@ class WeightedMeans:
         self._counts[name] += float(mask.sum())
 
     def merge(self, other: WeightedMeans) -> None:
-        """Add everything that another one holds."""
+        """Add the sums and counts of `other`."""
         for name, total in other._sums.items():
             self._sums[name] += total
             self._counts[name] += other._counts[name]
 
     def over_ranks(self) -> WeightedMeans:
-        """Everything that all ranks hold together."""
+        """The sums and counts of all ranks together."""
         whole = WeightedMeans()
         for own in gather(self):
             whole.merge(own)

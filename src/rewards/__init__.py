@@ -1,1 +1,1 @@
-"""Rewards, all behind one signature (`src.types.Reward`)."""
+"""Rewards, all with one signature (`src.types.Reward`)."""

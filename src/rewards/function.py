@@ -15,10 +15,10 @@ class FunctionReward:
     """
 
     def __init__(self, target: str, function: Callable[..., Tensor | Sequence[float]]) -> None:
-        self.target, self.function = target, function  # the dotted path is what messages call it
+        self.target, self.function = target, function  # its dotted path, its name in messages
 
     def score(
         self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]
     ) -> Tensor | Sequence[float]:
-        """What the function says."""
+        """The function's scores."""
         return self.function(prompts, responses, metadata)

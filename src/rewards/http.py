@@ -1,27 +1,27 @@
-"""A reward that another process computes: texts out, scores back, over HTTP."""
+"""A reward computed by another process, over HTTP."""
 
 from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
-import httpx
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from typing import TYPE_CHECKING, Any
 
 from src.errors import RewardError, require
 
+if TYPE_CHECKING:  # imported late, as only this reward needs them
+    import httpx
+
 
 class BadAnswerError(RuntimeError):
-    """An answer that is not what was asked for; asking again may help."""
+    """An invalid answer; the request may be repeated."""
 
 
 class HttpReward:
     """Posts {"query": prompt + response, "prompts", "labels"} and reads {"rewards": one number per query}.
 
-    The form of OpenRLHF's remote reward models. Texts go out in pieces of `batch_size`, at most `concurrency` at a
-    time; a piece is asked for up to `attempts` times, with random waits that double, when the connection fails, the
-    answer takes longer than `timeout` seconds, its status is not 200, or it is not a list of that many numbers.
+    The protocol of OpenRLHF's remote reward models. Texts are sent in pieces of `batch_size`, at most `concurrency` at
+    a time. A request is repeated up to `attempts` times, with random waits that double, when the connection fails, the
+    answer takes longer than `timeout` seconds, its status is not 200, or it is not a list of as many numbers.
     """
 
     def __init__(
@@ -37,7 +37,9 @@ class HttpReward:
         self.token_variable = token_variable
 
     def score(self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
-        """One number per text. Raises `RewardError` when a piece was asked for in vain."""
+        """One number per text. Raises `RewardError` when all attempts for a piece failed."""
+        import httpx
+
         starts = range(0, len(prompts), self.batch_size)
         token = os.environ.get(self.token_variable, "").strip()
         headers = {b"Authorization": f"Bearer {token}".encode()} if token else {}
@@ -46,16 +48,19 @@ class HttpReward:
             ThreadPoolExecutor(self.concurrency) as pool,
         ):
             pieces = [slice(start, start + self.batch_size) for start in starts]
-            jobs = [pool.submit(self._ask, client, prompts[p], responses[p], metadata[p]) for p in pieces]
+            jobs = [pool.submit(self._request, client, prompts[p], responses[p], metadata[p]) for p in pieces]
             try:
                 return [score for job in jobs for score in job.result()]
             finally:
-                pool.shutdown(wait=False, cancel_futures=True)  # one failed: leave the others
+                pool.shutdown(wait=False, cancel_futures=True)  # one failed: cancel the others
 
-    def _ask(
+    def _request(
         self, client: httpx.Client, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]
     ) -> list[float]:
-        """The scores of one piece, after as many attempts as it takes."""
+        """The scores of one piece, after up to `attempts` requests."""
+        import httpx
+        from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
         body = {
             "query": [prompt + response for prompt, response in zip(prompts, responses, strict=True)],
             "prompts": prompts,
@@ -72,13 +77,13 @@ class HttpReward:
         except (httpx.RequestError, BadAnswerError) as error:
             what = str(error) or type(error).__name__
             raise RewardError(
-                f"reward server {self.url}: {self.attempts} attempts in vain for {len(prompts)} texts, the first of "
+                f"reward server {self.url}: {self.attempts} failed attempts for {len(prompts)} texts, the first of "
                 f"them {body['query'][0][:80]!r}; the last time: {what}"
             ) from error
 
     def _post(self, client: httpx.Client, body: dict[str, Any]) -> list[float]:
         answer = client.post(self.url, json=body)
-        if answer.status_code in (401, 403, 404, 413):  # asking again changes nothing
+        if answer.status_code in (401, 403, 404, 413):  # a repeated request would fail too
             raise RewardError(f"reward server {self.url}: status {answer.status_code}: {answer.text[:200]}")
         if answer.status_code != 200:
             raise BadAnswerError(f"status {answer.status_code}")
@@ -90,5 +95,5 @@ class HttpReward:
         if not isinstance(scores, list) or len(scores) != wanted:
             raise BadAnswerError(f"{len(scores) if isinstance(scores, list) else scores!r} scores for {wanted} texts")
         if not all(isinstance(score, int | float) and not isinstance(score, bool) for score in scores):
-            raise BadAnswerError(f"a score that is no number: {scores[:5]!r}")
+            raise BadAnswerError(f"a score that is not a number: {scores[:5]!r}")
         return [float(score) for score in scores]

@@ -1,4 +1,4 @@
-"""A weighted sum of rewards, each logged on its own."""
+"""A weighted mean of rewards, each logged separately."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from src.errors import require
-from src.types import Reward
+from src.models.roles import Roles
+from src.types import LoadedReward, Reward
 
 
 class MixReward(nn.Module):
-    """r = sum_i w_i r_i / sum_i |w_i|: a weighted mean where no weight is negative."""
+    """r = sum_i w_i r_i / sum_i |w_i|: a weighted mean if no weight is negative."""
 
     def __init__(self, parts: Mapping[str, Reward], weights: Mapping[str, float]) -> None:
         super().__init__()
@@ -21,12 +22,21 @@ class MixReward(nn.Module):
         require(set(parts) == set(weights), "weights", dict(weights), f"one number for each of {', '.join(parts)}")
         require(any(weights.values()), "weights", dict(weights), "numbers of which one is not 0")
         self.parts, self.weights = dict(parts), dict(weights)
+        for name, part in parts.items():
+            require(hasattr(part, "score"), f"parts.{name}", type(part).__name__, "a reward that scores text")
         self.models = nn.ModuleDict({name: part for name, part in parts.items() if isinstance(part, nn.Module)})
+
+    def load(self, roles: Roles | None = None) -> MixReward:
+        """Load the parts that have weights."""
+        for part in self.parts.values():
+            if isinstance(part, LoadedReward):
+                part.load(roles)
+        return self
 
     def score_parts(
         self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]
     ) -> dict[str, Tensor]:
-        """What each part says, (B,), before its weight."""
+        """The unweighted scores of each part, (B,)."""
         return {
             name: torch.as_tensor(part.score(prompts, responses, metadata), dtype=torch.float32).cpu()
             for name, part in self.parts.items()

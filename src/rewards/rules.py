@@ -10,16 +10,16 @@ from src.errors import require
 
 
 class KeywordReward:
-    """Mean over `keywords` of [the response holds it as a word, in any case]; 1 when it holds all of them."""
+    """Mean over `keywords` of [the response contains it as a word, in any case]; 1 if it contains all of them."""
 
     def __init__(self, keywords: Sequence[str]) -> None:
-        words = [] if isinstance(keywords, str) else list(keywords)  # a text alone would be taken letter by letter
+        words = [] if isinstance(keywords, str) else list(keywords)  # a string would be read as a list of letters
         ok = len(words) > 0 and all(isinstance(word, str) and word for word in words)
         require(ok, "keywords", keywords, "a list of at least one word")
         self.patterns = [re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE) for word in words]
 
     def score(self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
-        """The share of the keywords that each response holds."""
+        """The share of the keywords in each response."""
         return [sum(bool(p.search(text)) for p in self.patterns) / len(self.patterns) for text in responses]
 
 
@@ -31,12 +31,12 @@ class LengthReward:
         self.target_words = target_words
 
     def score(self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
-        """How far each response is from the wanted length."""
+        """The relative distance of each response from the target length, negated."""
         return [-abs(len(text.split()) - self.target_words) / self.target_words for text in responses]
 
 
 class RegexReward:
-    """`match_score` where the pattern is found in the response (or is all of it, with `whole`), else `else_score`."""
+    """`match_score` if the pattern is found in the response (with `whole`: matches all of it), else `else_score`."""
 
     def __init__(self, pattern: str, whole: bool, match_score: float, else_score: float) -> None:
         try:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-
 
 class Vader:
     """The compound sentiment of prompt + response, from -1 (most negative) to 1 (most positive)."""
 
     @cached_property
-    def _analyzer(self) -> SentimentIntensityAnalyzer:
+    def _analyzer(self) -> Any:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer  # slow to import
+
         return SentimentIntensityAnalyzer()
 
     def score(self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:

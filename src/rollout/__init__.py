@@ -1,1 +1,1 @@
-"""Sampling responses and making experience of them."""
+"""Sampling responses and turning them into experience."""

@@ -22,7 +22,7 @@ SCORED = ("score", "greedy_score", "gold")  # measures that a reward gives: NaN 
 
 @dataclass(frozen=True)
 class Answers:
-    """The responses of one role and what was measured of each: name -> one number per response."""
+    """The responses of one role and their measures: name -> one number per response."""
 
     prompts: tuple[str, ...]
     responses: tuple[str, ...]
@@ -43,7 +43,7 @@ class Evaluation:
     policy: Answers
 
     def paired(self) -> Evaluation:
-        """The same, where a prompt whose answer could not be scored in one role has no score in the other either."""
+        """The same with NaN scores for both roles of a prompt that was not scored for both."""
         roles = (self.reference.measures, self.policy.measures)
         both = {
             name: [isnan(a) or isnan(b) for a, b in zip(*(measures[name] for measures in roles), strict=True)]
@@ -68,7 +68,7 @@ class Evaluation:
         }
 
     def _scores(self) -> dict[str, list[tuple[float, float]]]:
-        """(policy's, reference's) of each prompt that was scored in both roles, by score; without those of none."""
+        """Score name -> pairs (policy, reference) of the prompts scored for both; names without pairs are left out."""
         before, after = self.reference.measures, self.policy.measures
         scores = {
             name: [(a, b) for a, b in zip(after[name], before[name], strict=True) if not isnan(a - b)]
@@ -79,7 +79,7 @@ class Evaluation:
 
 
 class Evaluator:
-    """Measures both roles on prompts; draws from streams of its own, so that training is never shifted."""
+    """Measures both roles on prompts; its own random streams leave those of training unchanged."""
 
     def __init__(self, maker: ExperienceMaker, corpus: Corpus, seed: int) -> None:
         self.maker, self.corpus, self.seed = maker, corpus, seed
@@ -101,7 +101,7 @@ class Evaluator:
         batch_idx: int,
         kl: bool = True,
     ) -> Answers:
-        """One role on one batch of prompts; without `kl` no reference is asked."""
+        """One role on one batch of prompts; without `kl` the reference does not run."""
         draws = generator(self.seed, "evaluation", batch_idx, device=prompts.ids.device)
         rollout = self.maker.sample(roles, role, prompts, 0, draws)
         texts = [prompt + response for prompt, response in zip(rollout.prompts, rollout.responses, strict=True)]
@@ -127,7 +127,7 @@ class Evaluator:
 
 
 def merge(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """Several batches as one, prompts that were not scored in both roles without a score."""
+    """Several batches as one; a prompt that was not scored for both roles has no score."""
     return Evaluation(joined([e.reference for e in evaluations]), joined([e.policy for e in evaluations])).paired()
 
 
@@ -142,7 +142,7 @@ def joined(parts: Sequence[Answers]) -> Answers:
 
 
 def with_figure(measures: Mapping[str, list[float]]) -> dict[str, list[float]]:
-    """The measures that some answer has. Raises `RewardError` when the reward could score none of them."""
+    """The measures that at least one answer has. Raises `RewardError` when the reward scored none of the answers."""
     left = {name: rows for name, rows in measures.items() if present(name, rows)}
     if "score" in measures and "score" not in left:
         raise RewardError("the reward could score none of the answers")

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from src.core.estimators import Estimator
-from src.core.kl import KLEstimator
+from src.core.estimators import GAE, Estimator
+from src.core.kl import KLEstimator, SampledKL, k1
 from src.core.masking import masked, whiten
 from src.core.rewards import token_rewards
 from src.errors import NonFiniteError, RewardError
 from src.models.roles import Role, Roles
 from src.models.text import response_text
-from src.rollout.kl_controller import KLController
+from src.rollout.finite_rows import ModelOutputs, keep_finite
+from src.rollout.kl_controller import FixedKL, KLController
 from src.rollout.minibatches import join, stacked
 from src.rollout.oom_retry import OomRetry
 from src.rollout.sampling import Sampler
 from src.rollout.scoring import Scored, Scorer, reward_name
-from src.rollout.shaping import ScoreShaping
+from src.rollout.shaping import NoScaling, ScoreShaping, SetMissingEos
 from src.types import AnyReward, Episodes, Experience, Prompts, Rollout, select
 from src.utils.distributed import RowShard, gather, map_over_ranks
-from src.utils.nonfinite import FiniteGuard, json_number
+from src.utils.nonfinite import FiniteGuard
 
 
 @dataclass(frozen=True)
 class ReferenceKL:
-    """Where KL(policy || reference) counts: as a reward per token, as a term of the policy's loss, or nowhere."""
+    """Where KL(policy || reference) enters: as a reward per token, as a term of the policy's loss, or nowhere."""
 
     in_reward: bool
     in_loss: bool
@@ -43,19 +43,22 @@ class ExperienceMaker:
 
     def __init__(
         self,
-        sampler: Sampler,
-        scorer: Scorer,
-        shaping: ScoreShaping,
-        reference_kl: ReferenceKL,
-        kl_controller: KLController,
-        advantage: Estimator,
-        whiten_rewards: bool,
-        whiten_advantages: bool,
-        batch_size: int,
+        sampler: Sampler = Sampler(),
+        *,
+        scorer: Scorer = Scorer(),
+        shaping: ScoreShaping | None = None,
+        reference_kl: ReferenceKL = ReferenceKL(in_reward=True, in_loss=False, estimator=SampledKL(k1)),
+        kl_controller: KLController | None = None,
+        advantage: Estimator = GAE(gamma=1.0, lam=0.95, critic_lam=0.95),
+        whiten_rewards: bool = False,
+        whiten_advantages: bool = True,
+        batch_size: int = 64,
     ) -> None:
-        self.sampler, self.scorer, self.shaping = sampler, scorer, shaping
+        self.sampler, self.scorer = sampler, scorer
+        self.shaping = shaping or ScoreShaping(NoScaling(), None, SetMissingEos(-1.0))
         self.fitting = OomRetry(batch_size, "rollout.scoring_batch_size")
-        self.reference_kl, self.kl_controller, self.advantage = reference_kl, kl_controller, advantage
+        self.reference_kl, self.advantage = reference_kl, advantage
+        self.kl_controller = kl_controller or FixedKL(0.1)
         self.whiten_rewards, self.whiten_advantages = whiten_rewards, whiten_advantages
 
     def make(
@@ -67,13 +70,13 @@ class ExperienceMaker:
         generator: torch.Generator,
         nonfinite: FiniteGuard | None = None,
     ) -> tuple[Experience, dict[str, float]]:
-        """The experience of one batch of prompts, and what it says of the policy.
+        """The experience of one batch of prompts, and its metrics.
 
         1. sample responses; 2. score them; 3. logprobs of policy and reference, values; 4. shape the scores;
         5. rewards per token with the KL to the reference; 6. advantages and returns; 7. whiten; 8. steer the KL.
 
-        `nonfinite` says what a row costs in whose logprobs or values are not finite; None: the first ends it with
-        `NonFiniteError`.
+        `nonfinite` drops rows whose logprobs or values are not finite, up to its limit; None: the first such row
+        raises `NonFiniteError`.
         """
         # 1-3
         scored = self.scorer.score(reward, self.sample(roles, "policy", prompts, policy_version, generator))
@@ -81,38 +84,44 @@ class ExperienceMaker:
         outputs = self._model_outputs(roles, scored.rollout)
         scored, outputs = keep_finite(scored, outputs, nonfinite or FiniteGuard(0, None), policy_version + 1)
         scored, outputs, greedy = self._with_greedy(roles, reward, prompts, scored, outputs)
-        rollout, scores, credit = scored.rollout, scored.scores, scored.credit
-        kl_coef, mask = self.kl_controller.kl_coef, rollout.response_mask
+        rollout, scores, mask = scored.rollout, scored.scores, scored.rollout.response_mask
+        kl_coef = self.kl_controller.kl_coef
         # 4, 5
         self.shaping.scaling.update(scores)
         shaped = self.shaping(scores, rollout.finished)
         in_reward = kl_coef if self.reference_kl.in_reward else 0.0
-        rewards = token_rewards(shaped - credit.sum(1), outputs.kl, mask, in_reward) + credit
-        if self.whiten_rewards:
-            rewards = whiten(rewards, mask, shift_mean=False)
+        rewards = token_rewards(shaped, scored.credit, outputs.kl, mask, in_reward)
+        rewards = whiten(rewards, mask, shift_mean=False) if self.whiten_rewards else rewards
         # 6, 7
-        episodes = Episodes(rewards, mask, rollout.group_ids, outputs.values, greedy and self.shaping(*greedy))
+        episodes = Episodes(
+            rewards=rewards, mask=mask, group_ids=rollout.group_ids, old_values=outputs.values,
+            greedy_scores=greedy and self.shaping(*greedy),
+        )  # fmt: skip
         advantages, returns = self.advantage.advantages(episodes), self.advantage.returns(episodes)
         self.advantage.update(episodes)
-        if self.whiten_advantages:
-            advantages = whiten(advantages, mask)
+        advantages = whiten(advantages, mask) if self.whiten_advantages else advantages
         # 8
-        measures = describe(scored, shaped, rewards)
-        if outputs.ref_logprobs is not None:
-            sequence_kl = outputs.kl.sum(1).mean().item()
-            self.kl_controller.update(sequence_kl, len(scores))
-            measures |= {"rollout/kl": sequence_kl, "rollout/kl_coef": kl_coef}
+        measures = describe(scored, shaped, rewards) | self._steer(outputs)
         return Experience(
-            rollout, outputs.logprobs, outputs.ref_logprobs, outputs.values, scores, rewards, advantages, returns,
+            rollout=rollout, old_logprobs=outputs.logprobs, ref_logprobs=outputs.ref_logprobs,
+            old_values=outputs.values, scores=scores, rewards=rewards, advantages=advantages, returns=returns,
             loss_kl_coef=kl_coef if self.reference_kl.in_loss else 0.0,
         ), measures  # fmt: skip
 
+    def _steer(self, outputs: ModelOutputs) -> dict[str, float]:
+        """Update the controller with the KL per sequence; returns its metrics, empty without a reference."""
+        if outputs.ref_logprobs is None:
+            return {}
+        sequence_kl, kl_coef = outputs.kl.sum(1).mean().item(), self.kl_controller.kl_coef
+        self.kl_controller.update(sequence_kl, len(outputs.kl))
+        return {"rollout/kl": sequence_kl, "rollout/kl_coef": kl_coef}
+
     def state_dict(self) -> dict[str, Any]:
-        """What the next iteration needs beside weights."""
+        """State of the next iteration besides weights."""
         return {name: part.state_dict() for name, part in self._stateful().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it up again."""
+        """Restore it."""
         for name, part in self._stateful().items():
             part.load_state_dict(state[name])
 
@@ -143,16 +152,18 @@ class ExperienceMaker:
             for prompt, prompt_mask, response, response_mask in zip(prompts.ids, prompts.mask, ids, mask, strict=True)
         )
         return Rollout(
-            prompts.ids, prompts.mask, ids, mask, logprobs, finished, prompts.index, prompts.group_ids,
-            prompts.texts, responses, prompts.metadata, policy_version,
+            prompt_ids=prompts.ids, prompt_mask=prompts.mask, response_ids=ids, response_mask=mask,
+            behavior_logprobs=logprobs, finished=finished, prompt_index=prompts.index, group_ids=prompts.group_ids,
+            prompts=prompts.texts, responses=responses, metadata=prompts.metadata, policy_version=policy_version,
         )  # fmt: skip
 
     def _with_greedy(
         self, roles: Roles, reward: AnyReward, prompts: Prompts, scored: Scored, outputs: ModelOutputs
     ) -> tuple[Scored, ModelOutputs, tuple[Tensor, Tensor] | None]:
-        """Score and end of the greedy response to each row's prompt, (B,) each, made once a prompt; None: not asked.
+        """Score and end of the greedy response to each row's prompt, (B,) each; one response per prompt.
 
-        Groups whose greedy response cannot be scored are dropped where the scorer allows it. Raises `NonFiniteError`.
+        None if the estimator does not use them. Groups whose greedy response cannot be scored are dropped if the
+        scorer allows it. Raises `NonFiniteError`.
         """
         if not self.advantage.needs_greedy:
             return scored, outputs, None
@@ -171,9 +182,9 @@ class ExperienceMaker:
 
     @torch.no_grad()
     def with_trunk(self, roles: Roles, rollout: Rollout) -> Rollout:
-        """The rollout with the output of the layers below all adapters, for every later pass; as it is without such.
+        """The rollout with the output of the layers below all adapters, for every later pass; unchanged without any.
 
-        Kept for the whole batch: B (P + T) H numbers, for as long as the experience is learned from.
+        It holds B (P + T) H numbers for the whole batch, until the updates of the iteration end.
         """
         if not roles.shares_trunk:
             return rollout
@@ -191,20 +202,20 @@ class ExperienceMaker:
 
     @torch.no_grad()
     def _model_outputs(self, roles: Roles, rollout: Rollout) -> ModelOutputs:
-        """Logprobs of policy and reference, their KL, and values, by the same path that trains."""
+        """Logprobs of policy and reference, their KL, and values, by the code path that trains."""
         pieces = self.fitting.attempt(lambda: self._score_micro_batches(roles, rollout), len(rollout.prompts))
         shape, ranks = rollout.response_mask.shape, gather(pieces)
         all_pieces = {name: [piece for own in ranks for piece in own[name]] for name in pieces}
         whole = {name: join(parts, shape) for name, parts in all_pieces.items() if parts}
         return ModelOutputs(
-            whole["logprobs"],
-            whole.get("ref_logprobs"),
-            whole.get("kl", torch.zeros_like(whole["logprobs"])),
-            whole.get("values"),
+            logprobs=whole["logprobs"],
+            ref_logprobs=whole.get("ref_logprobs"),
+            kl=whole.get("kl", torch.zeros_like(whole["logprobs"])),
+            values=whole.get("values"),
         )
 
     def _score_micro_batches(self, roles: Roles, rollout: Rollout) -> dict[str, list[tuple[Tensor, Tensor]]]:
-        """The same by name and by micro-batch: those of this rank."""
+        """The same of this rank's rows, by name, one tensor per micro-batch."""
         estimator, temperature = self.reference_kl.estimator, self.sampler.temperature
         ask_reference = estimator is not None and self.kl_controller.kl_coef > 0
         pieces: dict[str, list[tuple[Tensor, Tensor]]] = {"logprobs": [], "ref_logprobs": [], "kl": [], "values": []}
@@ -224,7 +235,7 @@ class ExperienceMaker:
 
     @torch.no_grad()
     def in_micro_batches(self, function: Callable[[Rollout], Tensor], rollout: Rollout) -> Tensor:
-        """`function` of the whole rollout, (B, T), computed `batch_size` rows at a time, or as many as fit."""
+        """`function` of the whole rollout, (B, T), computed `batch_size` rows at a time; fewer if memory runs out."""
 
         def work() -> list[tuple[Tensor, Tensor]]:
             return [(index, function(micro)) for index, micro in self.fitting.micro_batches(rollout)]
@@ -233,60 +244,8 @@ class ExperienceMaker:
         return join([piece for own in gather(pieces) for piece in own], rollout.response_mask.shape)
 
 
-@dataclass(frozen=True)
-class ModelOutputs:
-    """A rollout as the roles see it; all (B, T) and 0 outside the mask."""
-
-    logprobs: Tensor  # nats, of the policy
-    ref_logprobs: Tensor | None  # nats, of the reference; None when it is not asked
-    kl: Tensor  # nats, policy || reference by the chosen estimator; 0 when the reference is not asked
-    values: Tensor | None  # of the critic; None without one
-
-    def only(self, kept: Tensor) -> ModelOutputs:
-        """The rows `kept`, (K,) int64."""
-        ref_logprobs = None if self.ref_logprobs is None else self.ref_logprobs[kept]
-        values = None if self.values is None else self.values[kept]
-        return ModelOutputs(self.logprobs[kept], ref_logprobs, self.kl[kept], values)
-
-
-def keep_finite(
-    scored: Scored, outputs: ModelOutputs, nonfinite: FiniteGuard, iteration: int
-) -> tuple[Scored, ModelOutputs]:
-    """The rows whose numbers are all finite, before one of the others can reach a mean over the batch.
-
-    Raises `NonFiniteError` when `nonfinite` says so, and when no row is left.
-    """
-    rollout = scored.rollout
-    seen = {"behavior_logprobs": rollout.behavior_logprobs}
-    seen |= {f.name: getattr(outputs, f.name) for f in fields(outputs)}
-    broken = {name: ~x.isfinite().all(1) for name, x in seen.items() if x is not None}
-    rows = torch.stack(list(broken.values())).any(0)
-
-    def described() -> list[dict[str, Any]]:
-        return [
-            {
-                "prompt": rollout.prompts[row],
-                "response": rollout.responses[row],
-                "score": json_number(scored.scores[row].item()),
-                "not_finite": [name for name, found in broken.items() if found[row]],
-            }
-            for row in rows.nonzero().flatten().tolist()
-        ]
-
-    first = next(iter(rows.nonzero().flatten().tolist()), None)
-    numbers = {} if first is None else {f"the logprobs or values of a response to {rollout.prompts[first]!r}": math.nan}
-    if nonfinite.passes("experience", iteration, numbers, described):
-        return scored, outputs
-    if rows.all():
-        raise NonFiniteError(
-            f"iteration {iteration}: no response has finite logprobs: the weights or the base are broken"
-        )
-    kept = (~rows).nonzero().flatten()
-    return scored.only(kept), outputs.only(kept)
-
-
 def describe(scored: Scored, shaped: Tensor, rewards: Tensor) -> dict[str, float]:
-    """Scores and rewards, and what the responses look like: length in tokens, share that ended, nats per token."""
+    """Metrics of scores, rewards and responses: length in tokens, share that ended, nats per token."""
     rollout, scores, mask = scored.rollout, scored.scores, scored.rollout.response_mask
     return {
         "rollout/response_length": mask.sum(1).float().mean().item(),

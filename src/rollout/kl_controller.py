@@ -13,13 +13,13 @@ class KLController(Protocol):
     kl_coef: float
 
     def update(self, kl: float, episodes: int) -> None:
-        """Take note of the mean KL over so many episodes."""
+        """Update the weight from the mean KL over `episodes` episodes."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next iteration needs."""
+        """State of the next iteration."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it up again."""
+        """Restore it."""
 
 
 class FixedKL:
@@ -50,11 +50,11 @@ class SteeredKL(FixedKL):
         self.kl_target = kl_target
 
     def state_dict(self) -> dict[str, Any]:
-        """The coefficient as it stands."""
+        """The present coefficient."""
         return {"kl_coef": self.kl_coef}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the coefficient of a checkpoint; where a controller of another kind kept none, begin afresh."""
+        """Restore the coefficient of a checkpoint; keep the initial one when the checkpoint has none."""
         self.kl_coef = state.get("kl_coef", self.kl_coef)
 
 
@@ -83,7 +83,7 @@ class DoublingKL(SteeredKL):
     """
 
     def update(self, kl: float, episodes: int) -> None:
-        """Once per iteration, with the mean KL of its last epoch, in nats per token."""
+        """Update once per iteration, from the mean KL of its last epoch, in nats per token."""
         if kl > 1.5 * self.kl_target:
             self.kl_coef *= 2
         elif kl < self.kl_target / 1.5:

@@ -1,4 +1,4 @@
-"""A key-value cache for rollouts, behind transformers' own interface: written in place, and rows leave it cheaply."""
+"""A key-value cache for rollouts with the interface of transformers: written in place, cheap to drop rows from."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from src.core.masking import position_ids
-from src.kernels import padding_free
 
-COLUMNS = 64  # by which a layer grows: one copy of it for so many tokens, where transformers' own makes one per token
-PIECE = 1024  # tokens of one forward pass over prompts: enough to keep a core busy, so few that rows are of like length
+COLUMNS = 64  # by which a layer grows: it is copied once per COLUMNS tokens, transformers' cache once per token
+PIECE = 1024  # tokens of one forward pass over prompts: enough to keep a core busy, few enough for similar lengths
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values (B, heads, S, D) as the filled part of larger buffers.
+    """Keys and values (B, heads, S, D) in the filled part of larger buffers.
 
-    `DynamicLayer` copies all of it for each new token.
+    `DynamicLayer` copies all of them for each new token.
     """
 
     def __init__(self) -> None:
@@ -43,7 +42,7 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Row i becomes what row `beam_idx[i]` was. Only rows that change are copied, unless there come to be more."""
+        """Row i becomes row `beam_idx[i]`. Only rows that change are copied, unless the number of rows grows."""
         assert self.keys is not None
         assert self.values is not None
         if len(beam_idx) > len(self.keys):  # a prompt for several samples
@@ -62,7 +61,7 @@ class GrowingLayer(DynamicLayer):
 
 
 def rollout_cache(config: PreTrainedConfig) -> DynamicCache:
-    """transformers' cache for a model, its plain attention layers as `GrowingLayer`; all others stay as they are."""
+    """transformers' cache for a model, with its plain attention layers replaced by `GrowingLayer`."""
     cache = DynamicCache(config=config)
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
@@ -72,7 +71,7 @@ def prefill(lm: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor) -> tup
     """Logits (B, V) after each prompt, and the cache of all prompts; equal prompts are computed once.
 
     Prompts (B, P) are padded on the left, without a column that is padding in all of them
-    (`trimmed`). Sorted by length they pass in pieces, each as wide as its longest prompt.
+    (`trimmed`). They are sorted by length and computed in pieces, each as wide as its longest prompt.
     """
     # the mask comes first, so `unique` sorts by length
     prompts, row_of = torch.cat([prompt_mask.long(), prompt_ids], dim=1).unique(dim=0, return_inverse=True)
@@ -91,7 +90,7 @@ def prefill(lm: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor) -> tup
 
 
 def next_logits(lm: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-    """Logits (B, V) after ids (B, N), which join the cache; mask (B, S) is that of all its columns then."""
+    """Logits (B, V) after ids (B, N), which are added to the cache; mask (B, S) covers all its columns and these."""
     output = lm(
         input_ids=ids,
         attention_mask=mask.long(),
@@ -104,22 +103,23 @@ def next_logits(lm: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tenso
 
 
 def trimmed(x: Tensor, mask: Tensor) -> Tensor:
-    """x (B, P) without the first columns in which the mask (B, P) counts nothing in any row."""
+    """x (B, P) without the first columns in which the mask (B, P) is False in every row."""
     return x[:, int(mask.any(dim=0).int().argmax()) :]
 
 
 def reorder(cache: DynamicCache, index: Tensor) -> None:
-    """Row i of all layers becomes what row `index[i]` was; index (N,) int64, any N."""
-    cache.reorder_cache(index)  # type: ignore[arg-type]  # a LongTensor is no class of its own
+    """Row i of all layers becomes row `index[i]`; index (N,) int64, any N."""
+    cache.reorder_cache(index)  # type: ignore[arg-type]  # LongTensor is not a separate class
 
 
 def _pass(lm: PreTrainedModel, prompts: Tensor, cache: DynamicCache) -> Tensor:
-    """The logits (N, V) after each prompt (N, 2P), its mask beside its ids; columns of padding alone are left out."""
+    """The logits (N, V) after each prompt; a row (2P,) is its mask, then its ids. Columns of padding are left out."""
     mask, ids = prompts.chunk(2, dim=1)
-    mask, ids = trimmed(mask, mask), trimmed(ids, mask)
+    mask, ids = trimmed(mask, mask).bool(), trimmed(ids, mask)
     plain = {type(layer) for layer in cache.layers} <= {GrowingLayer, DynamicLayer}
-    if plain and padding_free.saves_time(lm.base_model, mask):
-        states = padding_free.states(lm.base_model, mask.bool(), cache, input_ids=ids)
+    fast = getattr(lm.base_model, "fast_pass", None)
+    if plain and fast is not None and fast.saves_time(lm.base_model, mask):
+        states = fast.states(lm.base_model, mask, cache, input_ids=ids)
         logits: Tensor = lm.get_output_embeddings()(states[:, -1])
         return logits
     return next_logits(lm, ids, mask, position_ids(mask), cache)

@@ -15,7 +15,7 @@ from src.utils.distributed import per_rank_size, round_robin
 
 
 def minibatches(rows: int, minibatch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """A fresh permutation of all rows, cut into pieces of `minibatch_size`; every row comes exactly once."""
+    """A random permutation of all rows, cut into pieces of `minibatch_size`; every row is in exactly one."""
     yield from torch.randperm(rows, generator=generator).split(minibatch_size)
 
 
@@ -31,12 +31,12 @@ def micro_batches(record: Record, size: int) -> Iterator[tuple[Tensor, Record]]:
 
 
 def own_micro_batches(record: Record, size: int) -> Iterator[tuple[Tensor, Record]]:
-    """Those of the micro-batches that fall to this rank, none larger than its share; all of them in one process."""
+    """This rank's micro-batches, none larger than its share of the rows; all of them in one process."""
     return round_robin(micro_batches(record, per_rank_size(len(_rollout(record).prompts), size)))
 
 
 def trim(record: Record) -> Record:
-    """Drop the columns in which no row counts: prompt columns on the left, response columns on the right."""
+    """Drop the columns that are padding in every row: prompt columns on the left, response columns on the right."""
     if isinstance(record, Experience):
         rollout = trim(record.rollout)
         width = rollout.response_mask.shape[1]
@@ -63,7 +63,7 @@ def _rollout(record: Rollout | Experience) -> Rollout:
 
 
 def stacked(parts: Iterable[Tensor], fill: float) -> Tensor:
-    """The rows of all parts, (N,) or (N, T'), one below the other; on the right `fill` up to the longest."""
+    """The rows of all parts, (N,) or (N, T'), one below the other, padded on the right with `fill`."""
     parts = list(parts)
     if parts[0].dim() == 1:
         return torch.cat(parts)
@@ -72,7 +72,7 @@ def stacked(parts: Iterable[Tensor], fill: float) -> Tensor:
 
 
 def join(pieces: list[tuple[Tensor, Tensor]], shape: torch.Size) -> Tensor:
-    """Put (index (N,), values (N, T' <= T)) back into one (B, T) tensor, 0 where nothing was computed."""
+    """Write pieces (index (N,), values (N, T' <= T)) into one (B, T) tensor, 0 where nothing was computed."""
     whole = torch.zeros(shape, dtype=pieces[0][1].dtype, device=pieces[0][1].device)
     for index, values in pieces:
         whole[index, : values.shape[1]] = values

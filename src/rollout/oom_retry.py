@@ -1,4 +1,4 @@
-"""Passes over as many rows as fit into memory: halved when they do not, with the same result."""
+"""Passes over as many rows as fit into memory: the number is halved when it runs out, with the same result."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
-from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
+from lightning.pytorch.utilities.memory import garbage_collection_cuda
 from torch import Tensor
 
 from src.errors import ModelError
 from src.rollout.minibatches import own_micro_batches, trim
 from src.types import Record, select
+from src.utils.out_of_memory import out_of_memory
 
 T = TypeVar("T")
 
 
 class OomRetry:
-    """How many rows a pass takes on this rank: `size`, given as `key`, until memory runs out; then half, and so on.
+    """Rows per pass on this rank: `size` (the setting `key`), halved each time that memory runs out.
 
-    What was begun when memory ran out is done again from its start with smaller pieces. So nothing has to be copied
-    beforehand for the case that a backward pass ends half-way: the gradient of a minibatch starts at 0, and to 0 it
-    returns. Pieces are cut inside a rank's own share, so the other ranks need not know.
+    The work that ran out of memory is repeated from its start with smaller pieces. No gradient is copied in case a
+    backward pass ends half-way: the gradient of a minibatch starts at 0 and is set back to 0. Pieces are cut inside
+    a rank's share of the rows, so the other ranks need not know.
     """
 
     def __init__(self, size: int, key: str) -> None:
         self.size, self.given, self.key = size, size, key
 
     def micro_batches(self, record: Record) -> Iterator[tuple[Tensor, Record]]:
-        """This rank's micro-batches, as `own_micro_batches` deals them out, cut to what fits."""
+        """This rank's micro-batches (`own_micro_batches`), cut to what fits."""
         for index, micro in own_micro_batches(record, self.given):
             if len(index) <= self.size:
                 yield index, micro
@@ -38,7 +39,7 @@ class OomRetry:
                 yield index[rows], trim(select(micro, rows))
 
     def attempt(self, work: Callable[[], T], rows: int, undo: Callable[[], object] = lambda: None) -> T:
-        """`work()`, again after `undo()` with smaller pieces each time that memory runs out; `rows`: in all its pieces.
+        """`work()`; when memory runs out, `undo()` and repeat with smaller pieces. `rows`: of all pieces together.
 
         Raises `ModelError` when a single row does not fit.
         """
@@ -49,25 +50,20 @@ class OomRetry:
                 if not out_of_memory(error):
                     raise
                 self._halve(rows, error)
-            undo()  # outside of the except block, which holds on to the tensors of the pass that failed
+            undo()  # outside of the except block, which keeps the tensors of the failed pass alive
             garbage_collection_cuda()
 
     def _halve(self, rows: int, error: RuntimeError) -> None:
         used = min(self.size, rows)
         if used == 1:
-            said = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ModelError(
                 f"memory does not suffice for a single sequence: model.gradient_checkpointing=true, a smaller "
-                f"rollout.max_new_tokens or rollout.max_prompt_tokens, or a smaller model takes less ({said})"
+                f"rollout.max_new_tokens or rollout.max_prompt_tokens, or a smaller model takes less ({reason})"
             ) from error
         self.size = used // 2
         warnings.warn(
             f"out of memory: passes now take {self.size} sequences instead of {used}, for the rest of this run; the "
-            f"result is the same. {self.key}={self.size} says so from the start",
+            f"result is the same. {self.key}={self.size} avoids this",
             stacklevel=3,
         )
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the memory of a device or of the machine is used up."""
-    return isinstance(error, torch.OutOfMemoryError) or is_oom_error(error)

@@ -1,4 +1,4 @@
-"""The rollout engine: tokens from a language model with a key-value cache, one draw at a time."""
+"""The rollout engine: tokens from a language model with a key-value cache, one step at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from src.errors import require
 from src.rollout.kv_cache import next_logits, prefill, reorder, trimmed
 from src.utils.distributed import RowShard
 
-BLOCK = 256  # probabilities whose sum is taken first, so that only one block per row is summed up in float64
+BLOCK = 256  # probabilities per block; blocks are summed first, then only one per row in float64
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Sampler:
     """Draws a_t ~ softmax(logits / temperature) from the whole vocabulary until a stop token or the length limit.
 
     There is no top-k and no top-p on purpose: the distribution that is sampled must be the one whose logprobs are
-    trained. Whatever a model's generation_config says is not read.
+    trained. A model's generation_config is not read.
     """
 
-    max_new_tokens: int
-    temperature: float
+    max_new_tokens: int = 28
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse empty responses and a temperature without a distribution."""
+        """Refuse empty responses and a temperature that defines no distribution."""
         require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
         require(self.temperature > 0, "temperature", self.temperature, "greater than 0")
 
@@ -45,9 +45,9 @@ class Sampler:
         generator: torch.Generator | None,
         share: RowShard | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Answer each prompt; without a generator the most probable token is taken (greedy).
+        """A response to each prompt; without a generator each token is the most probable one (greedy).
 
-        `share` says which rows of a larger batch the prompts are: they draw what they would draw in the whole of it.
+        `share`: the rows of a larger batch that the prompts are; they draw the same tokens as in the whole batch.
         Shapes: prompt_ids and prompt_mask (B, P), padded on the left; stop_ids (K,). Returns response_ids (B, T),
         response_mask (B, T), logprobs (B, T) in nats and 0 outside the mask, finished (B,); T <= max_new_tokens.
         """
@@ -75,7 +75,7 @@ class Sampler:
         Rows that have ended leave the forward passes.
         """
         count = len(prompt_ids)
-        rows = torch.arange(count, device=prompt_ids.device)  # those that go on, in the order of the cache
+        rows = torch.arange(count, device=prompt_ids.device)  # rows that have not ended, in the order of the cache
         draws = rows if share is None else share.index.to(rows.device)
         mask, positions = trimmed(prompt_mask, prompt_mask), prompt_mask.sum(dim=1)
         logits, cache = prefill(lm, trimmed(prompt_ids, prompt_mask), mask)
@@ -105,24 +105,24 @@ class Sampler:
 
     @staticmethod
     def _uniforms(generator: torch.Generator | None, rows: int, device: torch.device) -> Tensor | None:
-        """One number for each row of the whole batch, whoever is in this part of it and whoever has ended."""
+        """One number for each row of the whole batch, also for rows that ended or that other ranks hold."""
         if generator is None:
             return None
         return torch.rand(rows, dtype=torch.float64, device=device, generator=generator)
 
     def _draw(self, logits: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor]:
-        """A token for each row of the logits (N, V), which are used up, and its logprob: (N,) each."""
+        """A token for each row of the logits (N, V), which are overwritten, and its logprob: (N,) each."""
         z = logits.float()
         if self.temperature != 1:
             z = z / self.temperature
-        z.sub_(z.amax(dim=-1, keepdim=True))  # in place: a pass over the vocabulary for every row and step
+        z.sub_(z.amax(dim=-1, keepdim=True))  # in place, as this runs over the vocabulary for every row and step
         p = z.exp()  # not divided by its sum, which the draw does not need
         token = z.argmax(dim=-1) if u is None else inverse_cdf(p, u)
         return token, z.gather(1, token.unsqueeze(1)).squeeze(1) - p.sum(dim=-1).log()
 
 
 def without_gaps(stays: Tensor) -> Tensor:
-    """The rows that stay (N,) of `stays` (B,): those among the first N keep their place, the others fill the gaps."""
+    """The N rows that stay, of `stays` (B,): those among the first N keep their place, the others fill the gaps."""
     order = torch.arange(int(stays.sum()), device=stays.device)
     order[~stays[: len(order)]] = stays[len(order) :].nonzero().squeeze(1) + len(order)
     return order
@@ -140,13 +140,13 @@ def inverse_cdf(p: Tensor, u: Tensor) -> Tensor:
     block, rest = _first_beyond(sums, u.unsqueeze(1) * sums.sum(dim=1, keepdim=True))
     inside = blocks.gather(1, block.unsqueeze(2).expand(-1, -1, BLOCK)).squeeze(1).double()
     index = block * BLOCK + _first_beyond(inside, rest)[0]
-    return index.squeeze(1).clamp(max=p.shape[1] - 1)  # NaN would lead into the padding
+    return index.squeeze(1).clamp(max=p.shape[1] - 1)  # with NaN the index would be in the padding
 
 
 def _first_beyond(weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The first index (B, 1) where the cumulative sum of weights (B, N) exceeds x (B, 1); x less the sum before it."""
+    """The first index (B, 1) where cumsum(weights (B, N)) exceeds x (B, 1), and x minus the sum before that index."""
     ends = weights.cumsum(dim=1)
     total = ends[:, -1:]
-    x = x.minimum(total.nextafter(torch.zeros_like(total)))  # rounding must not lead beyond the last one
-    index = torch.searchsorted(ends, x, right=True).clamp(max=weights.shape[1] - 1)  # NaN leads there
+    x = x.minimum(total.nextafter(torch.zeros_like(total)))  # rounding must not give an index beyond the last
+    index = torch.searchsorted(ends, x, right=True).clamp(max=weights.shape[1] - 1)  # NaN gives an index beyond
     return index, x - (ends - weights).gather(1, index)

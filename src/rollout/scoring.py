@@ -1,4 +1,4 @@
-"""Scoring a rollout with any reward: every answer is checked; a sample that fails is named or dropped."""
+"""Scoring a rollout with any reward: every score is checked; a sample that fails is named or dropped."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from src.rewards.learned import LearnedReward
 from src.types import AnyReward, PartedReward, Rollout, RolloutReward, TokenReward, select
 from src.utils.distributed import map_over_ranks
 
-# scores (N,), NaN where there is none; credit (N, T); parts of the scores; what is to be said of the first failure
+# scores (N,), NaN where there is none; credit (N, T); parts of the scores; error of the first failure
 Answers = tuple[Tensor, Tensor, dict[str, Tensor], RewardError | None]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What a reward says of a rollout."""
+    """A rollout with the scores of a reward."""
 
     rollout: Rollout  # B rows: those that were scored
     scores: Tensor  # (B,) finite
-    credit: Tensor  # (B, T) what of the score falls to each token; 0 unless the reward says
-    parts: dict[str, Tensor]  # (B,) each, of a mixed reward, before their weights
+    credit: Tensor  # (B, T) part of the score that belongs to each token; 0 for a reward per sequence
+    parts: dict[str, Tensor]  # (B,) each, of a mixed reward, unweighted
     dropped: int  # rows left out
 
     def only(self, kept: Tensor) -> Scored:
@@ -43,22 +43,22 @@ class Scored:
 
 @dataclass(frozen=True)
 class Scorer:
-    """How a reward is asked: for at most `timeout` seconds (None: no limit), and what a sample that fails costs.
+    """Calls a reward, for at most `timeout` seconds (None: no limit), and handles samples that fail.
 
-    A sample fails when its score is not finite or the reward raises on it. With `drop_failed` it is left out and
-    counted; else, and when none is left, the run stops.
+    A sample fails when its score is not finite or the reward raises on it. With `drop_failed` it is dropped and
+    counted; without, or when no sample is left, the run stops.
     """
 
-    timeout: float | None
-    drop_failed: bool
+    timeout: float | None = 600.0
+    drop_failed: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a limit that nothing can keep."""
+        """Refuse a limit that no reward can meet."""
         require(self.timeout is None or self.timeout > 0, "timeout", self.timeout, "greater than 0 seconds, or null")
 
     def score(self, reward: AnyReward, rollout: Rollout) -> Scored:
-        """Ask for every row, each rank for its own. Raises `RewardError`: the reward, the prompt and what came back."""
-        own = self._asked(reward, rollout)
+        """Score every row, each rank its own. Raises `RewardError` with the reward, the prompt and the answer."""
+        own = self._answers_of_ranks(reward, rollout)
         scores, credit = (torch.cat(given) for given in list(zip(*own, strict=True))[:2])
         names = {name: None for _, _, parts, _ in own for name in parts}
         none = [torch.full(scores.shape, torch.nan) for scores, *_ in own]  # where a rank has no row with an answer
@@ -69,22 +69,22 @@ class Scorer:
         return Scored(rollout, scores, credit, parts, 0).only(kept)
 
     def scores(self, reward: AnyReward, rollout: Rollout) -> Tensor:
-        """r(x, y) of every row, (B,); NaN for a row that is left out, which here every row may be.
+        """r(x, y) of every row, (B,); NaN for a row that failed, even if all did.
 
-        Raises `RewardError` as `score` does where nothing may be left out.
+        Raises `RewardError` as `score` does without `drop_failed`.
         """
-        scores = torch.cat([given for given, *_ in self._asked(reward, rollout)])
+        scores = torch.cat([given for given, *_ in self._answers_of_ranks(reward, rollout)])
         return scores.where(scores.isfinite(), torch.nan)
 
-    def _asked(self, reward: AnyReward, rollout: Rollout) -> list[Answers]:
-        """What each rank was answered for its rows."""
+    def _answers_of_ranks(self, reward: AnyReward, rollout: Rollout) -> list[Answers]:
+        """The answers to each rank for its rows."""
         return map_over_ranks(lambda share: self._answers(reward, select(rollout, share.index)), len(rollout.prompts))
 
     def _answers(self, reward: AnyReward, rollout: Rollout) -> Answers:
-        given, parts, raised = self._ask(reward, rollout)
+        given, parts, raised = self._call(reward, rollout)
         scores, credit = given.to(rollout.finished.device), torch.zeros_like(rollout.behavior_logprobs)
         if isinstance(reward, TokenReward):
-            if scores.dim() == 1:  # not one row was answered
+            if scores.dim() == 1:  # the reward raised on every row
                 scores = scores.unsqueeze(1).expand_as(credit)
             credit = masked(scores, rollout.response_mask)
             scores = credit.sum(dim=1)
@@ -93,10 +93,10 @@ class Scorer:
             raise failure
         return scores, credit, {name: part.cpu() for name, part in parts.items()}, failure
 
-    def _ask(self, reward: AnyReward, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor], dict[int, Exception]]:
+    def _call(self, reward: AnyReward, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor], dict[int, Exception]]:
         """Scores (or each token's), parts and the rows on which the reward raised.
 
-        Asked all at once, row by row when that fails.
+        Calls the reward once with all rows; if that raises, row by row.
         """
         try:
             scores, parts = self._within_limit(reward, partial(call_reward, reward, rollout))
@@ -110,7 +110,7 @@ class Scorer:
                 one = select(rollout, torch.tensor([row]))
                 try:
                     answers.append(self._within_limit(reward, partial(call_reward, reward, one)))
-                except RewardError:  # a wrong shape or no answer in time: nothing about this one sample
+                except RewardError:  # a wrong shape or a timeout: not the fault of one sample
                     raise
                 except Exception as own:
                     raised[row] = own
@@ -120,7 +120,7 @@ class Scorer:
             return *merge_rows(answers, list(raised), len(rollout.prompts)), raised
 
     def _within_limit(self, reward: Any, call: Callable[[], Any]) -> Any:
-        """The result of `call`; a reward model of our own cannot hang and is not watched."""
+        """The result of `call` within the time limit; this project's reward models cannot hang and have no limit."""
         if self.timeout is None or isinstance(reward, LearnedReward | AdapterReward):
             return call()
         box: dict[str, Any] = {}
@@ -128,7 +128,7 @@ class Scorer:
         def work() -> None:
             try:
                 box["result"] = call()
-            except BaseException as error:  # handed on to the thread that waits
+            except BaseException as error:  # raised again in the waiting thread
                 box["error"] = error
 
         thread = threading.Thread(target=work, daemon=True, name="reward")
@@ -144,9 +144,9 @@ class Scorer:
 
 
 def call_reward(reward: AnyReward, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
-    """Scores (B,) float32, not yet known to be finite, and the parts of a mixed reward. Raises for a wrong count.
+    """Scores (B,) float32, not yet checked to be finite, and the parts of a mixed reward. Raises for a wrong count.
 
-    Of a reward that credits each token the scores are (B, T).
+    The scores of a reward per token are (B, T).
     """
     if isinstance(reward, TokenReward):
         return check_scores(reward, reward.score_tokens(rollout), rollout.response_mask, "tokens"), {}
@@ -159,15 +159,15 @@ def call_reward(reward: AnyReward, rollout: Rollout) -> tuple[Tensor, dict[str, 
     try:
         parts = reward.score_parts(*texts, metadata) if isinstance(reward, PartedReward) else {}
         given = reward.combine(parts) if isinstance(reward, PartedReward) else reward.score(*texts, metadata)
-    except SystemExit as error:  # would end the run without a word
+    except SystemExit as error:  # would end the run without a message
         raise RewardError(f"reward {reward_name(reward)} ended the program by sys.exit({error.code!r})") from error
     return check_scores(reward, given, rollout.finished, "sequences"), parts
 
 
 def check_scores(reward: AnyReward, given: Any, wanted: Tensor, what: str) -> Tensor:
-    """What a reward gave as float32 of the shape of `wanted`, a number for each of `what`; not yet known to be finite.
+    """A reward's answer as float32 in the shape of `wanted`, a number for each of `what`; not yet checked to be finite.
 
-    Raises for what is no number or has another shape.
+    Raises for an answer that is not numeric or has another shape.
     """
     count = wanted.numel()
     try:
@@ -182,14 +182,14 @@ def check_scores(reward: AnyReward, given: Any, wanted: Tensor, what: str) -> Te
 
 
 def first_failure(reward: Any, rollout: Rollout, scores: Tensor, raised: dict[int, Exception]) -> RewardError | None:
-    """What is to be said of the first row without a finite score; None when every row has one."""
+    """The error of the first row without a finite score; None when every row has one."""
     bad = (~scores.isfinite()).nonzero().flatten().tolist()
     if not bad:
         return None
     row = bad[0]
-    said = f"raised {raised[row]!r}" if row in raised else f"gave {scores[row].item()}"
+    what = f"raised {raised[row]!r}" if row in raised else f"gave {scores[row].item()}"
     error = RewardError(
-        f"reward {reward_name(reward)} {said} for prompt {rollout.prompts[row]!r}, "
+        f"reward {reward_name(reward)} {what} for prompt {rollout.prompts[row]!r}, "
         f"response {rollout.responses[row]!r}; a score must be a finite number"
     )
     error.__cause__ = raised.get(row)
@@ -199,7 +199,7 @@ def first_failure(reward: Any, rollout: Rollout, scores: Tensor, raised: dict[in
 def merge_rows(
     answers: list[tuple[Tensor, dict[str, Tensor]]], without: list[int], rows: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Scores and parts of single rows, joined to (rows, ...) each; NaN for the rows that are `without` an answer."""
+    """Scores and parts of single rows, joined to (rows, ...) each; NaN for the rows in `without`."""
     answered = torch.tensor([row for row in range(rows) if row not in without], dtype=torch.long)
 
     def joined(pieces: list[Tensor]) -> Tensor:
@@ -215,5 +215,5 @@ def merge_rows(
 
 
 def reward_name(reward: Any) -> str:
-    """What a message calls a reward: its dotted path for a function, else its class."""
+    """The name of a reward in messages: a function's dotted path, else the class."""
     return str(getattr(reward, "target", type(reward).__name__))

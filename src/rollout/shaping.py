@@ -1,4 +1,4 @@
-"""What happens to a score before it becomes a reward: scale, clip, the missing-EOS rule, then (elsewhere) the KL."""
+"""Shaping of scores: scale, clip, missing-EOS rule; the KL is subtracted later, in `src.core.rewards`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from src.errors import require
 
 
 class MissingEos(Protocol):
-    """What an unfinished response costs."""
+    """The rule for the score of an unfinished response."""
 
     def __call__(self, scores: Tensor, finished: Tensor) -> Tensor:
         """Return the scores, (B,), changed where `finished` (B,) is False."""
@@ -22,16 +22,16 @@ class MissingEos(Protocol):
 
 @dataclass(frozen=True)
 class IgnoreMissingEos:
-    """An unfinished response costs nothing."""
+    """An unfinished response keeps its score."""
 
     def __call__(self, scores: Tensor, finished: Tensor) -> Tensor:
-        """Return the scores as they are."""
+        """Return the scores unchanged."""
         return scores
 
 
 @dataclass(frozen=True)
 class SetMissingEos:
-    """An unfinished response scores `missing_eos_score`, whatever it says."""
+    """An unfinished response scores `missing_eos_score`."""
 
     missing_eos_score: float
 
@@ -42,7 +42,7 @@ class SetMissingEos:
 
 @dataclass(frozen=True)
 class SubtractMissingEos:
-    """An unfinished response scores `missing_eos_penalty` less than what it says."""
+    """An unfinished response scores `missing_eos_penalty` less."""
 
     missing_eos_penalty: float
 
@@ -56,25 +56,25 @@ class SubtractMissingEos:
 
 
 class NoScaling:
-    """Scores stay as they are."""
+    """Scores are not scaled."""
 
     def update(self, scores: Tensor) -> None:
-        """Nothing is noted."""
+        """Nothing to update."""
 
     def __call__(self, scores: Tensor) -> Tensor:
         """Return the scores, (B,)."""
         return scores
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing was noted."""
+        """No state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to take up."""
+        """No state to restore."""
 
 
 class ScaleByStd(NoScaling):
-    """score / std of all scores so far, the present batch included; the mean stays where it is in units of the std.
+    """score / std of all scores so far, the present batch included; the mean is not subtracted.
 
     Source: "Secrets of RLHF", section 5.3.1 (https://arxiv.org/abs/2307.04964).
     """
@@ -84,15 +84,15 @@ class ScaleByStd(NoScaling):
 
     @property
     def unit(self) -> float:
-        """The running standard deviation; 1 while all scores were equal."""
+        """The running standard deviation; 1 while all scores are equal."""
         return self.moments.std or 1.0
 
     def update(self, scores: Tensor) -> None:
-        """Take a batch into the running moments."""
+        """Update the running moments with a batch."""
         self.moments = combined(self.moments, of_batch(scores))
 
     def __call__(self, scores: Tensor) -> Tensor:
-        """Return the scores, (B,), over the running standard deviation."""
+        """Return the scores, (B,), divided by the running standard deviation."""
         return scores / self.unit
 
     def state_dict(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class ScaleByStd(NoScaling):
         return asdict(self.moments)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the running moments."""
+        """Restore the running moments."""
         self.moments = Moments(**state)
 
 
@@ -114,7 +114,7 @@ class Normalize(ScaleByStd):
 
 @dataclass(frozen=True)
 class ScoreShaping:
-    """Scale, clip to +-`score_clip` (None: leave), apply the missing-EOS rule; the KL term is never clipped with it."""
+    """Scale, clip to +-`score_clip` (None: no clip), apply the missing-EOS rule; the KL term is not clipped."""
 
     scaling: NoScaling
     score_clip: float | None

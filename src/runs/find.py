@@ -1,4 +1,4 @@
-"""Run folders as other commands find them: how a run was configured, whether it is finished, where its model lies."""
+"""Run folders for other commands: the configuration of a run, whether it is finished, and its model's folder."""
 
 from __future__ import annotations
 
@@ -6,108 +6,117 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from src.config.compose import compose, with_value
-from src.config.errors import key_of
+from src.config.compose import compose, restored, with_value
+from src.config.files import key_of
+from src.config.schema import PPORun, Run
 from src.errors import ConfigError
 from src.runs.folder import FINISHED
 
 
 @dataclass(frozen=True)
-class Run:
-    """A folder that `python -m src.train` made."""
+class RunFolder:
+    """A folder of `python -m src.train`."""
 
     folder: Path
-    config: DictConfig
+    config: Run
 
     @property
     def stage(self) -> str:
         """`sft`, `reward` or `ppo`."""
-        return str(self.config.stage)
+        return self.config.stage
 
     @property
     def finished(self) -> bool:
-        """Whether its result is written, and so everything else."""
+        """Whether its result is written, which is the last file."""
         return (self.folder / FINISHED).is_file()
 
     @property
     def model(self) -> Path:
-        """What it trained, as a plain Hugging Face folder."""
+        """The trained model, a plain Hugging Face folder."""
         return self.folder / "model"
 
     @property
     def before(self) -> str | None:
-        """Hub name or folder of the model that it started from; of PPO this is the reference."""
+        """Hub name or folder of the model that it started from; for PPO the reference."""
         return self.config.model.path if self.stage != "reward" else None
 
 
-def find_run(given: str) -> Run | None:
-    """The run in a folder, of a pipeline's folder its PPO stage; None for a plain model folder.
+def find_run(given: str) -> RunFolder | None:
+    """The run in a folder, or the PPO stage in a pipeline's folder; None for a plain model folder.
 
-    Raises `ConfigError` when the folder is neither.
+    Raises `ConfigError` for any other folder.
     """
     folder = Path(given).expanduser()
     if not folder.is_dir():
         raise ConfigError(f"{given}: there is no such folder")
     for place in (folder, folder / "ppo"):
-        saved = place / "config.yaml"
-        if saved.is_file():
-            config = OmegaConf.load(saved)
-            if not isinstance(config, DictConfig) or not {"stage", "model", "overrides"} <= set(config):
-                raise ConfigError(f"{saved} is not the configuration of a run")
-            return Run(place, config)
+        if (place / "config.yaml").is_file():
+            return RunFolder(place, load_config(place / "config.yaml"))
     if (folder / "sft").is_dir():
-        raise ConfigError(f"{given}: this pipeline has not come to its PPO stage; give the folder of one stage")
+        raise ConfigError(f"{given}: this pipeline has not reached its PPO stage; give the folder of one stage")
     if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         return None
     raise ConfigError(f"{given}: neither a run (no config.yaml) nor a model (no config.json) is in this folder")
 
 
-def settings_of(run: Run | None, given: str, overrides: list[str]) -> DictConfig:
-    """The PPO configuration that a model is measured with: the run's own, changed by `overrides`.
+def load_config(path: Path) -> Run:
+    """The configuration in a run's config.yaml. Raises `ConfigError` for any other file."""
+    try:
+        content: Any = OmegaConf.to_container(OmegaConf.load(path))
+        return restored(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is not the configuration of a run of this version") from error
 
-    A plain model folder has none: then it is the defaults of stage=ppo, without any experiment.
+
+def settings_of(run: RunFolder | None, given: str, overrides: list[str]) -> PPORun:
+    """The PPO configuration that a model is evaluated with: the run's, changed by `overrides`.
+
+    For a plain model folder it is the defaults of stage=ppo, without an experiment.
     """
-    if run is None or run.stage != "ppo":
+    if run is None or not isinstance(run.config, PPORun):
         model = str(run.model if run is not None else given)
-        known = [] if run is None else [o for o in run.config.overrides if key_of(o) == "log_dir"]
-        config = compose(["stage=ppo", "experiment=none", with_value("model.path", model), *known, *overrides])
+        kept = [] if run is None else [o for o in run.config.overrides if key_of(o) == "log_dir"]
+        config = compose(["stage=ppo", "experiment=none", with_value("model.path", model), *kept, *overrides])
     else:
         config = compose([*_still_read(run.config.overrides, overrides), *overrides])
-        _fill_in(config, run.config, "model")
-        if "path" in config.reward and config.choices.reward == run.config.choices.reward:
-            _fill_in(config, run.config, "reward")
-    config.run_dir = config.log_dir  # asked for by the checks; nothing is written there
+        config = _filled(config, run.config, "model")
+        if config.choices["reward"] == run.config.choices["reward"]:
+            config = _filled(config, run.config, "reward")
+    if not isinstance(config, PPORun):
+        raise ConfigError(f"stage={config.stage}: a model is measured with the settings of stage=ppo")
     return config
 
 
 def _still_read(own: list[str], overrides: list[str]) -> list[str]:
-    """A run's own overrides without the keys of a group (`reward.path`) whose option (`reward`) is chosen anew."""
+    """A run's overrides without the keys of a group (`reward.path`) whose option (`reward`) the command chooses."""
     chosen = {key_of(override) for override in overrides}
     return [o for o in own if "." not in key_of(o) or key_of(o).split(".")[0] not in chosen]
 
 
-def _fill_in(config: DictConfig, saved: DictConfig, node: str) -> None:
-    """The folder of a model that the run made for itself."""
-    if config[node].path is None:
-        config[node].path = saved[node].path
+def _filled(config: Run, saved: Run, node: str) -> Run:
+    """The configuration with the folder of a model that was trained for the run."""
+    own = getattr(config, node)
+    if getattr(own, "path", "given") is not None:
+        return config
+    return config.model_copy(update={node: own.model_copy(update={"path": getattr(saved, node).path})})
 
 
-def own_settings(arguments: list[str], known: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Command-line `key=value` taken apart: the keys in `known`, each of the type of its default, and all others.
+def own_settings(arguments: list[str], defaults: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Splits the command line's `key=value`: the keys in `defaults`, each of the type of its default, and all others.
 
-    A default of None takes any text. Raises `ConfigError` for a value of another type.
+    A default of None accepts any text. Raises `ConfigError` for a value of another type.
     """
-    values, others = dict(known), []
+    values, others = dict(defaults), []
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if not equals or key not in known:
+        if not equals or key not in defaults:
             others.append(argument)
             continue
-        kind = str if known[key] is None else type(known[key])
+        kind = str if defaults[key] is None else type(defaults[key])
         try:
             values[key] = kind(value)
         except ValueError:
-            raise ConfigError(f"{argument}: must be a number, like {known[key]}") from None
+            raise ConfigError(f"{argument}: must be a number, like {defaults[key]}") from None
     return values, others

@@ -1,4 +1,4 @@
-"""The folder of a run: named after what was asked for, so that the same command finds it again."""
+"""The folder of a run, named after its overrides, so that the same command finds it again."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ NOT_IN_NAMES = ("resume=auto", "resume=never", "allow_config_change=", "stage=",
 
 
 def run_folder(parent: Path, name: str | None, overrides: list[str], resume: str) -> Path:
-    """`parent`/NAME, NAME-2, NAME-3...: the unfinished one to go on with, or the first free one.
+    """`parent`/NAME, NAME-2, NAME-3...: the unfinished one to resume, or the first free one.
 
-    Without a name the overrides make one. With `resume="never"` an unfinished folder is left alone.
+    NAME is made from the overrides when `name` is None. With `resume="never"` an unfinished folder is skipped.
     """
     base = name_of(overrides) if name is None else str(name)
     number = 1
@@ -29,10 +29,10 @@ def run_folder(parent: Path, name: str | None, overrides: list[str], resume: str
 
 
 def name_of(overrides: list[str]) -> str:
-    """A readable file name made of command-line overrides, as `ppo.clip-0.1_seed-2`.
+    """A readable file name made from command-line overrides, such as `ppo.clip-0.1_seed-2`.
 
-    It has no `=` and no comma, so that a folder can be given as the value of an override. A long name, or one in which
-    other characters had to go, ends in a hash of the whole: different overrides never share a folder.
+    It has no `=` and no comma, so that a folder can be the value of an override. A long name, or one with replaced
+    characters, ends in a hash of all overrides: different overrides never share a folder.
     """
     chosen = sorted(override for override in overrides if not override.startswith(NOT_IN_NAMES))
     if not chosen:
@@ -45,7 +45,7 @@ def name_of(overrides: list[str]) -> str:
 
 
 def _short(override: str) -> str:
-    """`key-value`, of a path its last part only."""
+    """`key-value`; of a path only its last part."""
     key, _, value = override.partition("=")
     return "-".join((key, value.strip("'\"/").rsplit("/", 1)[-1]))
 
@@ -55,13 +55,13 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / ".writable"
     probe.touch()
-    probe.unlink(missing_ok=True)  # a parallel job may have looked at the same time
+    probe.unlink(missing_ok=True)  # a parallel job may have removed it
 
 
 def own_folder(folder: Path) -> FileLock:
-    """Make the folder and keep other runs out of it for as long as the lock that is returned lives.
+    """Make the folder and keep other runs out of it until the returned lock is released.
 
-    Raises `ConfigError` while another process is at work there. The system lets go of the lock of a killed process.
+    Raises `ConfigError` while another process trains there. The system releases the lock of a killed process.
     """
     make_folder(folder)
     lock = FileLock(folder / ".lock", timeout=0)

@@ -1,84 +1,114 @@
-"""SFT and reward models that a run needs and that nobody has given: trained once, kept under `logs/artifacts`."""
+"""Missing SFT and reward models of a run: trained once, kept in `logs/artifacts`."""
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import logging
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from omegaconf import DictConfig
 
 from src.config.compose import compose, settings_hash, with_value
-from src.config.errors import key_of
+from src.config.files import key_of, leaves
+from src.config.schema import PPORun, Run
 from src.errors import ConfigError
 from src.runs.folder import make_folder
 
-Train = Callable[[DictConfig], dict[str, Any]]
+log = logging.getLogger(__name__)
 
-SOURCES = (
-    "core",
-    "kernels",
-    "data",
-    "models",
-    "rewards",
-    "rollout",
-    "modules/sft.py",
-    "modules/reward.py",
-    "modules/supervised.py",
-    "callbacks/normalize.py",
-    "utils/seeding.py",
-)
+Train = Callable[[Run], dict[str, Any]]
+
+ROOT = Path(__file__).parents[2]
+# modules that determine the results of a stage, with the modules of its `_target_` keys
+SOURCES = {
+    "sft": ("src.modules.sft", "src.data.modules"),
+    "reward": ("src.modules.reward", "src.data.modules", "src.callbacks.normalize"),
+}
 LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "lightning", "vaderSentiment")
 
 
-def ensure(config: DictConfig, train: Train) -> None:
-    """Fill in `model.path` and `reward.path` where they are null, training what is lacking.
+def train_missing(run: Run, train: Train) -> dict[str, str]:
+    """The folders `model` and `reward` that `run` does not set; models that do not exist yet are trained.
 
-    A model without `path` is one made from scratch: its SFT stage is run, with the experiment, data and model that were
-    asked for. A learned reward without `path` is the experiment's own small reward model, which reads text and so
-    serves any policy; an adapter without `path` is trained on the model at hand. Nothing else is ever trained unasked.
+    A model without `path` is made from scratch by the SFT stage, with the experiment, data and model of the run. A
+    learned reward without `path` is the experiment's small reward model, which reads text and so suits any policy; an
+    adapter without `path` is trained on the run's model. Nothing else is trained implicitly.
     """
-    asked = [o for o in config.overrides if key_of(o).split(".")[0] in ("experiment", "data", "log_dir")]
-    model = [o for o in config.overrides if key_of(o).split(".")[0] == "model"]
-    if config.stage != "sft" and config.model.path is None:
-        config.model.path = _artifact(["stage=sft", *asked, *model], train)
-    if config.stage == "ppo" and "path" in config.reward and config.reward.path is None:
-        if config.choices.reward == "adapter":
-            own, base = ["reward_net=adapter", *model], config.model.path
+    found: dict[str, str] = {}
+    shared = [o for o in run.overrides if key_of(o).split(".")[0] in ("experiment", "data", "gold_reward", "log_dir")]
+    model = [o for o in run.overrides if key_of(o).split(".")[0] == "model"]
+    if run.stage != "sft" and run.model.path is None:
+        found["model"] = _trained(["stage=sft", *shared, *model], train)
+    if isinstance(run, PPORun) and getattr(run.reward, "path", "given") is None:
+        if run.choices["reward"] == "adapter":
+            own, base = ["reward_net=adapter", *model], found.get("model", run.model.path or "")
         else:
-            own, base = [], _artifact(["stage=sft", *asked], train)
-        config.reward.path = _artifact(["stage=reward", *asked, *own, with_value("model.path", base)], train)
+            same = "" if model else found.get("model", "")  # the experiment's own model
+            own, base = [], same or _trained(["stage=sft", *shared], train)
+        found["reward"] = _trained(["stage=reward", *shared, *own, with_value("model.path", base)], train)
+    return found
 
 
-def _artifact(overrides: list[str], train: Train) -> str:
-    """The folder of the model that `overrides` describe, trained now if it is not there yet: of a reward its run's."""
-    config = compose(overrides)
-    root = Path(config.log_dir) / "artifacts"
-    final = root / f"{config.stage}-{_key(config)}"
+def keep(run: Run, folder: Path) -> None:
+    """Link the model that the pipeline's stage `run` has trained in `folder`, so that later runs find it."""
+    final = _place(run)
+    with FileLock(f"{final}.lock"):
+        if not final.exists():
+            final.unlink(missing_ok=True)  # a link to a folder that was deleted
+            final.symlink_to(folder.resolve())
+
+
+def _place(run: Run) -> Path:
+    """The folder that keeps the model of `run`. Raises `ConfigError` if it is not writable."""
+    root = Path(run.log_dir) / "artifacts"
     try:
         make_folder(root)
     except OSError as error:
-        raise ConfigError(f"log_dir={config.log_dir}: cannot write to {root} ({error.strerror})") from error
-    with FileLock(f"{final}.lock"):  # a parallel job that needs the same one waits, then finds it
+        raise ConfigError(f"log_dir={run.log_dir}: cannot write to {root} ({error.strerror})") from error
+    return root / f"{run.stage}-{_key(run)}"
+
+
+def _trained(overrides: list[str], train: Train) -> str:
+    """The folder of the model that `overrides` describe, trained if it does not exist yet; for a reward its run's."""
+    run = compose(overrides)
+    final = _place(run)
+    with FileLock(f"{final}.lock"):  # a parallel job that needs the same model waits for it
         if not (final / "result.json").exists():
-            print(f"no {config.stage} model yet for this configuration: training it into {final}")
-            working = root / f"{final.name}.tmp"  # one that was interrupted is gone on with
-            config.run_dir = str(working)
-            train(config)
+            final.unlink(missing_ok=True)  # a link to a folder that was deleted
+            log.info(f"no {run.stage} model yet for this configuration: training it into {final}")
+            working = final.with_name(f"{final.name}.tmp")  # an interrupted one is resumed
+            train(run.model_copy(update={"run_dir": str(working)}))
             working.rename(final)
-    return str((final if config.stage == "reward" else final / "model").resolve())
+    return str((final if run.stage == "reward" else final / "model").resolve())
 
 
-def _key(config: DictConfig) -> str:
+def _key(run: Run) -> str:
     """A hash of the configuration, of the code that makes the model, and of the libraries' versions."""
-    digest = hashlib.sha256(settings_hash(config, "logger", "callbacks").encode())
-    here = Path(__file__).parents[1]
-    for source in SOURCES:
-        path = here / source
-        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
-            digest.update(file.read_bytes())
+    digest = hashlib.sha256(settings_hash(run, "logger", "callbacks").encode())
+    targets = {str(value).rpartition(".")[0] for key, value in leaves(run.plain()) if key.endswith("_target_")}
+    own = {target for target in targets if target.startswith("src.")}
+    builder = ROOT / "src" / "stages" / f"{run.stage}.py"  # without its imports, which do not change results
+    for path in [builder, *imported_files({*SOURCES[run.stage], *own})]:
+        digest.update(path.read_bytes())
     digest.update(" ".join(f"{name}={version(name)}" for name in LIBRARIES).encode())
     return digest.hexdigest()[:12]
+
+
+def imported_files(modules: set[str]) -> list[Path]:
+    """The files of modules of this project and of their imports from it, direct and indirect."""
+    todo, found = set(modules), set()
+    while todo:
+        name = todo.pop()
+        path = ROOT / (name.replace(".", "/") + ".py")
+        path = path if path.is_file() else ROOT / name.replace(".", "/") / "__init__.py"
+        if not path.is_file() or path in found:
+            continue
+        found.add(path)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("src."):
+                todo |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return sorted(found)

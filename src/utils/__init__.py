@@ -1,1 +1,1 @@
-"""Random streams, several processes, signals, devices, figures with intervals."""
+"""Random streams, several processes, signals, devices, means with intervals."""

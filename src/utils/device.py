@@ -1,4 +1,4 @@
-"""Which device a command runs on."""
+"""The device of a command."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from src.errors import ConfigError
 
 
 def device() -> torch.device:
-    """CUDA's where there is one, else the CPU.
+    """CUDA if available, else the CPU.
 
-    Not an Apple GPU: it has no float64, in which tokens are drawn and running moments are summed.
+    Never an Apple GPU: it has no float64, in which tokens are drawn and running moments are summed.
     """
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def accelerator(given: object) -> object:
-    """What Lightning is given for `trainer.accelerator`; `auto` is `device`. Raises `ConfigError` for an Apple GPU."""
+    """The value of `trainer.accelerator` for Lightning; `auto` is `device`. Raises `ConfigError` for an Apple GPU."""
     apple = given == "gpu" and torch.backends.mps.is_available() and not torch.cuda.is_available()
     if given == "mps" or apple:
         raise ConfigError(

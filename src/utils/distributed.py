@@ -1,8 +1,8 @@
-"""Work split over ranks: each computes its part, and all hold the same result.
+"""Work split over ranks: each computes its part, and all get the same result.
 
-Every function is the identity in a run of one process. Nothing here knows what is computed: an expensive step runs on a
-shard of the rows or micro-batches and its results are gathered; whatever follows is cheap and done by every rank on the
-same numbers. So whitening, moments, baselines and logged means are over all ranks without a word about ranks.
+Every function is the identity in a run of one process. An expensive step runs on a shard of the rows or micro-batches,
+and its results are gathered; the cheap steps after it run on every rank with the same numbers. So whitening, moments,
+baselines and logged means cover all ranks, and their code does not mention ranks.
 """
 
 from __future__ import annotations
@@ -34,33 +34,33 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """The number of this one, from 0."""
+    """The index of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def row_shard(rows: int) -> RowShard:
-    """This rank's rows of a batch: a contiguous block, empty where there are more ranks than rows."""
+    """This rank's rows of a batch: a contiguous block, which may be empty with more ranks than rows."""
     return RowShard(torch.arange(rows).tensor_split(world_size())[rank()], rows)
 
 
 def map_over_ranks(function: Callable[[RowShard], T], rows: int) -> list[T]:
-    """`function` of each rank's shard, in the order of the rows; a rank without rows is not asked."""
+    """`function` of each rank's shard, in the order of the rows; a rank without rows does not call it."""
     mine = row_shard(rows)
     return [answer for own in gather([function(mine)] if len(mine.index) else []) for answer in own]
 
 
 def per_rank_size(rows: int, size: int) -> int:
-    """The size of pieces, at most `size`, so small that no rank is left without one while there are rows enough."""
+    """The size of pieces, at most `size`, small enough that every rank can have one."""
     return max(1, min(size, -(-rows // world_size())))
 
 
 def round_robin(pieces: Iterable[T]) -> Iterator[T]:
-    """Those of the pieces that fall to this rank when they are dealt out in turn."""
+    """This rank's pieces when they are assigned in turn."""
     return islice(pieces, rank(), None, world_size())
 
 
 def gather(x: T) -> list[T]:
-    """What each rank brings, in the order of ranks; tensors arrive on this rank's device."""
+    """The objects of all ranks, in the order of ranks, with tensors on this rank's device."""
     if world_size() == 1:
         return [x]
     brought = io.BytesIO()
@@ -81,7 +81,7 @@ def all_reduce_sum(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each gradient by its sum over ranks; one that no rank has stays None, and its parameter is not touched.
+    """Replace each gradient by its sum over ranks; a gradient that no rank has stays None.
 
     Sums, not means: each rank's loss is its part of the loss over the whole batch.
     """
@@ -100,7 +100,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 @torch.no_grad()
 def broadcast_(parameters: Iterable[nn.Parameter]) -> None:
-    """Every rank takes the numbers of rank 0."""
+    """Copy the parameters of rank 0 to every rank."""
     if world_size() > 1:
         for parameter in parameters:
             dist.broadcast(parameter.data, src=0)

@@ -1,4 +1,4 @@
-"""Starting the processes of a run that has several, and the strategy by which Lightning lets them train together."""
+"""Starting the processes of a distributed run, and its Lightning strategy."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from src.errors import RankError
 from src.utils.distributed import broadcast_
 from src.utils.signals import Interrupted
 
-GRACE = 10.0  # seconds that the others have to end by themselves when a rank has failed, and again after SIGTERM
-MENDED = 2  # exit code of a rank that said what is wrong; of one that a signal ended: 128 + its number
+GRACE = 10.0  # seconds for the other ranks to end when one has failed, and again after SIGTERM
+REPORTED = 2  # exit code of a rank that has reported an error; after a signal: 128 + its number
 
 
 class SummedGradients(DDPStrategy):
     """Lightning's DDP without its wrapper: the modules sum their gradients themselves, once per optimizer step.
 
-    The wrapper averages over ranks, in every backward pass, and wants to know beforehand which parameters take part.
-    Here a rank's loss is its part of one sum, a step has many backward passes, and roles take turns.
+    The wrapper averages over ranks in every backward pass, and must know in advance which parameters get gradients.
+    Here a rank's loss is its part of one sum, a step has many backward passes, and the roles alternate.
     """
 
     def configure_ddp(self) -> None:
         """Start all ranks from the weights of rank 0."""
-        assert self.model is not None  # Lightning has connected it
+        assert self.model is not None  # Lightning has set it
         broadcast_(parameter for parameter in self.model.parameters() if parameter.requires_grad)
 
 
@@ -43,34 +43,34 @@ def launched() -> bool:
 
 
 def in_processes(
-    count: int, function: Callable[[Any], Any], argument: Any, mendable: tuple[type[Exception], ...]
+    count: int, function: Callable[[Any], Any], argument: Any, reportable: tuple[type[Exception], ...]
 ) -> None:
-    """`function(argument)` in `count` fresh processes on this machine, which Lightning takes for ranks.
+    """`function(argument)` in `count` new processes on this machine, which are Lightning's ranks.
 
-    Raises `RankError` when one ends before its time; the others are ended then. What of the errors is `mendable` is
-    told in its own words. A signal goes on to the ranks, which end in their own time; then raises `Interrupted`.
+    Raises `RankError` when a rank fails, with its message if the error is `reportable`; the other ranks are ended. A
+    signal is forwarded to the ranks, which end gracefully; then raises `Interrupted`.
     """
-    said = mp.get_context("spawn").SimpleQueue()
+    reports = mp.get_context("spawn").SimpleQueue()
     port = find_free_network_port()
-    context = mp.start_processes(_as_rank, (port, function, argument, mendable, said), count, join=False)
+    context = mp.start_processes(_as_rank, (port, function, argument, reportable, reports), count, join=False)
     try:
         with _passing_on(context.processes):
             while not context.join(grace_period=GRACE):
                 pass
     except ProcessException as error:
-        told = None if said.empty() else said.get()
-        if isinstance(told, str):
-            raise RankError(told) from None
-        if told is not None:
-            raise Interrupted(*told) from None
-        if isinstance(error, ProcessRaisedException):  # a bug: its traceback is worth more than a sentence
+        report = None if reports.empty() else reports.get()
+        if isinstance(report, str):
+            raise RankError(report) from None
+        if report is not None:
+            raise Interrupted(*report) from None
+        if isinstance(error, ProcessRaisedException):  # a bug: keep its traceback
             raise
         raise RankError(f"{error.msg}, one of {count} ranks, and the others were ended with it") from None
 
 
 @contextmanager
 def _passing_on(processes: list[Any]) -> Iterator[None]:
-    """SIGTERM and SIGINT go to the ranks for the length of the block, where signals can be taken: the main thread."""
+    """Forward SIGTERM and SIGINT to the ranks within the block; only in the main thread, which receives signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -93,15 +93,15 @@ def _as_rank(
     port: int,
     function: Callable[[Any], Any],
     argument: Any,
-    mendable: tuple[type[Exception], ...],
-    said: Any,
+    reportable: tuple[type[Exception], ...],
+    reports: Any,
 ) -> None:
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
         function(argument)
-    except mendable as error:
-        said.put(" ".join(str(error).split()))
-        raise SystemExit(MENDED) from None
+    except reportable as error:
+        reports.put(" ".join(str(error).split()))
+        raise SystemExit(REPORTED) from None
     except Interrupted as interrupted:
-        said.put((interrupted.signum, interrupted.kept))
+        reports.put((interrupted.signum, interrupted.kept))
         raise SystemExit(128 + interrupted.signum) from None

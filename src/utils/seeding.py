@@ -1,6 +1,6 @@
 """Named random streams: the same (seed, stream, counters) always gives the same numbers.
 
-Nothing draws from a shared generator, so evaluating, logging or resuming never shifts what training draws.
+No generator is shared, so evaluation, logging and resuming never change the random numbers of training.
 """
 
 from __future__ import annotations
@@ -17,5 +17,5 @@ def stream_seed(seed: int, stream: str, *counters: int) -> int:
 
 
 def generator(seed: int, stream: str, *counters: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A fresh generator at the start of the named stream."""
+    """A new generator at the start of the named stream."""
     return torch.Generator(device=device).manual_seed(stream_seed(seed, stream, *counters))

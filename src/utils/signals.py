@@ -6,13 +6,13 @@ import signal
 
 
 class Interrupted(BaseException):
-    """A signal ended the run: which one, and the checkpoint that is kept (None: none)."""
+    """A signal ended the run; carries its number and the path of the last checkpoint (None: none)."""
 
     def __init__(self, signum: int, kept: str | None = None) -> None:
         super().__init__(signal.Signals(signum).name)
         self.signum, self.kept = signum, kept
 
     def sentence(self) -> str:
-        """The signal, what is kept, and how to go on."""
+        """The signal, the kept checkpoint, and how to resume."""
         kept = f"{self.kept} is kept" if self.kept else "no iteration was saved"
-        return f"{self}: {kept}; the same command goes on from there (resume=never starts anew)"
+        return f"{self}: {kept}; the same command resumes (resume=never starts again)"

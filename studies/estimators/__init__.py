@@ -1,1 +1,1 @@
-"""The gradient of every estimator on the same rollouts: variance, norm, direction."""
+"""The gradient of every advantage estimator on the same rollouts: variance, norm, direction."""

@@ -1,4 +1,4 @@
-"""Takes the policy gradient of every estimator from each batch of experience, without learning from it."""
+"""Records the policy gradient of every estimator on each batch of experience."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from studies.estimators.gradients import EveryEstimator, policy_gradients
 
 
 class GradientRecorder(Callback):
-    """Measures from iteration `start` on: before it the critic learns, so that its values mean something."""
+    """Records from iteration `start` on; before it the critic learns."""
 
     def __init__(self, estimator: EveryEstimator, start: int) -> None:
         self.estimator, self.start = estimator, start
@@ -41,5 +41,5 @@ class GradientRecorder(Callback):
             yield logprobs, weights[index, : logprobs.shape[1]], index
 
     def stacked(self) -> dict[str, Tensor]:
-        """For each estimator the gradients of all measured batches, (N, P)."""
+        """The gradients of all recorded batches for each estimator, (N, P)."""
         return {name: torch.stack(rows) for name, rows in self.gradients.items()}

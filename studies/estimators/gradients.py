@@ -1,4 +1,4 @@
-"""All estimators side by side on the same rollouts: how large, how scattered and how true their gradients are."""
+"""All estimators on the same rollouts: norm, variance and direction of their gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from src.utils.statistics import Figure, bootstrap_mean
 
 
 class EveryEstimator(Estimator):
-    """Credits actions as `main` does, and keeps what every one of `estimators` would have said of the same batch."""
+    """Returns the advantages of `main` and keeps those of all `estimators` for the same batch."""
 
     needs_values = needs_groups = needs_greedy = True
 
@@ -38,23 +38,23 @@ class EveryEstimator(Estimator):
             estimator.update(episodes)
 
     def state_dict(self) -> dict[str, Any]:
-        """The memories of all estimators."""
-        memories = {name: estimator.state_dict() for name, estimator in self.estimators.items()}
-        return {"main": self.main.state_dict(), "estimators": memories}
+        """The states of all estimators."""
+        states = {name: estimator.state_dict() for name, estimator in self.estimators.items()}
+        return {"main": self.main.state_dict(), "estimators": states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them up again."""
+        """Restore the states."""
         for name, estimator in self.estimators.items():
             estimator.load_state_dict(state["estimators"][name])
         self.main.load_state_dict(state["main"])
 
 
 def compare(gradients: dict[str, Tensor], truth: str) -> dict[str, dict[str, Figure]]:
-    """What the gradient estimates of N independent batches say of each estimator.
+    """Variance, norm, noise and direction of each estimator's gradient, from N independent batches.
 
     variance: mean_n |g_n - mean g|^2 N / (N - 1), the trace of the covariance of one batch's estimate;
-    norm: |mean g|, of the average over all batches; noise: variance / |mean g|^2, free of the estimator's scale;
-    cosine: mean_n cos(g_n, m_n), m_n the mean of the *other* batches' estimates by `truth`, an unbiased estimator.
+    norm: |mean g| of the average over all batches; noise: variance / |mean g|^2, invariant to the estimator's scale;
+    cosine: mean_n cos(g_n, m_n), with m_n the mean of the *other* batches' gradients by `truth`, an unbiased estimator.
     Shapes: gradients (N, P) -> figures with 95% bootstrap intervals over the batches, but for the norm and the noise.
     """
     target = gradients[truth]
@@ -82,7 +82,7 @@ def policy_gradients(
 ) -> dict[str, Tensor]:
     """sum_t w_t Phi_t grad log pi(a_t | s_t) for every estimator, each (P,), from one forward pass per micro-batch.
 
-    The iterator gives, for each micro-batch, logprobs (N, T'), weights (N, T') and the rows it holds.
+    The iterator yields, for each micro-batch, logprobs (N, T'), weights (N, T') and the indices of its rows.
     """
     totals = {name: torch.zeros(sum(p.numel() for p in parameters)) for name in credits}
     for logprobs, weights, rows in logprobs_and_weights:

@@ -1,4 +1,4 @@
-"""A reward per token made of any reward: how much each token raised the score of the text so far."""
+"""A reward per token from any reward: by how much each token raises the score of the text so far."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from src.types import Reward, Rollout
 class PrefixGain:
     """r_t = score(x, y_1..t) - score(x, y_1..t-1): dense, and its sum telescopes to score(x, y) - score(x, "").
 
-    A potential-based shaping of the terminal reward, so the best policies are the same ones. Source: Ng, Harada &
+    A potential-based shaping of the terminal reward, so the optimal policies stay the same. Source: Ng, Harada &
     Russell 1999 (https://people.eecs.berkeley.edu/~russell/papers/icml99-shaping.pdf).
     """
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from src.callbacks.normalize import NormalizeScores
 from src.config.compose import compose
-from src.config.validate import preflight
 from src.errors import ConfigError
 from src.rollout.sampling import Sampler
+from src.stages.builders import stage_of
 from src.types import PromptRow
 from tests.tiny import FOREIGN_WARNINGS, PROMPTS, TinyCorpus, model_settings, tokenizer, write_lm
 
@@ -59,10 +59,12 @@ def test_prompts_are_cut_to_the_context_and_answered_in_batches(tmp_path: Path) 
 
 def test_samples_as_long_as_the_context_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
     path = write_lm(tmp_path / "lm")
-    config = compose(["stage=reward", "experiment=none", "model=gpt2", f"model.path={path}", "trainer.accelerator=cpu"])
-    config.run_dir, config.reward_model.normalization_max_new_tokens = str(tmp_path), CONTEXT - 1
-    preflight(config)
-    config.reward_model.normalization_max_new_tokens = CONTEXT
+    chosen = ["stage=reward", "experiment=none", "model=gpt2", f"model.path={path}", "trainer.accelerator=cpu"]
+
+    def check(longest: int) -> None:
+        stage_of(compose([*chosen, f"reward_model.normalization_max_new_tokens={longest}"])).check()
+
+    check(CONTEXT - 1)
     said = r"^reward_model\.normalization_max_new_tokens=48: must be smaller than 48, which"
     with pytest.raises(ConfigError, match=said):
-        preflight(config)
+        check(CONTEXT)

@@ -11,8 +11,12 @@ from lightning.pytorch import Callback
 from tokenizers.processors import TemplateProcessing
 
 from src.callbacks.rollout import RolloutCallback, as_prompts
+from src.core.estimators import RewardToGo
+from src.core.kl import SampledKL, k2
 from src.data.modules import PromptData
+from src.errors import ConfigError
 from src.rollout.evaluation import Evaluator, merge
+from src.rollout.experience import ReferenceKL
 from src.rollout.kl_controller import AdaptiveKL
 from src.types import PromptRow
 from tests.tiny import (
@@ -149,3 +153,31 @@ def test_an_evaluation_compares_policy_and_reference_on_the_same_draws(base: str
     assert both.policy.measures["score"] == fresh.policy.measures["score"] + moved.policy.measures["score"]
     improvement = [a - b for a, b in zip(both.policy.measures["score"], both.reference.measures["score"], strict=True)]
     assert both.improvement()["score"].value == pytest.approx(sum(improvement) / 16)
+
+
+LOSS_KL = ReferenceKL(in_reward=False, in_loss=True, estimator=SampledKL(k2))
+DISAGREEMENTS: dict[str, tuple[dict[str, Any], dict[str, Any], bool, str]] = {
+    # of the maker, of the module, whether the roles have a critic, and what is said
+    "temperature": ({"temperature": 0.7}, {}, True, "0.7 in Sampler, 1.0 in PPOSettings"),
+    "no values for the advantage": ({}, {"value_loss": None}, False, "GAE needs a critic: give critic=True"),
+    "a critic without a loss": (
+        {},
+        {"value_loss": None},
+        True,
+        "GAE needs a critic: give critic=True and a value_loss",
+    ),
+    "a critic for nothing": ({"advantage": RewardToGo(1.0)}, {}, True, "RewardToGo does not use a critic"),
+    "a KL in the loss of one": ({"reference_kl": LOSS_KL}, {"reference_kl": None}, True, "PPOModule.reference_kl"),
+}
+
+
+@pytest.mark.parametrize("which", DISAGREEMENTS)
+def test_what_maker_and_module_disagree_about_is_refused_before_the_first_rollout(
+    which: str, base: str, tmp_path: Path
+) -> None:
+    """From Python nothing else joins the two."""
+    maker, module, critic, message = DISAGREEMENTS[which]
+    roles, keep = make_roles(base, critic=critic), Keep(evaluate=False)
+    with pytest.raises(ConfigError, match=message):
+        fit(make_module(roles, **module), tmp_path, maker=make_maker(**maker), callbacks=(keep,))
+    assert not keep.seen

@@ -63,7 +63,7 @@ def test_the_newest_sound_checkpoint_is_taken_and_damaged_ones_are_named(tmp_pat
     for number in (10, 11):
         (tmp_path / f"iteration-{number}.ckpt").write_bytes(b"torn")
     for set_aside, left in ((False, 4), (True, 2)):
-        with pytest.warns(UserWarning, match=r"iteration-11.ckpt, iteration-10.ckpt .*going back to iteration-2.ckpt"):
+        with pytest.warns(UserWarning, match=r"iteration-11.ckpt, iteration-10.ckpt .*resuming from iteration-2.ckpt"):
             assert newest_intact(tmp_path, set_aside=set_aside) == tmp_path / "iteration-2.ckpt"
         assert len(checkpoints(tmp_path)) == left
     for number in (1, 2):

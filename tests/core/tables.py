@@ -114,6 +114,13 @@ def solution(i: Inputs) -> Tensor:
     return natural_gradient.conjugate_gradient(lambda x: v @ (v.T @ x) + x, i.scores, 3)
 
 
+def head(dtype: torch.dtype) -> torch.nn.Linear:
+    """A vocabulary head with the weights that the others get."""
+    layer = torch.nn.Linear(VOCABULARY, len(HEAD_WEIGHT), bias=False, dtype=dtype)
+    layer.weight = torch.nn.Parameter(HEAD_WEIGHT.to(dtype))
+    return layer
+
+
 def fit(i: Inputs) -> tuple[float, float]:
     """A fit through points that are never too few."""
     distance = torch.cat([i.x.flatten().abs(), torch.tensor([0.5, 1.5], dtype=i.x.dtype)])
@@ -163,7 +170,7 @@ MASKED: dict[str, Call] = {
     "DualClippedSurrogate": policy_loss(policy_losses.DualClippedSurrogate(0.2, 0.3, 2.0)),
     "SequenceClippedSurrogate": policy_loss(policy_losses.SequenceClippedSurrogate(0.2, 0.3)),
     "ClippedWeight": policy_loss(policy_losses.ClippedWeight(0.2, 0.3)),
-    "token_rewards": lambda i: rewards.token_rewards(i.scores, i.x, i.mask, 0.1),
+    "token_rewards": lambda i: rewards.token_rewards(i.scores, i.x, i.y, i.mask, 0.1),
     "squared_error": lambda i: value_losses.squared_error(i.x, i.y, i.mask),
     "clipped_squared_error": lambda i: value_losses.clipped_squared_error(i.x, i.y, i.z, i.mask, 0.2),
     "SquaredError": lambda i: value_losses.SquaredError()(i.x, i.y, i.z, i.mask),
@@ -203,6 +210,9 @@ OTHERS: dict[str, Call] = {
     "head_logprobs": lambda i: vocab_head.head_logprobs(
         i.logits.flatten(0, 1), HEAD_WEIGHT.to(i.logits.dtype), None, i.ids.flatten(), 0.7, True
     ),
+    "token_logprobs": lambda i: vocab_head.token_logprobs(
+        head(i.logits.dtype), i.logits.flatten(0, 1), i.ids.flatten(), 0.7, entropy_trains=True
+    ),
     "position_ids": lambda i: masking.position_ids(i.mask),
     "until_first_stop": lambda i: masking.until_first_stop(i.ids, i.stop_ids),
     "first_counted": lambda i: masking.first_counted(i.mask),
@@ -214,16 +224,16 @@ OTHERS: dict[str, Call] = {
     "correlation": lambda i: diagnostics.correlation(i.x.flatten(), i.y.flatten()),
     "calibration": lambda i: diagnostics.calibration(i.x.flatten(), 4),
     "calibration_error": lambda i: diagnostics.calibration_error(i.x.flatten()),
-    "centering": lambda i: preference.centering(i.x, i.y),
-    "gao_form": lambda i: overoptimization.gao_form(i.x.abs(), 1.2, 0.5),
+    "centering": lambda i: preference.centering(i.scores, 2 * i.scores),
+    "gao_form": lambda i: overoptimization.gao_form(i.x.flatten().abs(), 1.2, 0.5),
     "fit_gao_form": lambda i: torch.tensor(fit(i)),
     "turning_point": lambda i: torch.tensor(overoptimization.turning_point(*fit(i)) or 0.0),
     "step_length": lambda i: natural_gradient.step_length(i.scores.square().sum(), 0.1),
     "pad_left": lambda i: padding.pad_left(i.token_rows, 0),
     "few_sizes": lambda i: torch.tensor(linear.few_sizes(i.ids.numel())),
-    "imitation": lambda i: preference.imitation(i.x),
-    "pairwise_loss": lambda i: preference.pairwise_loss(i.x, i.y),
-    "pairwise_accuracy": lambda i: preference.pairwise_accuracy(i.x, i.y),
+    "imitation": lambda i: preference.imitation(i.x.flatten()),
+    "pairwise_loss": lambda i: preference.pairwise_loss(i.scores, -i.scores),
+    "pairwise_accuracy": lambda i: preference.pairwise_accuracy(i.scores, -i.scores),
     "set_missing_eos": lambda i: rewards.set_missing_eos(i.scores, i.finished, -1.0),
     "subtract_missing_eos": lambda i: rewards.subtract_missing_eos(i.scores, i.finished, 1.0),
 }

@@ -29,7 +29,7 @@ def ragged() -> Tensor:
 
 def credit(estimator: GAE, rewards: Tensor, mask: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """What an estimator makes of one sample per prompt."""
-    episodes = Episodes(rewards, mask, torch.arange(len(mask)), values)
+    episodes = Episodes(rewards=rewards, mask=mask, group_ids=torch.arange(len(mask)), old_values=values)
     return estimator.advantages(episodes), estimator.returns(episodes)
 
 

@@ -127,7 +127,8 @@ def episodes() -> Episodes:
     generator = torch.Generator().manual_seed(0)
     rewards, values = torch.randn(2, 7, 6, dtype=torch.float64, generator=generator) * mask
     greedy = torch.randn(7, dtype=torch.float64, generator=generator)
-    return Episodes(rewards, mask, torch.tensor([40, -3, 40, 40, 8, -3, 40]), values, greedy)
+    group_ids = torch.tensor([40, -3, 40, 40, 8, -3, 40])
+    return Episodes(rewards=rewards, mask=mask, group_ids=group_ids, old_values=values, greedy_scores=greedy)
 
 
 @choices
@@ -208,7 +209,8 @@ def test_all_others_remember_nothing(name: str, episodes: Episodes) -> None:
 def batch_of(returns: list[float]) -> Episodes:
     """One token per response."""
     rewards = torch.tensor(returns, dtype=torch.float64).unsqueeze(1)
-    return Episodes(rewards, torch.ones_like(rewards, dtype=torch.bool), torch.arange(len(returns)))
+    mask = torch.ones_like(rewards, dtype=torch.bool)
+    return Episodes(rewards=rewards, mask=mask, group_ids=torch.arange(len(returns)))
 
 
 def test_the_running_baseline_is_the_decayed_mean_of_the_past() -> None:
@@ -272,10 +274,9 @@ def test_a_decay_that_takes_nothing_in_is_refused(decay: float) -> None:
 def test_a_running_baseline_without_memory_is_the_last_batch() -> None:
     """baseline_decay = 0 is allowed: b is the mean of the batch just before."""
     estimator = RunningMeanBaseline(gamma=1.0, baseline_decay=0.0)
-    mask, group = torch.ones(2, 1, dtype=torch.bool), torch.arange(2)
     for mean in (5.0, 3.0):
-        estimator.update(Episodes(torch.tensor([[mean - 1], [mean + 1]]), mask, group))
-    assert estimator.advantages(Episodes(torch.tensor([[4.0], [0.0]]), mask, group)).tolist() == [[1.0], [-3.0]]
+        estimator.update(batch_of([mean - 1, mean + 1]))
+    assert estimator.advantages(batch_of([4.0, 0.0])).tolist() == [[1.0], [-3.0]]
 
 
 def test_the_value_that_is_refused_is_named() -> None:

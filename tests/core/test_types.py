@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.types import Experience, PromptRow, Rollout, select
+from src.errors import DataError
+from src.types import Corpus, Episodes, Experience, PreferencePair, PromptRow, Prompts, Rollout, select
 
 ROWS, PROMPT, RESPONSE = 4, 2, 3
 
@@ -101,3 +102,26 @@ def test_records_are_frozen() -> None:
 def test_metadata_is_not_shared_between_prompt_rows() -> None:
     PromptRow("a").metadata["answer"] = 1
     assert PromptRow("b").metadata == {}
+
+
+@pytest.mark.parametrize("record", [PreferencePair, Prompts, Rollout, Episodes, Experience])
+def test_records_of_several_tensors_or_texts_are_given_by_name(record: type) -> None:
+    """By place, chosen and rejected, or advantages and returns, could change places without a word."""
+    assert all(f.kw_only for f in dataclasses.fields(record))
+    with pytest.raises(TypeError, match="positional"):
+        record("a", "b", "c")
+
+
+def test_a_corpus_of_your_own_defines_only_what_its_stage_reads() -> None:
+    class Prompted(Corpus):
+        def prompts(self, split: str) -> list[PromptRow]:
+            return [PromptRow(split)]
+
+    assert Prompted().prompts("test") == [PromptRow("test")]
+    assert Prompted().quality(["a"]) == {}
+    with pytest.raises(DataError, match="Prompted has no texts: SFT"):
+        Prompted().texts("train")
+    with pytest.raises(DataError, match="Prompted has no pairs: the reward model"):
+        Prompted().pairs("train")
+    with pytest.raises(DataError, match="no prompts: PPO"):
+        type("Empty", (Corpus,), {})().prompts("train")

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from src.config.compose import compose, instantiate
-from src.config.errors import CONF
+from src.config.compose import compose
+from src.config.files import CONF
 from src.data.table_corpus import TableCorpus
 from src.data.tables import SPLITS
 from src.errors import DataError
 from src.rewards.verifiers import NumericMatch
+from src.stages.objects import instantiate
 from tests.data import sets
 from tests.families import tokenizer_of
 from tests.tiny import FOREIGN_WARNINGS
@@ -32,8 +33,12 @@ def chat_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def corpus(folder: Path, name: str, *overrides: str) -> TableCorpus:
     """The set as `data=name` makes it, from a folder with made-up rows."""
-    config = compose(["experiment=none", f"data={name}", *sets.write_set(folder, name), *overrides])
-    made: TableCorpus = instantiate(config.data)
+    return made_of(f"data={name}", *sets.write_set(folder, name), *overrides)
+
+
+def made_of(*overrides: str) -> TableCorpus:
+    """The set as it is configured."""
+    made: TableCorpus = instantiate(compose(["experiment=none", *overrides]).data, "data")
     return made
 
 
@@ -135,18 +140,18 @@ def test_tldr_and_its_comparisons(tmp_path: Path) -> None:
         assert (pair.chosen, pair.rejected) == ((ran, sad) if number % 2 == 0 else (sad, ran))
     # the comparisons have no test split: one is cut from their train
     assert [len(made.pairs(split)) for split in SPLITS] == [11, 12, 1]
-    assert made.account["pairs"]["test"] == {"rows": 1, "kept": 1, "fallen": {}}
+    assert made.account["pairs"]["test"] == {"rows": 1, "kept": 1, "dropped": {}}
 
 
 def test_comparisons_of_held_out_posts_are_not_trained_on(tmp_path: Path) -> None:
     """The texts' test split holds the posts of some training pairs."""
     overrides = sets.write_set(tmp_path, "tldr")
     sets.write_rows(tmp_path / "test.jsonl", sets.tldr(6))  # posts 6 to 17; the pairs of train are of posts 0 to 11
-    made: TableCorpus = instantiate(compose(["experiment=none", "data=tldr", *overrides]).data)
+    made = made_of("data=tldr", *overrides)
     held_out = {row.prompt for split in ("validation", "test") for row in made.prompts(split)}
     assert held_out.isdisjoint(pair.prompt for pair in made.pairs("train"))
     assert held_out.isdisjoint(row.prompt for row in made.prompts("train"))
-    assert made.account["train"]["fallen"] == {"in another split": 6}
+    assert made.account["train"]["dropped"] == {"in another split": 6}
 
 
 def test_news_articles_among_the_comparisons_fall(tmp_path: Path) -> None:
@@ -155,5 +160,5 @@ def test_news_articles_among_the_comparisons_fall(tmp_path: Path) -> None:
     for row in rows[:3]:
         row["info"] |= {"post": None, "article": "News.", "subreddit": None}
     sets.write_rows(tmp_path / "comparisons/train.jsonl", rows)
-    made: TableCorpus = instantiate(compose(["experiment=none", "data=tldr", *overrides]).data)
-    assert made.account["pairs"]["train"]["fallen"] == {"no info.post": 3}
+    made = made_of("data=tldr", *overrides)
+    assert made.account["pairs"]["train"]["dropped"] == {"no info.post": 3}

@@ -101,10 +101,10 @@ def test_a_folder_within_the_set(tmp_path: Path) -> None:
         ("a.json", b"[{}, 2]", "{path}, row 2 must be a JSON object, but is a int"),
         ("a.csv", b"q,a\n1,2\n1,2,3,4\n", "cannot read {path}: Error tokenizing data. C error: Expected 2 fields in"),
         ("a.csv", "q,a\n1,好\n".encode("gbk"), "{path}:2 is not valid UTF-8: there is a byte 0xba; save it as UTF-8"),
-        ("a.csv", b"", "{path} has no rows: a line with the names of the columns and one for each row are needed"),
+        ("a.csv", b"", "{path} has no rows: it needs a line with the column names and one line per row"),
         ("a.csv", b"q,a\n", "{path} has no rows: "),
-        ("a.csv", b"q;a\n1,5;2\n", "{path}:1 parts the columns by ';': they must be parted by commas"),
-        ("a.csv", b"q\ta\n1\t2\n", "{path}:1 parts the columns by '\\t': they must be parted by commas"),
+        ("a.csv", b"q;a\n1,5;2\n", "{path}:1 separates the columns by ';': they must be separated by commas"),
+        ("a.csv", b"q\ta\n1\t2\n", "{path}:1 separates the columns by '\\t': they must be separated by commas"),
         ("a.parquet", b"nonsense", "cannot read {path}: Parquet magic bytes not found in footer"),
     ],
 )

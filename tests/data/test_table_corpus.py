@@ -75,8 +75,8 @@ def test_a_row_of_two_splits_stays_in_the_held_out_one(tmp_path: Path) -> None:
     assert [row.metadata["id"] for row in corpus.prompts("test")] == list(range(22, 32))
     assert [row.metadata["id"] for row in corpus.prompts("validation")] == list(range(15, 22))
     assert [row.metadata["id"] for row in corpus.prompts("train")] == list(range(15))
-    assert corpus.account["train"] == {"rows": 23, "kept": 15, "fallen": {"in another split": 5, "repeated": 3}}
-    assert corpus.account["validation"] == {"rows": 10, "kept": 7, "fallen": {"in another split": 3}}
+    assert corpus.account["train"] == {"rows": 23, "kept": 15, "dropped": {"in another split": 5, "repeated": 3}}
+    assert corpus.account["validation"] == {"rows": 10, "kept": 7, "dropped": {"in another split": 3}}
 
 
 def test_a_held_out_file_beside_the_train_file(tmp_path: Path) -> None:
@@ -103,14 +103,14 @@ def test_every_filter_counts_what_it_takes(tmp_path: Path) -> None:
     ]
     limits = {"max_prompt_tokens": 50, "max_response_tokens": 50, "tokenizer": str(tmp_path)}
     corpus = made(tmp_path, content, PAIRS, **limits)
-    fallen: dict[str, int] = {}
+    dropped: dict[str, int] = {}
     for split in SPLITS:
         account = corpus.account[split]
-        assert account["rows"] == account["kept"] + sum(account["fallen"].values())
+        assert account["rows"] == account["kept"] + sum(account["dropped"].values())
         assert account["kept"] == len(corpus.pairs(split))
-        for reason, count in account["fallen"].items():
-            fallen[reason] = fallen.get(reason, 0) + count
-    assert fallen == {
+        for reason, count in account["dropped"].items():
+            dropped[reason] = dropped.get(reason, 0) + count
+    assert dropped == {
         "no prompt": 2,
         "an empty answer": 1,
         "identical sides": 2,
@@ -141,7 +141,7 @@ def test_an_empty_set_says_what_fell_at_which_filter(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     message = refusal(tmp_path, content, PAIRS)
     assert re.fullmatch(
-        rf"{re.escape(str(file))} leaves the train split empty: 0 of 16 rows; fallen: 16 identical sides "
+        rf"{re.escape(str(file))} leaves the train split empty: 0 of 16 rows; dropped: 16 identical sides "
         rf"\(first: {re.escape(str(file))}:\d+\)",
         message,
     )

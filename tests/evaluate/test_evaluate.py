@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from src.config.compose import compose, instantiate
+from src.config.compose import compose
 from src.evaluate import __main__ as command
 from src.evaluate.__main__ import evaluate
 from src.evaluate.text_metrics import distinct_ngrams, repetition
-from src.runs.find import Run, settings_of
+from src.runs.find import RunFolder, load_config, settings_of
+from src.stages.builders import stage_of
 from tests.tiny import FOREIGN_WARNINGS, PROMPTS
 
 pytestmark = FOREIGN_WARNINGS
@@ -90,8 +90,8 @@ def test_scores_are_vaders_and_kl_is_the_log_ratio_of_the_responses(answered, ti
 
 def test_it_repeats_the_runs_own_final_comparison(tiny_run, tmp_path):
     """The same prompts, formulas and random streams: the numbers of result.json come out again."""
-    config = OmegaConf.load(tiny_run[0] / "config.yaml")
-    rows = instantiate(config.data).prompts("test")[:6]
+    config = load_config(tiny_run[0] / "config.yaml")
+    rows = stage_of(config).corpus().prompts("test")[:6]
     prompts = write_prompts(tmp_path / "test.jsonl", [{"prompt": row.prompt, **row.metadata} for row in rows])
     result, _ = read(evaluate(str(tiny_run[0]), [f"prompts={prompts}", f"out={tmp_path}/out"]))
     own = json.loads((tiny_run[0] / "result.json").read_text())
@@ -157,15 +157,15 @@ def test_what_it_refuses(tiny_run, tmp_path, monkeypatch, capsys):
     (tmp_path / "latin.txt").write_bytes(b"na\xefve\n")
     shutil.copytree(run, tmp_path / "young", ignore=shutil.ignore_patterns("result.json", "model"))
     for arguments, sentence in {
-        (run,): "which prompts? add prompts=FILE",
+        (run,): "prompts is missing: add prompts=FILE",
         (run, "prompts=/no/such.jsonl"): "there is no file /no/such.jsonl",
         (run, f"prompts={half}"): "half.jsonl:2: column 'responses' must be a text or a list of texts, not None",
         (run, f"prompts={empty}"): "empty.jsonl:2: column 'prompt' must be a text that is not empty, not ''",
         (run, f"prompts={tmp_path}/latin.txt"): "latin.txt:1 is not valid UTF-8: byte 3 of the line is 0xef",
         (run, f"prompts={ok}", "ppo.clipp=1"): "there is no key ppo.clipp",
-        (run, f"prompts={ok}", f"out={tmp_path}"): "is there and not empty",
+        (run, f"prompts={ok}", f"out={tmp_path}"): "exists and is not empty",
         (base, f"prompts={ok}"): "add reward=vader, or reward=learned reward.path=FOLDER",
-        (tmp_path / "young", f"prompts={ok}"): "the run is unfinished and has saved no model",
+        (tmp_path / "young", f"prompts={ok}"): "the run is unfinished and has no model yet",
     }.items():
         monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
@@ -179,7 +179,7 @@ def test_another_reward_than_the_runs_needs_nothing_of_the_runs_own() -> None:
     """A pipeline hands PPO reward.path, which no other reward reads; all else stays."""
     own = ["stage=ppo", "experiment=none", "reward.path='/some/where'", "model.path='/base'", "rollout.temperature=0.7"]
     saved = compose(own)
-    config = settings_of(Run(Path("somewhere"), saved), "somewhere", ["reward=keyword", "reward.keywords=[good]"])
-    assert config.choices.reward == "keyword"
+    config = settings_of(RunFolder(Path("somewhere"), saved), "somewhere", ["reward=keyword", "reward.keywords=[good]"])
+    assert config.choices["reward"] == "keyword"
     assert (config.model.path, config.rollout.temperature) == ("/base", 0.7)
-    assert settings_of(Run(Path("somewhere"), saved), "somewhere", ["ppo.lam=0.5"]).reward.path == "/some/where"
+    assert settings_of(RunFolder(Path("somewhere"), saved), "somewhere", ["ppo.lam=0.5"]).reward.path == "/some/where"

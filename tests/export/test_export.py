@@ -131,10 +131,10 @@ def test_what_it_refuses(tiny_run, tmp_path, monkeypatch, capsys):
     for arguments, sentence in {
         ("/no/such",): "/no/such: there is no such folder",
         (tmp_path / "empty",): "neither a run (no config.yaml) nor a model (no config.json)",
-        (base,): "this is a model folder already",
-        (run, f"out={tmp_path}/full"): "is there and not empty",
+        (base,): "this is already a model folder",
+        (run, f"out={tmp_path}/full"): "exists and is not empty",
         (tmp_path / "young",): "the run is unfinished and has no checkpoint yet",
-        (run, "color=red"): "export knows no other setting than out=FOLDER",
+        (run, "color=red"): "the only setting of export is out=FOLDER",
     }.items():
         assert refusal(*arguments, monkeypatch=monkeypatch) == 2
         said = capsys.readouterr().err

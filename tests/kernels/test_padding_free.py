@@ -14,12 +14,12 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from src.kernels import padding_free
-from src.kernels.double_backward import twice_differentiable
 from src.kernels.fast_layers import with_fast_layers
 from src.models.forward import gradient_checkpointing, hidden_states
 from src.models.loading import load_causal_lm
 from src.rollout import kv_cache
 from src.types import select
+from src.utils.double_backward import twice_differentiable
 from tests.models import architectures
 from tests.tiny import FOREIGN_WARNINGS, make_maker, make_prompts, make_roles, model_settings, ragged_rollout, seeded
 

@@ -1,19 +1,14 @@
-"""The memory ledger against bytes that are really there, closed forms, and published sizes."""
+"""The memory estimate against bytes that are really there, closed forms, and published sizes."""
 
 from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-import src.memory.__main__
 from benchmarks import memory_tables
-from src.config.compose import compose
 from src.kernels.fast_layers import with_fast_layers
-from src.memory.estimate import ADAM_STATES, PREPACKED, LiveBytes, Workload, _update, ledger
+from src.memory.estimate import ADAM_STATES, PREPACKED, LiveBytes, Workload, _update, estimate
 from src.models.adapters import add_adapter
 from src.models.loading import load_config
 from tests.tiny import FOREIGN_WARNINGS, LORA, gpt2_config, make_roles, model_settings, write_lm
@@ -23,7 +18,7 @@ LOAD = Workload(rollout_rows=4, scoring_rows=3, update_rows=2, prompt_tokens=5, 
 
 
 def of(config, lora=LORA, load=LOAD, critic=True, **changes):
-    return ledger(config, model_settings("x", lora, **changes), None, load, critic)
+    return estimate(config, model_settings("x", lora, **{"fast_cpu": True} | changes), None, load, critic)
 
 
 def held(parameters):
@@ -42,7 +37,7 @@ def test_weights_and_gradients_are_those_of_the_roles(lora, tmp_path):
 def test_fake_and_real_tensors_take_the_same_bytes():
     lm = with_fast_layers(GPT2LMHeadModel(gpt2_config()).eval())
     add_adapter(lm, LORA, "policy")
-    real = _update(lm, model_settings("x"), LOAD, 0)
+    real = _update(lm, model_settings("x", fast_cpu=True), LOAD, 0)
     assert of(gpt2_config(), critic=False).phases["update of the policy: activations, gradients"] == real
 
 
@@ -71,7 +66,7 @@ def test_the_cache_grows_with_rows_layers_and_tokens():
 
 def test_smaller_pieces_and_checkpointing_take_less():
     update = "update of the policy: activations, gradients"
-    config = gpt2_config(n_layer=6)
+    config = gpt2_config(n_layer=4)
     whole = of(config).phases[update]
     assert of(config, gradient_checkpointing=True).phases[update] < whole
     assert of(config, load=Workload(4, 3, 1, 5, 7)).phases[update] < whole
@@ -93,22 +88,6 @@ def test_the_page_says_what_the_code_says():
     assert memory_tables.PAGE.read_text(encoding="utf-8") == memory_tables.page()
 
 
-def test_a_run_says_it_where_it_is_a_question(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a large model before it is loaded; of a small one and in other stages nothing; an odd one costs no run."""
-    path = write_lm(tmp_path)
-    config = compose(["stage=ppo", "reward=length", "reward.target_words=3", f"model.path={path}"])
-    said = []
-    for large, odd in ((10**9, False), (1, False), (1, True)):
-        monkeypatch.setattr(src.memory.__main__, "WORTH_SAYING", large)
-        if odd:
-            monkeypatch.setattr(src.memory.__main__, "ledger_of", lambda _: int("no number"))
-        src.memory.__main__.say_memory(config)
-        said.append(capsys.readouterr().out)
-    assert said[0] == ""
-    assert "memory at most" in said[1]
-    assert said[2].startswith("how much memory this run takes cannot be told beforehand: ValueError")
-
-
 @pytest.mark.parametrize(
     ("dtype", "expected"),
     [("float32", 2 * 4 * 2 * 768 * 4 * 768), ("bfloat16", 2 * 2 * (768 * 3 * 768 + 2 * 768 * 4 * 768))],
@@ -123,3 +102,13 @@ def test_prepacked_weights_are_those_of_large_frozen_layers_and_main_memory(dtyp
     assert said.peak - plain.peak == expected
     assert said.on_gpu == plain.on_gpu
     assert PREPACKED not in of(config, lora=None).weights
+
+
+def test_without_the_fast_ways_nothing_is_prepacked_and_plain_layers_are_counted() -> None:
+    """model.fast_cpu=false: the bytes of transformers' own layers."""
+    lm = GPT2LMHeadModel(gpt2_config()).eval()
+    add_adapter(lm, LORA, "policy")
+    real = _update(lm, model_settings("x", fast_cpu=False), LOAD, 0)
+    plain = of(gpt2_config(), critic=False, fast_cpu=False)
+    assert plain.phases["update of the policy: activations, gradients"] == real
+    assert PREPACKED not in of(GPT2Config(n_layer=2), fast_cpu=False).weights

@@ -9,14 +9,15 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from src.config.compose import compose, instantiate
-from src.config.errors import CONF
+from src.config.compose import compose
+from src.config.files import CONF
 from src.core.padding import pad_left
 from src.models.forward import next_token_logprobs
 from src.models.loading import load_causal_lm, load_tokenizer, unmatched_targets
 from src.models.roles import LoraRoles, build_roles
 from src.models.settings import LoraSettings
 from src.rollout.sampling import Sampler
+from src.stages.objects import instantiate
 from tests.families import CLASSES, TEXTS, config_of, tokenizer_of, write_family
 from tests.tiny import FOREIGN_WARNINGS, assert_rows_close, model_settings, plain_logprobs, ragged_rollout, rows_of
 
@@ -31,13 +32,13 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def test_every_model_that_is_offered_from_the_hub_is_tried_here() -> None:
-    offered = {path.stem for path in (CONF / "model").glob("*.yaml") if "\npath: " in path.read_text()}
-    assert offered - {"base"} == set(FAMILIES)
+    options = {path.stem for path in (CONF / "model").glob("*.yaml")} - {"base"}
+    assert {option for option in options if compose([f"model={option}"]).model.path is not None} == set(FAMILIES)
 
 
 def test_a_padded_batch_gives_the_logprobs_of_single_rows(folder: str) -> None:
     """Checklist 2, 3. Reference: each row alone, unpadded, through the model's own forward."""
-    roles = build_roles(load_tokenizer(folder), model_settings(folder), seed=1, critic=True)
+    roles = build_roles(model_settings(folder), load_tokenizer(folder), seed=1, critic=True)
     plain = AutoModelForCausalLM.from_pretrained(folder)
     rollout = ragged_rollout()
     logprobs = roles.distribution(rollout, 1.0).logprobs()
@@ -76,7 +77,7 @@ def test_all_linear_takes_every_linear_layer_but_the_vocabulary_head(folder: str
     plain = AutoModelForCausalLM.from_pretrained(folder)
     head = plain.get_output_embeddings()
     linear = {n for n, m in plain.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
-    roles = build_roles(load_tokenizer(folder), model_settings(folder, lora), seed=1, critic=False)
+    roles = build_roles(model_settings(folder, lora), load_tokenizer(folder), seed=1, critic=False)
     assert isinstance(roles, LoraRoles)
     adapted = {
         name.removeprefix("base_model.model.").split(".lora_A")[0]
@@ -94,10 +95,11 @@ def test_targets_are_looked_up_in_the_architecture(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_name_with_dots_and_hyphens_is_an_option_and_part_of_a_recipes_name(family: str) -> None:
-    config = compose([f"model={family}"])
-    assert config.choices.recipe == f"sentiment_{family}_ppo"
-    assert instantiate(config.model).name == family
+def test_a_name_with_dots_and_hyphens_is_an_option(family: str) -> None:
+    run = compose([f"model={family}"])
+    assert run.choices["model"] == family
+    settings = instantiate(run.model, "model")
+    assert (settings.name, settings.path) == (family, run.model.path)
 
 
 def test_the_schema_is_no_option_to_choose_from() -> None:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
-from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel, RobertaConfig, RobertaForSequenceClassification
+from transformers import (
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
+from src.models.adapters import add_adapter
 from src.models.forward import next_token_logprobs, sequence_scores
-from tests.tiny import PAD, gpt2_config, seeded, tokenizer
+from src.models.loading import load_causal_lm
+from src.models.settings import LoraSettings
+from tests.models import architectures
+from tests.tiny import FOREIGN_WARNINGS, LORA, PAD, gpt2_config, model_settings, seeded, tokenizer
 
+pytestmark = FOREIGN_WARNINGS
 ROWS = [[4, 5, 6, 7, 1], [8, 1], [9, 10, 11, 1], [12, 13, 14, 15, 16]]
 
 
@@ -66,3 +79,42 @@ def test_next_token_logprobs_are_minus_the_cross_entropy(side: str) -> None:
             expected.append(-F.cross_entropy(logits[:-1], torch.tensor(row[1:]), reduction="none"))
         logprobs = next_token_logprobs(model, *padded(ROWS, side, filler=3))
     assert_close(logprobs, torch.cat(expected), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
+@pytest.mark.parametrize("name", ["gpt2", "qwen2", "llama", "gpt_neox"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+def test_the_gradients_of_next_token_logprobs_are_those_of_all_logits(
+    checkpointing: bool, name: str, lora: LoraSettings | None, side: str, tmp_path: Path
+) -> None:
+    """Checklist 1, 56. Of every weight that is trained, embeddings that are the head too among them (GPT-2, Qwen2)."""
+    lm = load_causal_lm(model_settings(architectures.write(tmp_path, name), dtype="float64"))
+    if lora is not None:
+        add_adapter(lm, lora, "sft")
+        moved_off_zero(lm)
+    trained = {n: p for n, p in lm.named_parameters() if p.requires_grad}
+    logprobs = next_token_logprobs(lm, *padded(ROWS, side, filler=3), checkpointing=checkpointing)
+    rows = [lm(input_ids=torch.tensor([row])).logits[0, :-1].log_softmax(-1) for row in ROWS]
+    expected = torch.cat(
+        [of.gather(1, torch.tensor(row[1:]).unsqueeze(1)).squeeze(1) for of, row in zip(rows, ROWS, strict=True)]
+    )
+    weights = torch.linspace(-1, 2, len(expected), dtype=torch.float64)
+    assert_close(logprobs, expected, atol=1e-10, rtol=0)
+    found, wanted = (torch.autograd.grad((weights * x).sum(), list(trained.values())) for x in (logprobs, expected))
+    assert_close(dict(zip(trained, found, strict=True)), dict(zip(trained, wanted, strict=True)), atol=1e-9, rtol=1e-9)
+
+
+def moved_off_zero(lm: PreTrainedModel) -> None:
+    """The second matrices of adapters, which begin at 0 and would hide the gradients of the first."""
+    draws = torch.Generator().manual_seed(1)
+    for name, weight in lm.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(0, 0.3, generator=draws)
+
+
+def test_no_token_to_predict_gives_no_numbers() -> None:
+    """A text of one token, or none at all."""
+    lm = seeded(lambda: GPT2LMHeadModel(gpt2_config()), 1).eval()
+    ids, mask = torch.tensor([[3, 3, 4], [3, 3, 3]]), torch.tensor([[False, False, True], [False, False, False]])
+    assert next_token_logprobs(lm, ids, mask).shape == (0,)

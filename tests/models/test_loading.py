@@ -12,8 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2ForSequenceCla
 
 from src.data.tokenizers import byte_level_bpe
 from src.errors import ModelError
+from src.kernels.fast_layers import TransposedLinear
 from src.models.loading import build_tokenizer, load_causal_lm, load_reward_model, load_tokenizer
+from src.rewards.learned import LearnedReward
 from tests.tiny import (
+    FAST_CPU,
     FOREIGN_WARNINGS,
     TinyCorpus,
     gpt2_config,
@@ -166,3 +169,21 @@ def test_a_tokenizer_with_fewer_tokens_than_the_embedding_is_fine(tmp_path: Path
     """Many models round the embedding up."""
     path = write_lm(tmp_path, vocab_size=len(tokenizer()) + 40)
     assert len(fit_tokenizer(path)) == len(tokenizer())
+
+
+def test_the_fast_ways_are_there_where_they_are_asked_for(tmp_path: Path) -> None:
+    """model.fast_cpu, also of a base below an adapter, of roles and their reward model, and of these tests' own."""
+    base = write_lm(tmp_path / "base", n_embd=512)
+    make_roles(base).save_adapter(tmp_path / "adapter")
+    tokenizer().save_pretrained(tmp_path / "adapter")
+    reward = write_reward_model(tmp_path / "reward", n_embd=512)
+    for fast in (True, False):
+        for path in (base, str(tmp_path / "adapter")):
+            lm = load_causal_lm(model_settings(path, fast_cpu=fast))
+            assert hasattr(lm.base_model, "fast_pass") == fast
+            assert any(isinstance(module, TransposedLinear) for module in lm.modules()) == fast
+        roles = make_roles(base, fast_cpu=fast)
+        assert roles.fast_cpu == fast
+        for model in (LearnedReward(reward).load(roles).model, load_reward_model(reward, fast)[0]):
+            assert hasattr(model.base_model, "fast_pass") == fast
+    assert make_roles(base).fast_cpu == FAST_CPU

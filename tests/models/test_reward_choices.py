@@ -26,26 +26,30 @@ from tests.tiny import EOS, FOREIGN_WARNINGS, LORA, TinyCorpus, model_settings, 
 pytestmark = FOREIGN_WARNINGS
 ROWS = [[4, 5, 6, 7, EOS], [8, EOS], [9, 10, 11, EOS]]
 PLAIN = """
-import json, sys, torch
+import json, sys
+import torch
 from transformers import AutoModelForSequenceClassification
-model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], num_labels=1).eval()
-if len(sys.argv) > 3:
-    from peft import PeftModel
-    model = PeftModel.from_pretrained(model, sys.argv[3]).eval()
-with torch.no_grad():
-    print(json.dumps([model(input_ids=torch.tensor([row])).logits.item() for row in json.loads(sys.argv[2])]))
+merged, base, adapter, rows = *sys.argv[1:4], json.loads(sys.argv[4])
+def scores(model):
+    with torch.no_grad():
+        return [model.eval()(input_ids=torch.tensor([row])).logits.item() for row in rows]
+found = [scores(AutoModelForSequenceClassification.from_pretrained(merged))]
+assert not any(name == "src" or name.startswith(("src.", "peft")) for name in sys.modules)
+from peft import PeftModel
+classifier = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+found.append(scores(PeftModel.from_pretrained(classifier, adapter)))
+print(json.dumps(found))
 """
 
 
-def in_a_fresh_process(folder: str, adapter: str | None = None) -> torch.Tensor:
-    """Scores of `ROWS`, one at a time, by transformers alone, or with peft."""
-    given = [folder, json.dumps(ROWS), *([adapter] if adapter is not None else [])]
+def in_a_fresh_process(merged: str, base: str, adapter: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores of `ROWS`, one at a time: of the merged model by transformers alone, of adapter and base with peft."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", PLAIN, *given], env=environment, cwd="/", capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", PLAIN, merged, base, adapter, json.dumps(ROWS)]
+    done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return torch.tensor(json.loads(done.stdout))
+    of_merged, by_peft = json.loads(done.stdout)
+    return torch.tensor(of_merged), torch.tensor(by_peft)
 
 
 def scores(net: RewardNet) -> torch.Tensor:
@@ -102,8 +106,8 @@ def test_folders_score_the_same_in_a_process_without_this_project(tmp_path: Path
     net.normalize(0.3, 1.7)
     mine = scores(net).detach()
     net.save(tmp_path / "run", load_tokenizer(path))
-    assert_close(in_a_fresh_process(str(tmp_path / "run/model")), mine, atol=1e-6, rtol=0)
-    by_peft = in_a_fresh_process(path, str(tmp_path / "run/adapter"))
+    of_merged, by_peft = in_a_fresh_process(str(tmp_path / "run/model"), path, str(tmp_path / "run/adapter"))
+    assert_close(of_merged, mine, atol=1e-6, rtol=0)
     bias = json.loads((tmp_path / "run/adapter/reward.json").read_text())["bias"]
     assert bias == pytest.approx(-0.3 / 1.7)
     assert_close(by_peft + bias, mine, atol=1e-6, rtol=0)
@@ -125,7 +129,7 @@ def test_a_pretrained_model_of_any_architecture_learns_and_loads(
     mine = scores(net).detach()
     assert (0.6 * mine - 0.2 - before).abs().max() > 1e-3
     folder = net.save(tmp_path / "run", tokenizer)
-    reward = LearnedReward(str(folder), 2)
+    reward = LearnedReward(str(folder), 2).load()
     loaded = torch.cat([reward.model(input_ids=torch.tensor([row])).logits[0] for row in ROWS])
     assert_close(loaded + getattr(reward.model.config, BIAS_KEY, 0.0), mine, atol=2e-6, rtol=1e-6)
 
@@ -142,7 +146,7 @@ def test_a_classifier_keeps_its_trained_head(tmp_path: Path) -> None:
     assert_close(scores(again), expected, atol=1e-6, rtol=0)  # the bias, which Llama keeps beside its weights, too
     again.normalize(0.1, 0.5)
     again.save(tmp_path / "again", tokenizer)
-    reward = LearnedReward(str(tmp_path / "again"), 2)
+    reward = LearnedReward(str(tmp_path / "again"), 2).load()
     found = reward.score([""], ["the film"], [{}])
     ids = torch.tensor([[*tokenizer("the film")["input_ids"], EOS]])
     assert_close(found, again.scores(ids, torch.ones_like(ids).bool()))  # saving changes nothing for those who go on
@@ -201,11 +205,12 @@ def test_a_chat_template_that_is_not_there_is_named(tmp_path: Path) -> None:
     tokenizer.save_pretrained(path)
     net = choice.build(choice.build_tokenizer(TinyCorpus()), 1, False)
     net.save(tmp_path / "run", tokenizer)
-    chats = LearnedReward(str(tmp_path / "run/model"), 2).score(["film", "cast"], ["great .", "bad"], [{}] * 2)
+    reward = LearnedReward(str(tmp_path / "run/model"), 2).load()
+    chats = reward.score(["film", "cast"], ["great .", "bad"], [{}] * 2)
     plain = Pretrained(path, None, False).build(tokenizer, 1, False)
     plain.classifier.load_state_dict(net.classifier.state_dict())
     plain.save(tmp_path / "plain", tokenizer)
-    texts = LearnedReward(str(tmp_path / "plain/model"), 2)
+    texts = LearnedReward(str(tmp_path / "plain/model"), 2).load()
     assert_close(chats, texts.score([" film", " cast"], [" great .", " bad"], [{}] * 2))
     assert (chats - texts.score(["film", "cast"], ["great .", "bad"], [{}] * 2)).abs().max() > 1e-3
 

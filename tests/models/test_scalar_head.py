@@ -53,7 +53,7 @@ def test_samples_score_mean_zero_and_variance_one(name: str, tmp_path: Path) -> 
     constant = getattr(model.config, BIAS_KEY, 0.0)
     assert (constant != 0) == (name in IN_CONFIG)
     assert torch.allclose(plain_scores(model, rows) + constant, expected, atol=4 * tolerance, rtol=0)
-    reward = LearnedReward(str(folder), 4).score([""] * len(TEXTS), TEXTS, [{}] * len(TEXTS))
+    reward = LearnedReward(str(folder), 4).load().score([""] * len(TEXTS), TEXTS, [{}] * len(TEXTS))
     assert torch.allclose(reward, expected, atol=4 * tolerance, rtol=0)
     assert reward.mean().item() == pytest.approx(0, abs=4 * tolerance)
 

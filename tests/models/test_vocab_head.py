@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.testing import assert_close
 
 from src.core.logprobs import entropy_from_logits, logprobs_from_logits
+from src.kernels.fast_layers import Linear
 from src.kernels.linear import few_sizes
 from src.models import vocab_head as blocks
-from src.models.vocab_head import head_logprobs
+from src.models.vocab_head import head_logprobs, token_logprobs
 
 TOKENS, WIDTH = 7, 6
 
@@ -112,20 +114,18 @@ def test_a_second_derivative_is_refused() -> None:
 
 
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trained"])
-def test_no_more_words_are_scored_at_a_time(frozen: bool, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_words_are_scored_at_a_time(frozen: bool, width: int) -> None:
     """Or the comparisons above compare nothing; and what is held does not grow with the vocabulary."""
-    seen, product = [], blocks.linear
+    seen: list[int] = []
 
     def noted(x: Tensor, weight: Tensor) -> Tensor:
-        result = product(x, weight)
         if x.shape == (TOKENS, WIDTH):
-            seen.append(result.shape[1])
-        return result
+            seen.append(len(weight))
+        return linear(x, weight)
 
-    monkeypatch.setattr(blocks, "linear", noted)
     hidden, head, ids = case(130, True)
     head.requires_grad_(not frozen)
-    mixed(*head_logprobs(hidden, head.weight, head.bias, ids, 1.0, True)).backward()
+    mixed(*head_logprobs(hidden, head.weight, head.bias, ids, 1.0, True, noted)).backward()
     once = [width] * (130 // width) + [130 % width] * (130 % width > 0)
     assert seen == (once if frozen else once * 2)
 
@@ -142,20 +142,55 @@ def test_scores_that_grow_from_block_to_block_and_far_apart_lose_nothing() -> No
     assert_close(near, (logprobs_from_logits(logits, ids), entropy_from_logits(logits)), atol=1e-12, rtol=0)
 
 
-def test_a_number_of_tokens_that_is_filled_up_changes_nothing() -> None:
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trained"])
+def test_a_fast_head_is_given_rows_that_suit_it_and_its_own_product(frozen: bool) -> None:
     """65 tokens are worked on as 66; what is added has no weight in any gradient."""
+    seen: set[int] = set()
+
+    class Noted(Linear):
+        @staticmethod
+        def product(x: Tensor, weight: Tensor) -> Tensor:
+            seen.add(len(x))
+            return linear(x, weight)
+
     draws = torch.Generator().manual_seed(3)
     hidden = torch.randn(65, WIDTH, generator=draws, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(11, WIDTH, generator=draws, dtype=torch.float64, requires_grad=True)
-    ids = torch.randint(0, 11, (65,), generator=draws)
-    assert few_sizes(65) == 66
-    logits = hidden @ weight.t()
-    expected = logprobs_from_logits(logits, ids), entropy_from_logits(logits)
-    found = head_logprobs(hidden, weight, None, ids, 1.0, True)
+    ids, slopes = torch.randint(0, 11, (65,), generator=draws), torch.linspace(-1, 2, 65, dtype=torch.float64)
+    _, head, _ = case(11, True)
+    head.requires_grad_(not frozen)
+    asked = [hidden, *([] if frozen else head.parameters())]
+    expected = plain(hidden, head, ids, 0.7)
+    slope = torch.autograd.grad((slopes * (expected[0] + 0.3 * expected[1])).sum(), asked)
+    head.__class__ = Noted
+    found = token_logprobs(head, hidden, ids, 0.7, entropy_trains=True)
     assert_close(found, expected, atol=1e-12, rtol=0)
-    slopes = torch.linspace(-1, 2, 65, dtype=torch.float64)
-    for trained in ([hidden, weight], [hidden]):
-        frozen = head_logprobs(hidden, weight if len(trained) == 2 else weight.detach(), None, ids, 1.0, True)
-        gradients = [torch.autograd.grad((slopes * (a + 0.3 * b)).sum(), trained) for a, b in (frozen, expected)]
-        expected = logprobs_from_logits(hidden @ weight.t(), ids), entropy_from_logits(hidden @ weight.t())
-        assert_close(*gradients, atol=1e-12, rtol=0)
+    found_slope = torch.autograd.grad((slopes * (found[0] + 0.3 * found[1])).sum(), asked)
+    assert_close(found_slope, slope, atol=1e-12, rtol=0)
+    assert few_sizes(65) == 66
+    assert 66 in seen
+    assert 65 not in seen
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"])
+def test_no_tokens_give_no_numbers(fast: bool) -> None:
+    """And gradients of zero: a rank may have no rows."""
+    hidden, head, ids = case(11, True)
+    head.__class__ = Linear if fast else nn.Linear
+    logprobs, entropy = token_logprobs(head, hidden[:0], ids[:0])
+    assert logprobs.shape == entropy.shape == (0,)
+    logprobs.sum().backward()
+    assert head.weight.grad is not None
+    assert not head.weight.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_under_autocast_the_products_are_in_its_precision(dtype: torch.dtype) -> None:
+    """Checklist 14. As a plain layer's are; the numbers are float32 either way."""
+    hidden, head, ids = case(130, True, dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = token_logprobs(head, hidden, ids)
+        logits = head(hidden)
+    assert logits.dtype == torch.bfloat16
+    expected = head_logprobs(hidden.bfloat16(), head.weight.bfloat16(), head.bias, ids, 1.0, False)
+    assert_close(found, expected, atol=0, rtol=0)
+    assert found[0].dtype == torch.float32

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from src.checkpointing.checkpoint import IterationCheckpoint, checkpoints
-from src.errors import NonFiniteError, SettingError
+from src.errors import NonFiniteError
 from src.models.roles import Roles
 from src.modules.nan_report import summary
 from src.modules.ppo import PPOModule
 from src.rollout.kl_controller import DoublingKL
-from src.runs.report import friendly_errors
 from src.types import Experience, Rollout
+from src.utils.exits import friendly_errors
 from src.utils.nonfinite import FiniteGuard
 from tests.modules import test_reward, test_sft
 from tests.tiny import (
@@ -110,7 +110,7 @@ def without_the_bad_row(module: PPOModule) -> None:
 @pytest.mark.parametrize("role", ["policy", "critic"])
 def test_a_step_on_nan_is_left_out_and_nothing_of_it_remains(base: str, role: str, tmp_path: Path) -> None:
     """Weights and Adam's moments are those of a run without these minibatches; the other role learns as ever."""
-    with pytest.warns(UserWarning, match=rf"step 1, {role}: .* nan.*nonfinite/000001-{role}-0.jsonl; it is left out"):
+    with pytest.warns(UserWarning, match=rf"step 1, {role}: .* nan.*nonfinite/000001-{role}-0.jsonl; it is skipped"):
         found = Learned(base, tmp_path, role)
     expected = Learned(base, tmp_path, None, change=without_the_bad_row)
     clean, other = Learned(base, tmp_path, None), "critic" if role == "policy" else "policy"
@@ -125,9 +125,9 @@ def test_a_step_on_nan_is_left_out_and_nothing_of_it_remains(base: str, role: st
 
 
 def test_what_was_left_out_is_written_down(base: str, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="left out") as warned:
+    with pytest.warns(UserWarning, match="skipped") as warned:
         Learned(base, tmp_path, "policy")
-    assert len([w for w in warned if "left out" in str(w.message)]) == 1
+    assert len([w for w in warned if "skipped" in str(w.message)]) == 1
     files = sorted((tmp_path / "nonfinite").iterdir())
     assert [path.name for path in files] == ["000001-policy-0.jsonl", "000001-policy-1.jsonl"]
     rows = [json.loads(line) for line in files[0].read_text().splitlines()]
@@ -145,7 +145,7 @@ def test_what_was_left_out_is_written_down(base: str, tmp_path: Path) -> None:
 def test_when_no_step_is_finite_nothing_moves(base: str, tmp_path: Path) -> None:
     """Adam holds no moments, and the coefficient of the penalty on KL(old || new) stays."""
     controller = DoublingKL(0.5, kl_target=1e-9)
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="skipped"):
         found = Learned(base, tmp_path, "policy", minibatch_size=8, old_kl_controller=controller, early_stop_kl=1e-9)
     assert same_bits(found.before, found.roles.policy_parameters())
     assert found.state("policy")[1]["state"] == {}
@@ -162,7 +162,7 @@ def test_by_default_the_first_ends_the_run_with_one_sentence(
     assert ended.value.code == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: step 1, policy: ")
-    assert f"its samples are in {tmp_path}/nonfinite/000001-policy-0.jsonl. Nothing was learned from it" in said
+    assert f"its samples are in {tmp_path}/nonfinite/000001-policy-0.jsonl; nothing was learned from it" in said
     assert "nonfinite.max_skipped_in_a_row=3" in said
 
 
@@ -211,25 +211,6 @@ def test_the_last_checkpoint_stands_and_the_run_that_goes_on_is_that_of_one_undi
     assert rows == {step: row for step, row in table.items() if step > 2}
 
 
-def test_only_so_many_in_a_row() -> None:
-    guard, nan, fine = FiniteGuard(2, None), {"x": math.nan}, {"x": 0.0}
-    with pytest.warns(UserWarning, match="step 1, policy: x is nan; it is left out"):
-        assert not guard.passes("policy", 1, nan, list)
-    assert not guard.passes("policy", 1, {"x": math.inf}, list)
-    assert guard.passes("policy", 2, fine, list)
-    assert not guard.passes("policy", 2, nan, list)
-    assert guard.passes("critic", 2, fine, list)  # another part: not in between
-    again = FiniteGuard(2, None)
-    again.load_state_dict(guard.state_dict())
-    for one in (guard, again):
-        assert not one.passes("policy", 3, nan, list)
-        with pytest.raises(NonFiniteError, match="step 3, policy: x is nan"):
-            one.passes("policy", 3, nan, list)
-        assert one.skipped == 4
-    with pytest.raises(SettingError, match="skip"):
-        FiniteGuard(-1, None)
-
-
 class Watch(Callback):
     """Weights and Adam's state before and after each step."""
 
@@ -267,7 +248,7 @@ def test_the_supervised_stages_leave_it_out_too(base: str, stage: str, skip: int
             trainer.fit(module, datamodule=data)
         assert len(watch.states) == 2
     else:
-        with pytest.warns(UserWarning, match="left out"):
+        with pytest.warns(UserWarning, match="skipped"):
             trainer.fit(module, datamodule=data)
         assert_close(watch.states[2], watch.states[1], rtol=0, atol=0)
         for before, after in ((0, 1), (2, 3)):

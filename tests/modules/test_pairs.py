@@ -10,15 +10,16 @@ import pytest
 import torch
 from transformers import get_constant_schedule
 
-from src.config.compose import compose, instantiate
-from src.config.errors import CONF
+from src.config.compose import compose
+from src.config.files import CONF
 from src.core.kl import SampledKL, k1
 from src.models.roles import Roles
-from src.modules.ppo import PPOModule, PPOSettings
+from src.modules.ppo import PPOModule
+from src.modules.settings import PPOSettings
 from src.modules.trpo import TRPOModule
-from src.rollout.experience import ReferenceKL
 from src.rollout.kl_controller import FixedKL
 from src.rollout.sampling import Sampler
+from src.stages.objects import instantiate
 from tests.tiny import FOREIGN_WARNINGS, Recorder, fit, make_maker, make_roles, same_bits, snapshot, tokenizer, write_lm
 
 pytestmark = [*FOREIGN_WARNINGS]
@@ -26,6 +27,7 @@ pytestmark = [*FOREIGN_WARNINGS]
 ESTIMATORS = sorted(path.stem for path in (CONF / "advantage").glob("*.yaml"))
 LOSSES = sorted(path.stem for path in (CONF / "policy_loss").glob("*.yaml"))
 PAIRS = pytest.mark.parametrize(("advantage", "policy_loss"), [(a, p) for a in ESTIMATORS for p in LOSSES])
+PARTS = ("policy_loss", "old_kl", "old_kl_controller", "aggregation")
 SETTINGS = {
     "batch_size": 32, "epochs": 2, "minibatch_size": 16, "micro_batch_size": 16, "max_grad_norm": 1.0,
     "entropy_coef": 0.0, "ptx_coef": 0.0, "early_stop_kl": None, "critic_warmup": 0, "temperature": 1.0,
@@ -41,43 +43,38 @@ class FirstToken:
 
 
 @cache
-def choice(group: str, option: str) -> Any:
-    """The composed knobs of one option."""
-    return compose([f"{group}={option}"])
+def choice(group: str, option: str, key: str = "") -> Any:
+    """The block `ppo` as one option leaves it, or the object that this says under a key of it."""
+    ppo: Any = compose([f"{group}={option}", "rollout.samples_per_prompt=2"]).ppo
+    return instantiate(getattr(ppo, key), f"ppo.{key}") if key else ppo
 
 
 def make(roles: Roles, policy_loss: str, seed: int, critic: bool) -> PPOModule:
     """The module as `policy_loss` asks for it."""
-    ppo = choice("policy_loss", policy_loss).ppo
+    ppo = choice("policy_loss", policy_loss)
     adam = partial(torch.optim.Adam, lr=0.01)
     settings = SETTINGS | {"epochs": min(SETTINGS["epochs"], ppo.epochs)}
     parts: dict[str, Any] = {
         "settings": PPOSettings(**settings),
-        "policy_loss": instantiate(ppo.policy_loss),
-        "old_kl": instantiate(ppo.old_kl),
-        "old_kl_controller": instantiate(ppo.old_kl_controller),
-        "reference_kl": ReferenceKL(True, False, SampledKL(k1)),
-        "value_loss": instantiate(choice("value_loss", "mse").ppo.value_loss) if critic else None,
-        "aggregation": instantiate(ppo.aggregation),
+        **{name: instantiate(getattr(ppo, name), f"ppo.{name}") for name in PARTS},
+        "reference_kl": SampledKL(k1),
+        "value_loss": choice("value_loss", "mse", "value_loss") if critic else None,
         "policy_optimizer": adam,
         "critic_optimizer": adam,
         "lr_schedule": get_constant_schedule,
         "reward": FirstToken(),
-        "gold_reward": None,
-        "roles": lambda tokenizer, critic: roles,
         "seed": seed,
-        "tokenizer": roles.tokenizer,
     }
-    if "trust_region" in ppo:
-        return TRPOModule(trust_region=instantiate(ppo.trust_region), **parts)
-    return PPOModule(**parts)
+    if ppo.trust_region is not None:
+        return TRPOModule(roles, trust_region=instantiate(ppo.trust_region, "ppo.trust_region"), **parts)
+    return PPOModule(roles, **parts)
 
 
 def train(
     base: str, folder: Path, advantage: str, policy_loss: str, seed: int, iterations: int
 ) -> tuple[Recorder, Any]:
     """A fit of the pair; the recorder and the roles before and after."""
-    estimator = instantiate(choice("advantage", advantage).ppo.advantage)
+    estimator = instantiate(choice("advantage", advantage).advantage, "ppo.advantage")
     roles = make_roles(base, critic=estimator.needs_values)
     before = snapshot(roles.policy_parameters())
     module = make(roles, policy_loss, seed, estimator.needs_values)
@@ -102,7 +99,7 @@ def test_every_pair_takes_a_step(advantage: str, policy_loss: str, base: str, tm
     recorder, (before, roles) = train(base, tmp_path, advantage, policy_loss, seed=1, iterations=1)
     assert not same_bits(before, roles.policy_parameters())
     row = recorder.by_step()[1]
-    needs_values = instantiate(choice("advantage", advantage).ppo.advantage).needs_values
+    needs_values = choice("advantage", advantage, "advantage").needs_values
     assert ("critic/loss" in row) == needs_values == bool(roles.critic_parameters())
     assert all(torch.isfinite(torch.tensor(value)) for value in row.values())
 

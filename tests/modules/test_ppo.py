@@ -15,22 +15,26 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from src.config.compose import compose, instantiate
+from src.callbacks.rollout import RolloutCallback
+from src.config.compose import compose
 from src.core.policy_losses import ClippedSurrogate, Surrogate
 from src.core.value_losses import SquaredError
 from src.errors import ConfigError, SettingError
 from src.models.roles import Roles
 from src.models.settings import LoraSettings
-from src.modules.weighted_means import WeightedMeans
+from src.modules.ppo import PPOModule
 from src.rewards.learned import LearnedReward
 from src.rollout.kl_controller import DoublingKL, FixedKL
+from src.stages.ppo import PPOStage, experience_maker, settings_of
 from src.types import Experience
 from tests.tiny import (
+    FAST_CPU,
     FOREIGN_WARNINGS,
     LORA,
     PAD,
     Inject,
     Recorder,
+    TinyCorpus,
     fit,
     make_maker,
     make_module,
@@ -535,8 +539,11 @@ def test_critic_warm_up_warns_of_nothing(base: str, tmp_path: Path) -> None:
     fit(module, tmp_path, maker=make_maker())
 
 
-def test_temperature_of_the_update_is_the_settings_own(base: str, tmp_path: Path) -> None:
+def test_temperature_of_the_update_is_the_settings_own(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Checklist 14. A rollout at 0.7 learned from at 0.7 has ratio 1; learned from at 1.0 it has not."""
+    monkeypatch.setattr(RolloutCallback, "on_fit_start", lambda *_: None)  # which refuses the second
     for temperature, expected in ((0.7, True), (1.0, False)):
         spy = Spy(0.2, 0.2)
         module = make_module(make_roles(base), lr=0.0, critic_lr=0.0, policy_loss=spy, temperature=temperature)
@@ -546,32 +553,50 @@ def test_temperature_of_the_update_is_the_settings_own(base: str, tmp_path: Path
 
 def test_one_temperature_reaches_sampler_and_update() -> None:
     """Checklist 14."""
-    checks = compose(["stage=ppo", "rollout.temperature=0.7"]).checks
-    assert instantiate(checks.settings).temperature == 0.7
-    assert instantiate(checks.maker).sampler.temperature == 0.7
+    run = compose(["stage=ppo", "rollout.temperature=0.7"])
+    assert settings_of(run).temperature == 0.7
+    assert experience_maker(run).sampler.temperature == 0.7
 
 
 @pytest.mark.parametrize("knob", ["rollout.top_p=0.9", "rollout.top_k=10", "rollout.repetition_penalty=1.1"])
 def test_knobs_that_bend_the_sampled_distribution_do_not_exist(knob: str) -> None:
     """Checklist 15."""
-    with pytest.raises(ConfigError, match=f"there is no key {knob.split('=')[0]}"):
+    with pytest.raises(ConfigError, match=f"^{knob}: .*the whole distribution"):
         compose(["stage=ppo", knob])
 
 
-def test_the_configured_optimizers_are_adam_with_the_epsilon_of_the_details() -> None:
+def configured(base: str, folder: Path, *overrides: str) -> PPOModule:
+    """The module as the stage's builder makes it."""
+    model = ["model=gpt2", f"model.path={base}", f"model.fast_cpu={FAST_CPU}"]
+    run = compose(["stage=ppo", *model, "reward=vader", *overrides])
+    return PPOStage(run).build(TinyCorpus(), folder)[0]
+
+
+def test_the_configured_optimizers_are_adam_with_the_epsilon_of_the_details(base: str, tmp_path: Path) -> None:
     """Checklist 51. And the schedule falls to 0 over ppo.num_iterations."""
-    config = compose(["stage=ppo", "ppo.lr=0.01", "ppo.critic_lr=0.02", "ppo.num_iterations=5"])
-    for key, lr in (("policy_optimizer", 0.01), ("critic_optimizer", 0.02)):
-        optimizer = instantiate(config.module[key])([nn.Parameter(torch.zeros(1))])
+    module = configured(base, tmp_path, "ppo.lr=0.01", "ppo.critic_lr=0.02", "ppo.num_iterations=5")
+    trained = module.roles.policy_parameters(), module.roles.critic_parameters()
+    for optimizer, schedule, lr, own in zip(*module.configure_optimizers(), (0.01, 0.02), trained, strict=True):
         assert isinstance(optimizer, torch.optim.Adam)
         assert optimizer.defaults["eps"] == 1e-5
-        schedule, seen = instantiate(config.lr_schedule)(optimizer), []
+        assert [id(p) for group in optimizer.param_groups for p in group["params"]] == [id(p) for p in own]
+        seen = []
         for _ in range(5):
             seen.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
             schedule.step()
         assert seen == pytest.approx([lr * (5 - i) / 5 for i in range(5)])
         assert optimizer.param_groups[0]["lr"] == 0
+
+
+@pytest.mark.parametrize("advantage", ["rloo", "reinforce_pp"])
+def test_an_estimator_without_values_has_no_critic_and_one_optimizer(base: str, tmp_path: Path, advantage: str) -> None:
+    """As the builder makes it."""
+    module = configured(base, tmp_path, f"advantage={advantage}", "rollout.samples_per_prompt=4")
+    assert module.roles.value_head is None
+    assert not module.roles.critic_parameters()
+    (optimizer,), _ = module.configure_optimizers()
+    assert len(optimizer.param_groups[0]["params"]) == len(module.roles.policy_parameters())
 
 
 def test_a_batch_without_experience_is_a_plain_error(base: str, tmp_path: Path) -> None:
@@ -590,19 +615,6 @@ def test_a_batch_without_experience_is_a_plain_error(base: str, tmp_path: Path) 
 def test_settings_that_do_not_fit_are_refused(base: str, changes: dict[str, Any], name: str) -> None:
     with pytest.raises(SettingError, match=name):
         make_module(make_roles(base), **changes)
-
-
-def test_averages_of_ragged_pieces_are_those_of_the_whole() -> None:
-    """Checklist 47, 30."""
-    values, mask = torch.randn(6, 4), torch.rand(6, 4) > 0.4
-    whole, pieces, part = WeightedMeans(), WeightedMeans(), WeightedMeans()
-    whole.add_tokens("x", values, mask)
-    pieces.add_tokens("x", values[:1], mask[:1])
-    part.add_tokens("x", values[1:].masked_fill(~mask[1:], float("nan")), mask[1:])
-    pieces.merge(part)
-    assert pieces.compute()["x"] == pytest.approx(values[mask].mean().item(), abs=1e-6)
-    assert whole.compute() == pytest.approx(pieces.compute(), abs=1e-6)
-    assert WeightedMeans().compute() == {}
 
 
 def test_warm_up_leaves_the_weight_of_the_penalty_alone(base: str, tmp_path: Path) -> None:

@@ -34,12 +34,12 @@ from tests.tiny import (
 pytestmark = FOREIGN_WARNINGS
 
 PAIRS = [
-    PreferencePair("the film", " was great .", " was bad .", gap=0.1),
-    PreferencePair("a", " great cast .", " dull end , we did not .", gap=0.3),
-    PreferencePair("they loved", " the plot .", ".", gap=0.8),
-    PreferencePair("we liked", " the cast and the end .", " a bad film .", gap=None),
-    PreferencePair("the plot", " was bright .", " was long and dull .", gap=1.4),
-    PreferencePair("great", " .", " a bad film , a bad cast .", gap=0.5),
+    PreferencePair(prompt="the film", chosen=" was great .", rejected=" was bad .", gap=0.1),
+    PreferencePair(prompt="a", chosen=" great cast .", rejected=" dull end , we did not .", gap=0.3),
+    PreferencePair(prompt="they loved", chosen=" the plot .", rejected=".", gap=0.8),
+    PreferencePair(prompt="we liked", chosen=" the cast and the end .", rejected=" a bad film .", gap=None),
+    PreferencePair(prompt="the plot", chosen=" was bright .", rejected=" was long and dull .", gap=1.4),
+    PreferencePair(prompt="great", chosen=" .", rejected=" a bad film , a bad cast .", gap=0.5),
 ]
 
 
@@ -174,7 +174,7 @@ def test_the_folder_gives_the_same_scores_in_plain_transformers_and_as_a_reward(
     folder = module.save(tmp_path)
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     assert model.config.num_labels == 1
-    reward = LearnedReward(str(folder), 4)
+    reward = LearnedReward(str(folder), 4).load()
     metadata: list[dict[str, Any]] = [{}] * 6
     chosen = reward.score([p.prompt for p in PAIRS], [p.chosen for p in PAIRS], metadata)
     rejected = reward.score([p.prompt for p in PAIRS], [p.rejected for p in PAIRS], metadata)

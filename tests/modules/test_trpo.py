@@ -65,11 +65,10 @@ def trpo(roles: Roles, region: TrustRegion, **changes: Any) -> TRPOModule:
         "settings": plain.settings, "policy_loss": Surrogate(), "old_kl": plain.objective.old_kl,
         "old_kl_controller": plain.objective.old_kl_controller, "value_loss": None, "aggregation": token_mean,
         "policy_optimizer": plain.optimizer_factories["policy"], "lr_schedule": plain.lr_schedule,
-        "critic_optimizer": plain.optimizer_factories["critic"], "reward": plain.reward, "gold_reward": None,
-        "reference_kl": make_maker().reference_kl, "roles": lambda t, critic: roles, "seed": 3,
-        "tokenizer": roles.tokenizer,
+        "critic_optimizer": plain.optimizer_factories["critic"], "reward": plain.reward,
+        "reference_kl": make_maker().reference_kl.estimator, "seed": 3,
     }  # fmt: skip
-    return TRPOModule(trust_region=region, **(parts | changes))
+    return TRPOModule(roles, trust_region=region, **(parts | changes))
 
 
 def vector(tensors: Any) -> Tensor:

@@ -70,8 +70,7 @@ def run(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 def attached(base: str, run: str, **changes: Any) -> tuple[Any, AdapterReward]:
     roles, reward = make_roles(base, spread=0.1, **changes), AdapterReward(run, 3)
     roles.tokenizer = load_tokenizer(base)  # transformers reads a word-level tokenizer beside a Qwen2 in its own way
-    reward.attach(roles)
-    return roles, reward
+    return roles, reward.load(roles)
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -110,7 +109,7 @@ def test_it_scores_samples_as_the_learned_reward_scores_their_text(base: str, ru
         finished=torch.tensor([False, True, False]),
     )
     _, reward = attached(base, run)
-    for merged in (LearnedReward(run, 2), reward.standalone()):
+    for merged in (LearnedReward(run, 2).load(), reward.standalone().load()):
         by_text = merged.score(texts, responses, [{}] * 3)
         assert_close(reward.score_rollout(rollout), by_text, atol=1e-5, rtol=0)
 
@@ -162,7 +161,7 @@ def test_the_fourth_role_changes_nothing_of_the_other_three(base: str, run: str)
 def test_ppo_runs_with_four_roles_and_the_reward_is_bitwise_the_same_after(base: str, run: str, tmp_path: Path) -> None:
     """Checklist 59, 60, 65. It is in no optimizer, in no checkpoint, in eval mode; policy and critic have moved."""
     roles = make_roles(base)
-    module = make_module(roles, reward=AdapterReward(run, 4), iterations=2)
+    module = make_module(roles, reward=AdapterReward(run, 4), iterations=2)  # which loads it
     frozen = [p for name, p in roles.named_parameters() if ".reward." in name or "score_head" in name]
     before = snapshot(frozen), snapshot(roles.policy_parameters()), snapshot(roles.critic_parameters())
     recorder, trainer = fit(
@@ -186,7 +185,7 @@ def test_ppo_runs_with_four_roles_and_the_reward_is_bitwise_the_same_after(base:
 def test_it_is_a_reward_that_reads_rollouts(run: str) -> None:
     reward = AdapterReward(run, 4)
     assert isinstance(reward, RolloutReward)
-    with pytest.raises(RuntimeError, match="not attached"):
+    with pytest.raises(RuntimeError, match="is not loaded"):
         reward.score_rollout(ragged_rollout())
     with pytest.raises(SettingError, match="batch_size"):
         AdapterReward(run, 0)
@@ -196,16 +195,18 @@ def test_another_base_is_refused(base: str, run: str, tmp_path: Path) -> None:
     """One that has the same shapes and other weights, the same in another type, and another tokenizer."""
     for other in (make_roles(write(tmp_path / "b", "gpt2", seed=1)), make_roles(base, dtype="bfloat16")):
         with pytest.raises(ModelError, match=r"trained on another base: model\.path .* has the fingerprint"):
-            AdapterReward(run, 4).attach(other)
+            AdapterReward(run, 4).load(other)
     roles = make_roles(base)
     roles.tokenizer.add_tokens(["new"])
     with pytest.raises(ModelError, match="trained on another base: the tokenizer"):
-        AdapterReward(run, 4).attach(roles)
+        AdapterReward(run, 4).load(roles)
 
 
 def test_roles_without_a_shared_base_are_refused(base: str, run: str) -> None:
+    with pytest.raises(ModelError, match="needs the policy's base"):
+        AdapterReward(run, 4).load(None)
     with pytest.raises(ModelError, match=r"model\.lora=null"):
-        AdapterReward(run, 4).attach(make_roles(base, None))
+        AdapterReward(run, 4).load(make_roles(base, None))
     with pytest.raises(RuntimeError, match="no reward model"):
         make_roles(base).scores(torch.tensor([[4, EOS]]), torch.ones(1, 2).bool())
 
@@ -221,11 +222,11 @@ def test_a_folder_without_an_adapter_or_without_its_head_is_refused(base: str, t
     file = run / "adapter/adapter_model.safetensors"
     save_file({k: v for k, v in load_file(file).items() if "score" not in k}, file)
     with pytest.raises(ModelError, match="lacks the weights of the score head"):
-        AdapterReward(str(run), 4).attach(make_roles(base))
+        AdapterReward(str(run), 4).load(make_roles(base))
     facts = json.loads((run / "adapter/reward.json").read_text())
     (run / "adapter/reward.json").write_text(json.dumps(facts | {"format": 2}))
     with pytest.raises(ModelError, match="format 2 is not the format 1"):
-        AdapterReward(str(run), 4).attach(make_roles(base))
+        AdapterReward(str(run), 4).load(make_roles(base))
 
 
 def test_seeds_give_different_adapters(base: str, run: str, tmp_path: Path) -> None:
@@ -241,8 +242,7 @@ def test_a_reward_adapter_does_not_reach_the_trunk_of_the_other_roles(tmp_path: 
     """Checklist 58, 59. It may adapt every layer, also those that all other roles share and read once."""
     path = write(tmp_path / "base", "gpt2")
     roles = make_roles(path, replace(LORA, layers=1), spread=0.2)
-    reward = AdapterReward(train_adapter(path, tmp_path / "reward"), batch_size=3)
-    reward.attach(roles)
+    reward = AdapterReward(train_adapter(path, tmp_path / "reward"), batch_size=3).load(roles)
     maker, prompts = make_maker(), make_prompts(["the film", "they", "we liked the plot"])
     experience, _ = maker.make(roles, reward, prompts, 0, torch.Generator().manual_seed(0))
     assert experience.rollout.trunk is not None

@@ -15,7 +15,6 @@ import pytest
 from tenacity import wait_none
 
 from src.errors import RewardError, SettingError
-from src.rewards import http
 from src.rewards.http import HttpReward
 from tests.servers import FAULTS, free_port, misbehaving, score_of
 
@@ -29,7 +28,7 @@ FAULTY = [name for name in FAULTS if name not in ("ok", "late", *REFUSED)]
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """No waits between attempts, no proxy, no token; what is retried and how often stays as it is."""
-    monkeypatch.setattr(http, "wait_random_exponential", lambda **_: wait_none())
+    monkeypatch.setattr("tenacity.wait_random_exponential", lambda **_: wait_none())
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("REWARD_TOKEN", raising=False)
 
@@ -60,7 +59,7 @@ def test_what_goes_wrong_is_tried_again_and_ends_in_one_sentence(fault: str) -> 
         with pytest.raises(RewardError) as caught:
             asked.score(PROMPTS, RESPONSES, ROWS)
     expected = (
-        f"reward server {server.url}: 3 attempts in vain for 4 texts, the first of them {TEXTS[0]!r}; the last time: "
+        f"reward server {server.url}: 3 failed attempts for 4 texts, the first of them {TEXTS[0]!r}; the last time: "
     )
     said = str(caught.value)
     assert said.startswith(expected)
@@ -82,7 +81,7 @@ def test_a_good_answer_after_bad_ones_is_taken(fault: str) -> None:
 def test_nothing_listens() -> None:
     url = f"http://127.0.0.1:{free_port()}/"
     with pytest.raises(
-        RewardError, match=rf"^reward server {re.escape(url)}: 2 attempts in vain for 4 texts, .* refused"
+        RewardError, match=rf"^reward server {re.escape(url)}: 2 failed attempts for 4 texts, .* refused"
     ):
         reward(url, attempts=2).score(PROMPTS, RESPONSES, ROWS)
 

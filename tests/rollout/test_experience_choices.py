@@ -122,7 +122,7 @@ def test_without_a_weight_the_reference_is_never_run(
     acting = roles.acting
     monkeypatch.setattr(roles, "acting", lambda role: (seen.append(role), acting(role))[1])
     maker = make_maker(reference_kl=reference_kl, kl_controller=FixedKL(coef), **WITHOUT_CRITIC)
-    module = make_module(roles, value_loss=None, reference_kl=reference_kl)
+    module = make_module(roles, value_loss=None, reference_kl=reference_kl.estimator)
     recorder, _ = fit(module, tmp_path, maker=maker, iterations=1)
     assert set(seen) == ({"policy", "reference"} if asks else {"policy"})
     logged = recorder.by_step()[1]

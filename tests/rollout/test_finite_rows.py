@@ -92,7 +92,7 @@ class Normalized:
 
 def test_whitening_sees_the_other_rows_alone(base: str) -> None:
     """Checklist 38. Mean 0, variance 1 over what is left; one NaN would have made all of it NaN."""
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="skipped"):
         found, _, _ = make(broken(base, "policy"), FiniteGuard(1, None))
     counted = found.advantages[found.mask].double()
     assert counted.mean().item() == pytest.approx(0, abs=1e-6)
@@ -109,7 +109,7 @@ def test_by_default_the_first_row_ends_the_run_and_is_named(base: str, tmp_path:
 def test_a_model_that_is_nan_throughout_ends_the_run_whatever_is_allowed(base: str) -> None:
     roles = make_roles(base)
     poison(roles, [])
-    with pytest.warns(UserWarning, match="left out"), pytest.raises(NonFiniteError, match="no response has finite"):
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(NonFiniteError, match="no response has finite"):
         make(roles, FiniteGuard(9, None))
 
 

@@ -15,9 +15,10 @@ from torch.testing import assert_close
 
 from src.errors import ModelError
 from src.models.roles import Roles
-from src.rollout.oom_retry import OomRetry, out_of_memory
-from src.runs.report import JobFailedError, friendly_errors
+from src.rollout.oom_retry import OomRetry
 from src.types import Experience
+from src.utils.exits import JobFailedError, friendly_errors
+from src.utils.out_of_memory import out_of_memory
 from tests.tiny import (
     FOREIGN_WARNINGS,
     PROMPTS,
@@ -114,7 +115,7 @@ def test_the_gradient_is_that_of_a_run_with_memory_enough(
     assert counting[0].rows == rows
     lines = [str(w.message) for w in warned if "out of memory" in str(w.message)]
     assert len(lines) == len(calls)
-    assert f"ppo.micro_batch_size={rows[-1]} says so from the start" in lines[-1]
+    assert f"ppo.micro_batch_size={rows[-1]} avoids this" in lines[-1]
     assert module.fitting.size == rows[-1]
     assert_close(found, expected, **close)
     assert_close(said, logged, **close)
@@ -153,10 +154,10 @@ def test_a_backward_pass_that_ends_half_way_leaves_nothing_behind(
 
 def test_memory_that_runs_out_on_the_texts(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The third loss belongs to the same gradient: all of it is done again."""
-    from src.modules import ppo
+    from src.modules import objective
 
     expected, logged, _ = learn(base, tmp_path)
-    plain, rows = ppo.next_token_logprobs, []
+    plain, rows = objective.next_token_logprobs, []
 
     def failing(lm: Any, ids: Tensor, mask: Tensor, **options: Any) -> Tensor:
         rows.append(len(ids))
@@ -164,7 +165,7 @@ def test_memory_that_runs_out_on_the_texts(base: str, tmp_path: Path, monkeypatc
             raise no_memory()
         return plain(lm, ids, mask, **options)
 
-    monkeypatch.setattr(ppo, "next_token_logprobs", failing)
+    monkeypatch.setattr(objective, "next_token_logprobs", failing)
     with pytest.warns(UserWarning, match="out of memory"):
         found, said, _ = learn(base, tmp_path)
     assert rows == [4, 4, 2, 2, 2, 2]
@@ -185,7 +186,7 @@ def test_experience_is_made_in_smaller_pieces(base: str, name: str) -> None:
         return {n: x for n, x in fields.items() if isinstance(x, Tensor)}, maker.fitting
 
     expected, _ = made()
-    said = "passes now take 2 sequences instead of 4.*rollout.scoring_batch_size=2 says so"
+    said = "passes now take 2 sequences instead of 4.*rollout.scoring_batch_size=2 avoids this"
     with pytest.warns(UserWarning, match=said):
         found, fitting = made(2)
     assert fitting.size == 2

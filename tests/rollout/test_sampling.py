@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from src.errors import SettingError
-from src.rollout.sampling import Sampler
+from src.rollout.sampling import BLOCK, Sampler, inverse_cdf
 from src.utils.distributed import RowShard
 from tests.tiny import EOS, PAD, PROMPTS, make_prompts, write_lm
 
@@ -192,3 +192,19 @@ def test_some_rows_of_a_batch_draw_what_they_draw_in_the_whole(lm: PreTrainedMod
     assert not mask[index, width:].any()
     assert_close(own[2], logprobs[index, :width])
     assert torch.equal(own[3], finished[index])
+
+
+@pytest.mark.parametrize("size", [1, 7, BLOCK, BLOCK + 1, 3 * BLOCK + 50])
+def test_inverse_cdf_against_a_plain_sum(size: int) -> None:
+    """Checklist 15. Also at both ends of u, and never a token of probability 0."""
+    draws = torch.Generator().manual_seed(size)
+    p = torch.rand(40, size, generator=draws) * (torch.rand(40, size, generator=draws) < 0.5)
+    p[:, size // 2] = 0.25
+    u = torch.rand(40, dtype=torch.float64, generator=draws)
+    u[0], u[1] = 0.0, 1 - 2**-53
+    found = inverse_cdf(p, u)
+    assert (p[torch.arange(40), found] > 0).all()
+    ends = p.double().cumsum(1)
+    below, above = ends[torch.arange(40), found] - p[torch.arange(40), found], ends[torch.arange(40), found]
+    assert (below / ends[:, -1] - 1e-6 <= u).all()
+    assert (u <= above / ends[:, -1] + 1e-6).all()

@@ -6,7 +6,7 @@ from lightning.pytorch import Trainer
 from src.config.compose import compose
 from src.errors import ConfigError
 from src.runs.folder import make_folder, name_of, own_folder, run_folder
-from src.train import run
+from src.runs.start import start as run
 
 
 @pytest.mark.parametrize(

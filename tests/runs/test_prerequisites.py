@@ -1,31 +1,31 @@
 """Models that are trained when a run needs them: once, whole, and again only when something has changed."""
 
 import multiprocessing
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 
 from src.config.compose import compose
-from src.runs import prerequisites as artifacts
-from src.runs.prerequisites import ensure
+from src.runs import prerequisites
+from src.runs.prerequisites import imported_files, train_missing
 
 
-def pretend(config):
+def pretend(run):
     """Stand in for a training: leaves what a real one leaves, and a line in a common log."""
-    folder = Path(config.run_dir)
+    folder = Path(run.run_dir)
     (folder / "model").mkdir(parents=True)
-    with (Path(config.log_dir) / "trained").open("a") as file:
-        file.write(f"{config.stage} {config.model.path}\n")
+    with (Path(run.log_dir) / "trained").open("a") as file:
+        file.write(f"{run.stage} {run.model.path}\n")
     time.sleep(0.2)
     (folder / "result.json").write_text("{}")
     return {}
 
 
-def ensured(tmp_path, *overrides, train=pretend):
-    config = compose(["experiment=quick", f"log_dir='{tmp_path}'", *overrides])
-    ensure(config, train)
-    return config
+def missing(tmp_path, *overrides, train=pretend):
+    """The folders of the models that were trained for a run."""
+    return train_missing(compose(["experiment=quick", f"log_dir='{tmp_path}'", *overrides]), train)
 
 
 def trained(tmp_path):
@@ -33,78 +33,101 @@ def trained(tmp_path):
 
 
 def test_what_is_lacking_is_trained_once(tmp_path):
-    config = ensured(tmp_path)
+    found = missing(tmp_path)
     assert trained(tmp_path) == ["sft", "reward"]
-    assert Path(config.model.path).is_dir()
-    assert Path(config.reward.path).is_dir()
-    assert f"reward {config.model.path}" in (tmp_path / "trained").read_text()  # normalized on the SFT policy's samples
-    again = ensured(tmp_path, "seed=2", "ppo.clip=0.1", "name=other")
-    assert (again.model.path, again.reward.path) == (config.model.path, config.reward.path)
+    assert Path(found["model"]).is_dir()
+    assert Path(found["reward"]).is_dir()
+    assert f"reward {found['model']}" in (tmp_path / "trained").read_text()  # normalized on the SFT policy's samples
+    assert missing(tmp_path, "seed=2", "ppo.clip=0.1", "name=other") == found
     assert trained(tmp_path) == ["sft", "reward"]
 
 
 def test_what_is_given_is_not_trained(tmp_path):
-    config = ensured(tmp_path, "model.path=mine", "reward=vader")
-    assert config.model.path == "mine"
+    assert missing(tmp_path, "model.path=mine", "reward=vader") == {}
     assert not (tmp_path / "trained").exists()
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward"])
 def test_other_stages_ask_only_for_what_they_read(tmp_path, stage):
-    ensured(tmp_path, f"stage={stage}")
+    found = missing(tmp_path, f"stage={stage}")
+    assert list(found) == ([] if stage == "sft" else ["model"])
     assert (trained(tmp_path) if stage == "reward" else []) == (["sft"] if stage == "reward" else [])
 
 
 def test_another_configuration_has_another_key(tmp_path):
-    first, other = ensured(tmp_path), ensured(tmp_path, "data.flip=0.2")
-    assert first.model.path != other.model.path
-    assert first.reward.path != other.reward.path
-    another_model = ensured(tmp_path, "model.lora.rank=4")
-    assert another_model.reward.path == first.reward.path  # the reward model is the experiment's own
+    first, other = missing(tmp_path), missing(tmp_path, "data.flip=0.2")
+    assert first["model"] != other["model"]
+    assert first["reward"] != other["reward"]
+    another_model = missing(tmp_path, "model.lora.rank=4")
+    assert another_model["reward"] == first["reward"]  # the reward model is the experiment's own
 
 
-@pytest.mark.parametrize("sign", ["+", "++"])
-def test_a_key_with_a_sign_in_front_counts_for_what_is_trained_too(tmp_path, sign):
-    """`++data.flip=0.2` is the data of SFT policy and reward model as much as PPO's; a model's key is the policy's."""
-    plain = ensured(tmp_path, "data.flip=0.2", "model.lora.rank=4")
-    signed = ensured(tmp_path, "++data.flip=0.2", "++model.lora.rank=4")
-    assert (signed.model.path, signed.reward.path) == (plain.model.path, plain.reward.path)
-    added = ensured(tmp_path, f"{sign}data.mine=1")
-    assert added.model.path != ensured(tmp_path).model.path
+def copied_sources(tmp_path, monkeypatch):
+    """A copy of src/ that the keys are made from, to be edited."""
+    shutil.copytree(prerequisites.ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(prerequisites, "ROOT", tmp_path)
+    return tmp_path / "src"
 
 
-def test_other_code_has_another_key(tmp_path, monkeypatch):
-    config = compose(["experiment=quick", "stage=sft"])
-    before = artifacts._key(config)
-    assert artifacts._key(compose(["experiment=quick", "stage=sft", "log_dir=elsewhere", "name=x"])) == before
-    monkeypatch.setattr(artifacts, "SOURCES", artifacts.SOURCES[:-1])
-    assert artifacts._key(config) != before
+@pytest.mark.parametrize(
+    ("file", "retrained"),
+    [
+        ("core/advantages.py", set()),
+        ("rollout/experience.py", set()),
+        ("callbacks/progress.py", set()),
+        ("modules/sft.py", {"sft"}),
+        ("stages/sft.py", {"sft"}),
+        ("core/preference.py", {"reward"}),
+        ("rollout/sampling.py", {"reward"}),  # of the samples that normalize the scores
+        ("models/vocab_head.py", {"sft", "reward"}),
+        ("data/embedded/reviews.py", {"sft", "reward"}),  # named by the configuration alone
+    ],
+)
+def test_a_stored_model_is_used_until_code_that_made_it_changes(tmp_path, monkeypatch, file, retrained):
+    source = copied_sources(tmp_path, monkeypatch) / file
+    runs = {stage: compose(["experiment=quick", f"stage={stage}"]) for stage in ("sft", "reward")}
+    before = {stage: prerequisites._key(run) for stage, run in runs.items()}
+    source.write_text(source.read_text() + "# a comment\n")
+    assert {stage for stage, run in runs.items() if prerequisites._key(run) != before[stage]} == retrained
+
+
+def test_where_a_run_lies_does_not_count():
+    plain, named = compose(["stage=sft"]), compose(["stage=sft", "log_dir=elsewhere", "name=x", "sft.log_every=3"])
+    assert prerequisites._key(named) != prerequisites._key(plain)  # a key of the stage counts, even log_every
+    moved = compose(["stage=sft", "log_dir=elsewhere", "name=x"])
+    assert prerequisites._key(moved) == prerequisites._key(plain)
+
+
+def test_imports_are_followed_to_their_end():
+    found = {str(path.relative_to(prerequisites.ROOT)) for path in imported_files({"src.modules.sft"})}
+    assert {"src/modules/sft.py", "src/modules/supervised.py", "src/models/vocab_head.py", "src/types.py"} <= found
+    assert not [name for name in found if name.startswith(("src/rollout", "src/config", "src/runs"))]
 
 
 def test_an_interrupted_training_leaves_no_half_artifact(tmp_path):
-    def interrupted(config):
-        (Path(config.run_dir) / "checkpoints").mkdir(parents=True)
+    def interrupted(run):
+        (Path(run.run_dir) / "checkpoints").mkdir(parents=True)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ensured(tmp_path, train=interrupted)
+        missing(tmp_path, train=interrupted)
     (left,) = (path for path in (tmp_path / "artifacts").iterdir() if path.is_dir())
     assert left.suffix == ".tmp"
 
-    def goes_on(config):
-        if config.stage == "sft":
-            assert Path(config.run_dir) == left
+    def resumes(run):
+        if run.stage == "sft":
+            assert Path(run.run_dir) == left
             assert (left / "checkpoints").is_dir()
-        return pretend(config)
+        return pretend(run)
 
-    config = ensured(tmp_path, train=goes_on)
-    assert Path(config.model.path).parent.name == left.stem
+    found = missing(tmp_path, train=resumes)
+    assert Path(found["model"]).parent.name == left.stem
     assert not left.exists()
 
 
 def test_two_processes_train_once(tmp_path):
     fork = multiprocessing.get_context("fork")
-    jobs = [fork.Process(target=ensured, args=(tmp_path, f"seed={seed}")) for seed in (1, 2)]
+    jobs = [fork.Process(target=missing, args=(tmp_path, f"seed={seed}")) for seed in (1, 2)]
     for job in jobs:
         job.start()
     for job in jobs:

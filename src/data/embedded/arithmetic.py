@@ -1,4 +1,4 @@
-"""Sums of two numbers, some of them wrong: a task whose answers can be checked."""
+"""Sums of two numbers, some of them wrong: a task with verifiable answers."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 class Arithmetic:
     """All sums a + b with 0 <= a, b <= `largest`, written "17+05=" and "022", split by problem: 80, 10, 10 in 100.
 
-    Numbers have leading zeros, so that a digit's place in the text says what it counts: a small model learns that in a
-    quarter of the time.
+    Numbers have leading zeros, so that a digit's position in the text fixes its place value: a small model learns this
+    in a quarter of the steps.
 
-    Every training problem is written `copies` times; each time its answer is wrong with probability `noise`, and then
-    any other number from 0 to 2 `largest`. Prompts carry the right sum as `answer`.
+    Every training problem is written `copies` times; each answer is wrong with probability `noise`, and then any other
+    number from 0 to 2 `largest`. Prompts carry the correct sum as `answer`.
     """
 
     def __init__(self, largest: int, noise: float, copies: int, seed: int) -> None:
-        require(largest >= 9, "largest", largest, "at least 9, or there are too few problems for three splits")
+        require(largest >= 9, "largest", largest, "at least 9, as three splits need enough problems")
         require(0 <= noise <= 1, "noise", noise, "between 0 and 1")
         require(copies >= 1, "copies", copies, "at least 1")
         self.largest, self.noise, self.copies, self.seed = largest, noise, copies, seed
@@ -37,7 +37,7 @@ class Arithmetic:
         return {split: problems[start:end] for split, start, end in zip(SPLITS, [0, *ends[:-1]], ends, strict=True)}
 
     def texts(self, split: str) -> list[str]:
-        """Problems with answers: noisy ones, several times, in the train split; right ones in the others."""
+        """Problems with answers: noisy and repeated in the train split, correct in the others."""
         check_split(split)
         if split != "train":
             return [self._prompt(a, b) + self._answer(a + b) for a, b in self._problems[split]]
@@ -52,16 +52,18 @@ class Arithmetic:
         return [PromptRow(self._prompt(a, b), {"answer": self._answer(a + b)}) for a, b in self._problems[split]]
 
     def pairs(self, split: str) -> list[PreferencePair]:
-        """The right answer against a wrong one."""
+        """The correct answer against a wrong one."""
         check_split(split)
         rng = Random(f"{self.seed}/pairs/{split}")
         return [
-            PreferencePair(self._prompt(a, b), self._answer(a + b), self._answer(self._wrong(a + b, rng)))
+            PreferencePair(
+                prompt=self._prompt(a, b), chosen=self._answer(a + b), rejected=self._answer(self._wrong(a + b, rng))
+            )
             for a, b in self._problems[split]
         ]
 
     def quality(self, texts: list[str]) -> dict[str, list[Any]]:
-        """The reward says it all."""
+        """No measure: the reward is exact."""
         return {}
 
     def _prompt(self, a: int, b: int) -> str:
@@ -75,5 +77,5 @@ class Arithmetic:
         return self._wrong(answer, rng) if rng.random() < self.noise else answer
 
     def _wrong(self, answer: int, rng: Random) -> int:
-        other = rng.randrange(2 * self.largest)  # one fewer than there are, as the right one is left out
+        other = rng.randrange(2 * self.largest)  # one number fewer, as the correct one is left out
         return other + (other >= answer)

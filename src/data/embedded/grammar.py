@@ -1,11 +1,11 @@
-"""The grammar of the embedded film reviews: one dictionary that both writes sentences and recognizes them.
+"""The grammar of the embedded film reviews: one dictionary that writes sentences and recognizes them.
 
 A rule maps a slot to its alternatives, which name other slots in braces. No slot reaches itself, so the language is
 finite and one regular expression accepts exactly its sentences.
 
-A sentence has one tone, good, bad or plain, and its words of tone agree in it: slot `adj` of a good sentence is rule
-`adj_good`, words that a sentiment lexicon calls good. So a model of the language has to learn which words go together.
-A review has a mood, and its sentences draw their tones by that mood.
+A sentence has one tone, good, bad or plain, and its words of tone agree: slot `adj` of a good sentence is rule
+`adj_good`, words with a positive score in a sentiment lexicon. A language model must learn which words go together.
+A review has a mood, which sets the chances of its sentences' tones.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ SLOT = re.compile(r"\{(\w+)\}")
 
 TONES = ("good", "bad", "plain")
 
-# The chances of each tone in a sentence, by the mood of the review; moods are equally likely.
+# The chances of each tone in a sentence, by the mood of the review; all moods are equally likely.
 MOODS = {"warm": (0.85, 0.05, 0.1), "cold": (0.05, 0.85, 0.1), "mixed": (0.4, 0.4, 0.2)}
 
 
 def _toned(slot: str, good: list[str], bad: list[str], plain: list[str]) -> dict[str, tuple[str, ...]]:
-    """The three rules of a slot of tone."""
+    """The three rules of a slot whose words have a tone."""
     return {f"{slot}_{tone}": tuple(words) for tone, words in zip(TONES, (good, bad, plain), strict=True)}
 
 
@@ -80,6 +80,7 @@ _TONED: dict[str, tuple[str, ...]] = {
     ),
 }
 
+# codespell:ignore-begin: the reviews stay as they are
 _WORDS: dict[str, tuple[str, ...]] = {
     "one": tuple(
         """acting camera cast climax dialogue direction editing ending finale lighting location makeup music narration
@@ -122,6 +123,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     ),
     "part": ("every scene", "each minute", "the whole thing", "all of it", "it", "the {one}", "the {many}"),
 }
+# codespell:ignore-end
 
 _SENTENCES: dict[str, tuple[str, ...]] = {
     "state": ("{adj}", "{very} {adj}", "{adj} and {adj}", "{adverb} {made}"),
@@ -163,31 +165,31 @@ _SENTENCES: dict[str, tuple[str, ...]] = {
 
 RULES: dict[str, tuple[str, ...]] = {**_TONED, **_WORDS, **_SENTENCES}
 
-# Literal text at even places, slot names at odd ones: sampling then needs no pattern matching.
+# Literal text at even places, slot names at odd ones, so that sampling needs no pattern matching.
 _PARTS = {slot: tuple(tuple(SLOT.split(form)) for form in forms) for slot, forms in RULES.items()}
 
 
 def resolve(slot: str, tone: str) -> str:
-    """The name of the rule that a slot stands for in a sentence of that tone."""
+    """The rule of a slot in a sentence of that tone."""
     return slot if slot in RULES else f"{slot}_{tone}"
 
 
 def write_review(mood: str, rng: Random) -> str:
-    """An opener and one or two further sentences, each of a tone drawn by the mood."""
+    """An opener and one or two further sentences, each with a tone drawn by the mood."""
     slots = ("opener", *("follow",) * rng.randint(1, 2))
     return " ".join(sample(slot, rng.choices(TONES, MOODS[mood])[0], rng) for slot in slots)
 
 
 def sample(slot: str, tone: str, rng: Random) -> str:
-    """Write one text of a slot: every alternative of every rule on the way is equally likely."""
-    # `choice` costs twice as much, and this line decides how long the corpus takes.
+    """Write one text of a slot; all alternatives of a rule are equally likely."""
+    # Faster than `choice`; this line decides how long the corpus takes.
     forms = _PARTS[resolve(slot, tone)]
     parts = forms[int(rng.random() * len(forms))]
     return "".join(sample(part, tone, rng) if place % 2 else part for place, part in enumerate(parts))
 
 
 def pattern(slot: str, tone: str) -> str:
-    """A regular expression for exactly the texts of a slot in a sentence of that tone."""
+    """A regular expression that matches exactly the texts of a slot in a sentence of that tone."""
     forms = []
     for form in RULES[resolve(slot, tone)]:
         parts = SLOT.split(form)
@@ -201,16 +203,16 @@ def _sentence() -> re.Pattern[str]:
 
 
 def accepts(sentence: str) -> bool:
-    """Whether the grammar can write this one sentence, punctuation included."""
+    """Whether the grammar can write this sentence, punctuation included."""
     return _sentence().fullmatch(sentence) is not None
 
 
 def grammatical_share(text: str) -> float:
     """The share of a text's sentences that the grammar accepts, 0 for an empty text.
 
-    An unfinished tail is a sentence that is not accepted.
+    An unfinished tail counts as a sentence that is not accepted.
     """
-    # Each sentence but the first brings the space before it, so with one more in front all look alike.
+    # Every sentence but the first comes with the space before it; one more space in front makes all alike.
     sentences = re.findall(r"[^.!]*[.!]|[^.!]+", f" {text}") if text else []
     accepted = sum(part[0] == " " and accepts(part[1:]) for part in sentences)
     return accepted / len(sentences) if sentences else 0.0

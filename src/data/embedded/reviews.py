@@ -13,15 +13,15 @@ from src.data.tables import SPLITS, check_split, cut_prompt
 from src.errors import require
 from src.types import PreferencePair, PromptRow, Reward
 
-# Rounds of pairing before a small split is taken to have no further pairs.
+# Most rounds of pairing; a small split may have no further pairs.
 MAX_ROUNDS = 20
 
 
 class Reviews:
     """Film reviews of two or three sentences whose tones follow the mood of the review.
 
-    Everything is made on first use, kept, and the same for the same seed. A twelfth of the reviews is the validation
-    split, a twelfth the test split, the rest the train split; no two reviews are equal.
+    Everything is made on first use, kept, and a function of the seed. A twelfth of the reviews is the validation split,
+    a twelfth the test split, the rest the train split; no two reviews are equal.
     """
 
     def __init__(
@@ -33,10 +33,10 @@ class Reviews:
         prompt_words: int = 4,
         seed: int = 1,
     ) -> None:
-        """Check the arguments; nothing is written yet.
+        """Check the arguments; the reviews are made on first use.
 
         Args:
-            gold: Judges whole reviews (prompt and response together); orders the pairs.
+            gold: Scores whole reviews (prompt and response together); orders the pairs.
             n_reviews: Distinct reviews over all splits.
             n_pairs: Most pairs of the train split; the other splits have proportionally fewer.
             flip: Share of the train pairs whose label is wrong.
@@ -71,10 +71,10 @@ class Reviews:
         return [PromptRow(cut_prompt(text, self.prompt_words)[0]) for text in self.texts(split)]
 
     def pairs(self, split: str) -> list[PreferencePair]:
-        """Return completions of equal prompts, both from reviews of the split, the better one by `gold` chosen.
+        """Return pairs of completions of one prompt, both from reviews of the split; `gold` decides which is chosen.
 
-        Ties are dropped. In the train split a share `flip` of the pairs has chosen and rejected exchanged, as human
-        labels would; `gap` keeps the true size of the difference, so a flipped pair cannot be told by it.
+        Ties are dropped. In the train split a share `flip` of the pairs has chosen and rejected swapped, as noisy human
+        labels would; `gap` keeps the true size of the difference, so that it does not reveal a flipped pair.
         """
         check_split(split)
         if split not in self._pairs:
@@ -117,7 +117,7 @@ class Reviews:
 def _matches(prompts: list[str], scores: list[float], wanted: int, rng: Random) -> list[tuple[int, int]]:
     """Return up to `wanted` different pairs of rows with equal prompts and different scores, in random order.
 
-    Each round pairs every row at most once, so all rows are used about equally often.
+    Each round pairs every row at most once, so that all rows are used about equally often.
     """
     buckets: dict[str, list[int]] = defaultdict(list)
     for row, prompt in enumerate(prompts):

@@ -1,0 +1,66 @@
+"""The configuration's types and ranges: one small model for each option, none of which loads torch.
+
+A stage reads `SFTRun`, `RewardRun` or `PPORun`. Options of the groups below `ppo`, `reward_model` and the like add keys
+of their own: `run_type` joins the models of the chosen options, so that a key no chosen option declares is refused.
+What a key means stands beside it in `conf/`.
+"""
+
+from __future__ import annotations
+
+from src.config.schema.algorithm import Critic
+from src.config.schema.model import Lora, Model
+from src.config.schema.names import MEANT, NOT_OF_TRAINER, OPEN, PLAIN, QUOTES, WHY_NOT
+from src.config.schema.nodes import Node, Target, Typed
+from src.config.schema.options import OPTIONS, OWN, run_type
+from src.config.schema.stages import (
+    PPO,
+    RUNS,
+    SFT,
+    Callbacks,
+    Checkpoint,
+    Loggers,
+    Nonfinite,
+    Optimization,
+    PPORun,
+    RewardModel,
+    RewardRun,
+    Rollout,
+    Run,
+    SFTRun,
+    Stop,
+    Trainer,
+)
+
+__all__ = [
+    "MEANT",
+    "NOT_OF_TRAINER",
+    "OPEN",
+    "OPTIONS",
+    "OWN",
+    "PLAIN",
+    "PPO",
+    "QUOTES",
+    "RUNS",
+    "SFT",
+    "WHY_NOT",
+    "Callbacks",
+    "Checkpoint",
+    "Critic",
+    "Loggers",
+    "Lora",
+    "Model",
+    "Node",
+    "Nonfinite",
+    "Optimization",
+    "PPORun",
+    "RewardModel",
+    "RewardRun",
+    "Rollout",
+    "Run",
+    "SFTRun",
+    "Stop",
+    "Target",
+    "Trainer",
+    "Typed",
+    "run_type",
+]

@@ -1,0 +1,78 @@
+"""The estimate of a configuration as a table."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from src.config.schema import PPORun
+from src.memory.estimate import MemoryEstimate, Workload, estimate
+from src.models.loading import load_config
+from src.models.settings import ModelSettings
+from src.stages.checks import architecture_of
+from src.stages.objects import instantiate
+
+log = logging.getLogger(__name__)
+
+WORTH_SHOWING = 5 * 10**7  # weights
+WIDTHS = {"weights": "weights", "gradients": "gradients", "optimizer": "Adam"}
+
+
+def estimate_of(run: PPORun) -> MemoryEstimate:
+    """The memory of a PPO configuration."""
+    model: ModelSettings = instantiate(run.model, "model")
+    ppo, rollout = run.ppo, run.rollout
+    load = Workload(
+        rollout_rows=ppo.batch_size,
+        scoring_rows=min(rollout.scoring_batch_size, ppo.batch_size),
+        update_rows=min(ppo.micro_batch_size, ppo.minibatch_size),
+        prompt_tokens=rollout.max_prompt_tokens,
+        response_tokens=rollout.max_new_tokens,
+    )
+    critic = ppo.value_loss is not None
+    return estimate(architecture_of(run.model), model, _reward_architecture(run), load, critic)
+
+
+def _reward_architecture(run: PPORun) -> PretrainedConfig | None:
+    """The architecture of a learned reward with a path; the embedded ones are too small to matter."""
+    path = getattr(run.reward, "path", None) if run.choices["reward"] == "learned" else None
+    return None if path is None else load_config(path, "reward.path")
+
+
+def memory_table(found: MemoryEstimate) -> Table:
+    """Roles first, then phases."""
+    table = Table(title=f"memory at most {readable(found.peak)}, estimated without loading weights")
+    for column in ("", *WIDTHS.values(), "temporary"):
+        table.add_column(column, justify="left" if not column else "right")
+    for role, weights in found.weights.items():
+        parts = [weights, found.gradients.get(role, 0), found.optimizer.get(role, 0)]
+        table.add_row(role, *(readable(part) if part else "" for part in parts), "")
+    table.add_section()
+    for phase, size in found.phases.items():
+        table.add_row(phase, "", "", "", readable(size))
+    return table
+
+
+def log_memory(run: PPORun) -> None:
+    """Print the table when the model is large; a failure to estimate never stops a run."""
+    if weights_of(architecture_of(run.model)) < WORTH_SHOWING:
+        return
+    try:
+        Console().print(memory_table(estimate_of(run)))
+    except Exception as error:
+        log.info(f"how much memory this run takes cannot be estimated: {type(error).__name__}: {error}")
+
+
+def weights_of(config: PretrainedConfig) -> int:
+    """The number of weights of an architecture, counted without allocating them."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
+
+
+def readable(size: int) -> str:
+    """Bytes in MiB or GiB."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

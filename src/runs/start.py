@@ -1,0 +1,152 @@
+"""One run of one stage: from its configuration to its result."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from omegaconf import OmegaConf
+
+from src.checkpointing.checkpoint import checkpoints
+from src.checkpointing.graceful_stop import GracefulStop
+from src.checkpointing.metadata import RunMetadata
+from src.checkpointing.resume import find_checkpoint, plain_config
+from src.config.compose import compose, restored
+from src.config.schema import PPORun, Run
+from src.data.table_corpus import TableCorpus
+from src.errors import ConfigError
+from src.memory.report import log_memory
+from src.runs.folder import FINISHED, own_folder, run_folder
+from src.runs.prerequisites import train_missing
+from src.runs.report import MENDABLE, git_revision, make_result, report, write_json
+from src.stages.base import Stage
+from src.stages.builders import stage_of
+from src.utils.launch import in_processes, launched
+from src.utils.output import set_up_output
+from src.utils.signals import Interrupted
+
+log = logging.getLogger(__name__)
+
+
+def start(overrides: list[str]) -> dict[str, Any]:
+    """Compose, check, train the models that are missing, and run."""
+    return start_run(compose(overrides))
+
+
+def start_run(run: Run) -> dict[str, Any]:
+    """The same for a composed configuration."""
+    folder = run_folder(Path(run.log_dir) / run.stage, run.name, run.overrides, run.resume)
+    run = run.model_copy(update={"run_dir": str(folder)})
+    stage = stage_of(run)
+    stage.check()
+    if run.trainer.strategy is not None and launched():
+        _refuse_what_ranks_cannot_share(run)
+    find_checkpoint(run)  # its errors come before a model is trained for this run
+    stage.set_paths(**train_missing(run, train))
+    return train(stage.run, stage)
+
+
+def train(run: Run, stage: Stage[Any] | None = None) -> dict[str, Any]:
+    """Run the stage in `run.run_dir`; returns the content of `result.json`.
+
+    Several processes are started here and nowhere else; each of them calls this function again, as one rank.
+    """
+    folder = Path(run.run_dir or "")
+    if run.trainer.strategy is not None and not launched():
+        in_processes(run.trainer.devices, _as_rank, run.plain(), MENDABLE)
+        return json.loads((folder / FINISHED).read_text(encoding="utf-8"))
+    if stage is None:
+        stage = stage_of(run)
+        stage.check()
+    with ExitStack() as held:
+        return _train(stage, folder, held)
+
+
+def _as_rank(content: dict[str, Any]) -> None:
+    """`train` in a separate process, from a configuration in plain types."""
+    train(restored(content))
+
+
+def _train(stage: Stage[Any], folder: Path, held: ExitStack) -> dict[str, Any]:
+    """The part of one process; `held` releases the folder at the end, also after an error."""
+    started, run = time.perf_counter(), stage.run
+    set_up_output()
+    checkpoint = find_checkpoint(run)
+    metadata = RunMetadata(plain_config(run), git_revision(), run.allow_config_change)
+    trainer = stage.trainer([metadata, *stage.callbacks(folder)], folder)
+    corpus = stage.corpus()
+    if trainer.is_global_zero:
+        _make_folder(folder, run, held)
+        if isinstance(run, PPORun):
+            log_memory(run)
+        if isinstance(corpus, TableCorpus):
+            log.info(corpus.report())
+            write_json(folder / "data.json", corpus.account)
+    module, data = stage.build(corpus, folder)
+    try:
+        with _listening(trainer):
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            if trainer.is_global_zero:
+                module.save(folder)
+            trainer.test(module, datamodule=data, verbose=False)
+    except Interrupted as interruption:
+        saved = checkpoints(folder / "checkpoints")
+        interruption.kept = str(saved[-1]) if saved else None
+        raise
+    finally:
+        _close(trainer)
+    result = make_result(run, module.result(), time.perf_counter() - started)
+    if trainer.is_global_zero:
+        write_json(folder / FINISHED, result)
+        report(folder, module)
+    return result
+
+
+def _make_folder(folder: Path, run: Run, held: ExitStack) -> None:
+    """Make the run's folder with its configuration, and lock it until `held` is closed or the process ends.
+
+    Raises `ConfigError` when the folder is not writable or another process uses it.
+    """
+    try:
+        held.callback(own_folder(folder).release)
+    except OSError as error:
+        raise ConfigError(f"log_dir={run.log_dir}: cannot write to {folder} ({error.strerror})") from error
+    OmegaConf.save(OmegaConf.create(run.plain()), folder / "config.tmp")
+    (folder / "config.tmp").replace(folder / "config.yaml")
+
+
+def _close(trainer: Trainer) -> None:
+    """Finish wandb's open run, or the next job of a sweep would write into it."""
+    for logger in trainer.loggers:
+        finish = getattr(logger.experiment, "finish", None)
+        if finish is not None:
+            finish()
+
+
+def _listening(trainer: Trainer) -> AbstractContextManager[None]:
+    """The signal handlers of the run's callbacks."""
+    stops = [callback for callback in trainer.callbacks if isinstance(callback, GracefulStop)]
+    return stops[0].listening() if stops else nullcontext()
+
+
+def _refuse_what_ranks_cannot_share(run: Run) -> None:
+    """Refuse what processes started by torchrun or Slurm would have to agree on, as they cannot communicate yet."""
+    if run.resume == "never":
+        raise ConfigError(
+            "resume=never: processes that torchrun or Slurm has started may choose different folders; give a new name"
+        )
+    missing: Mapping[str, bool] = {
+        "model": run.stage != "sft" and run.model.path is None,
+        "reward": isinstance(run, PPORun) and getattr(run.reward, "path", "") is None,
+    }
+    for key in [key for key, lacks in missing.items() if lacks]:
+        raise ConfigError(
+            f"{key}.path must be given to processes that torchrun or Slurm has started: run the same command without "
+            f"them once to train the missing model"
+        )

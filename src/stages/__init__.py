@@ -1,0 +1,1 @@
+"""One builder per stage: from a typed configuration to the objects that Lightning trains."""

@@ -1,0 +1,137 @@
+"""Checks that run before weights are loaded: of a model they read only config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from src.config.schema import Lora, Model, PPORun, RewardRun, Run, SFTRun
+from src.config.validate import refuse
+from src.errors import ConfigError
+from src.models.loading import context_length, load_config, run_part, unmatched_targets
+from src.models.reward_choices import RewardChoice
+from src.stages.objects import instantiate
+
+
+def check_sft(run: SFTRun) -> None:
+    """Raise `ConfigError` or `ModelError` in one sentence for a model that does not suit stage=sft."""
+    architecture = architecture_of(run.model)
+    _check_length(run, architecture, {"sft.max_tokens": run.sft.max_tokens})
+    _check_lora(run.sft.lora, architecture, "model.lora", repr(run.model.name))
+
+
+def check_reward(run: RewardRun, choice: RewardChoice) -> None:
+    """The same for stage=reward and its reward model."""
+    _check_reward_net(run, choice)
+    _check_normalization(run, architecture_of(run.model))
+
+
+def check_ppo(run: PPORun) -> None:
+    """The same for stage=ppo and the folders of its rewards."""
+    architecture, sizes = architecture_of(run.model), run.rollout
+    lengths = {"rollout.max_prompt_tokens": sizes.max_prompt_tokens, "rollout.max_new_tokens": sizes.max_new_tokens}
+    _check_length(run, architecture, lengths)
+    _check_lora(run.model.lora, architecture, "model.lora", repr(run.model.name))
+    _check_pairs(run)
+    for path in _reward_paths(run.reward.model_dump(by_alias=True)):
+        _check_reward_model(run_part(path, "model"))
+
+
+def architecture_of(model: Model) -> PretrainedConfig:
+    """The architecture of a path or of scratch. Raises `ConfigError` for a model with neither."""
+    if model.path is not None:
+        return load_config(model.path, trusted=model.trust_remote_code)
+    if model.scratch is None:
+        refuse("model.path", None, "must be a hub name or a folder, as this model is not made from scratch")
+    return instantiate(model.scratch, "model.scratch").config()
+
+
+def _check_length(run: Run, architecture: PretrainedConfig, lengths: dict[str, int]) -> None:
+    """The longest text of the stage must fit into the model's context."""
+    limit, needed = context_length(architecture), sum(lengths.values())
+    if limit is not None and needed > limit:
+        total = " + ".join(f"{key} ({value})" for key, value in lengths.items())
+        raise ConfigError(f"{total} may reach {needed} tokens, but model {run.model.name!r} reads at most {limit}")
+
+
+def _check_lora(lora: Lora | None, architecture: PretrainedConfig, key: str, name: str) -> None:
+    """Every layer named as a LoRA target must exist."""
+    if lora is None:
+        return
+    layers = getattr(architecture, "num_hidden_layers", None)
+    if lora.layers is not None and layers is not None and lora.layers > layers:
+        refuse(f"{key}.layers", lora.layers, f"the model has {layers} layers")
+    unmatched = unmatched_targets(architecture, lora.targets)
+    if unmatched:
+        raise ConfigError(
+            f"{key}.targets=[{','.join(lora.targets)}]: no layer of model {name} is called "
+            f"{' or '.join(unmatched)}; all-linear adapts every linear layer"
+        )
+
+
+def _check_reward_net(run: RewardRun, choice: RewardChoice) -> None:
+    """Check the reward model's context, its LoRA targets, and the vocabulary head of a language-model loss."""
+    settings = run.reward_model
+    if settings.lm_coef > 0 and not choice.has_lm_head():
+        refuse(
+            "reward_model.lm_coef", settings.lm_coef,
+            f"reward_net={run.choices['reward_net']} has no vocabulary head here; a language model with one has it "
+            f"(reward_net=adapter, or pretrained)",
+        )  # fmt: skip
+    architecture = choice.architecture()
+    if architecture is None:
+        return
+    longest = context_length(architecture)
+    if longest is not None and settings.max_tokens > longest:
+        refuse("reward_model.max_tokens", settings.max_tokens, f"the reward model reads at most {longest} tokens")
+    lora = getattr(settings.net, "lora", None)
+    _check_lora(lora, architecture, "reward_model.net.lora", "of the reward stage")
+
+
+def _check_normalization(run: RewardRun, architecture: PretrainedConfig) -> None:
+    """The prompt and the samples that normalize the scores must fit into the SFT policy's context."""
+    settings, limit = run.reward_model, context_length(architecture)
+    if limit is None or settings.normalization_samples is None:
+        return
+    if settings.normalization_max_new_tokens >= limit:
+        refuse(
+            "reward_model.normalization_max_new_tokens", settings.normalization_max_new_tokens,
+            f"must be smaller than {limit}, which is all that model {run.model.name!r} reads, prompt included",
+        )  # fmt: skip
+
+
+def _check_pairs(run: PPORun) -> None:
+    """A reward model that is trained for the run needs a data set of preference pairs."""
+    data, reward = run.data, run.reward
+    columns = getattr(data, "columns", None)
+    if columns is None or getattr(data, "pairs", None) is not None or getattr(reward, "path", "given") is not None:
+        return
+    if getattr(columns, "chosen", None) is None and not hasattr(columns, "choice"):
+        raise ConfigError(
+            f"reward={run.choices['reward']} without reward.path trains a reward model on preference pairs, and this "
+            f"data set names none (data.columns.chosen, data.columns.rejected): choose another reward, such as "
+            f"reward=function or reward=numeric, or give reward.path"
+        )
+
+
+def _reward_paths(node: Any) -> Iterator[str]:
+    """The folders of the reward models in a reward, at any depth of a mix."""
+    if isinstance(node, Mapping):
+        if str(node.get("_target_", "")).endswith(".LearnedReward") and node.get("path") is not None:
+            yield str(node["path"])
+        for value in node.values():
+            yield from _reward_paths(value)
+
+
+def _check_reward_model(path: str) -> None:
+    """Refuse a folder whose config.json names another kind of model."""
+    architecture = load_config(path, "reward.path")
+    kinds = architecture.architectures or []
+    if kinds and not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        raise ConfigError(
+            f"reward.path={path}: there is a {kinds[0]}, but a reward model is a sequence classifier with one output"
+        )
+    if architecture.num_labels != 1:
+        raise ConfigError(f"reward.path={path}: the model has {architecture.num_labels} outputs where 1 is needed")

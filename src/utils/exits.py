@@ -1,0 +1,66 @@
+"""How a command ends: one sentence on stderr for a user's error, and a nonzero exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from src.errors import FULL_DISK, UserError
+from src.utils.signals import Interrupted
+
+
+class JobFailedError(RuntimeError):
+    """One job of a sweep failed, and has printed why."""
+
+
+@contextmanager
+def friendly_errors(overrides: list[str] | None = None, job_of_sweep: bool = False) -> Iterator[None]:
+    """Turn errors that a user can mend into one sentence on stderr and exit code 2, signals into 128 + their number.
+
+    A job of a sweep prints its sentence at once and raises `JobFailedError`, so that the other jobs still run.
+    """
+    try:
+        yield
+    except JobFailedError:
+        print("error: some jobs of the sweep failed; the others have their results", file=sys.stderr)
+        raise SystemExit(2) from None
+    except (UserError, RuntimeError) as error:
+        sentence = one_sentence(error) if isinstance(error, UserError) else _out_of_memory(error)
+        if sentence is None:
+            raise
+        if job_of_sweep:
+            print(f"error: job {' '.join(overrides or [])}: {sentence}", file=sys.stderr)
+            raise JobFailedError(sentence) from None
+        print(f"error: {sentence}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror}{where}: make room, then the same command resumes", file=sys.stderr)
+        raise SystemExit(2) from None
+    except Interrupted as interrupted:
+        print(f"interrupted by {interrupted.sentence()}", file=sys.stderr)
+        raise SystemExit(128 + interrupted.signum) from None
+    except KeyboardInterrupt:
+        print("interrupted: the same command resumes", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def one_sentence(error: BaseException) -> str:
+    """The message on one line."""
+    return " ".join(str(error).split())
+
+
+def _out_of_memory(error: RuntimeError) -> str | None:
+    """The message when memory ran out; None for any other error."""
+    from src.utils.out_of_memory import out_of_memory  # imports torch, which is loaded already if memory ran out
+
+    if not out_of_memory(error):
+        return None
+    return (
+        f"memory ran out ({one_sentence(error)[:200]}): smaller batches (the stage's batch_size, "
+        f"rollout.scoring_batch_size) or shorter texts take less; `python -m src.memory` estimates PPO's memory; the "
+        f"last checkpoint is kept"
+    )

@@ -1,0 +1,78 @@
+"""The tables of samples: which iterations, which rows, and what a resumed run makes of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from src.callbacks.samples import SampleTable
+from tests.tiny import ragged_experience, ragged_rollout
+
+ITERATIONS = 7
+
+
+class Tables:
+    """A logger that takes tables, as Weights & Biases does."""
+
+    def __init__(self) -> None:
+        self.rows: list[Any] = []
+
+    def log_table(self, name: str, columns: list[str], data: list[list[Any]]) -> None:
+        self.rows = [dict(zip(columns, row, strict=True)) for row in data]
+
+
+def trainer(*loggers: Any, main: bool = True) -> Any:
+    return SimpleNamespace(is_global_zero=main, num_training_batches=ITERATIONS, loggers=[object(), *loggers])
+
+
+def go(table: SampleTable, trainer: Any, first: int = 1, last: int = ITERATIONS) -> None:
+    """The iterations of a run from `first` on, each with another experience."""
+    table.on_train_start(trainer, SimpleNamespace())  # type: ignore[arg-type]
+    for done in range(first, last + 1):
+        rollout, zeros = ragged_rollout(rows=4, seed=done), torch.zeros(4, 6)
+        batch = {"experience": ragged_experience(rollout, zeros, zeros, seed=done)}
+        table.on_train_batch_end(trainer, SimpleNamespace(), None, batch, done - 1)  # type: ignore[arg-type]
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*"))}
+
+
+@pytest.mark.parametrize(("every", "kept"), [(1, [1, 2, 3, 4, 5, 6, 7]), (3, [1, 3, 6, 7]), (20, [1, 7])])
+def test_the_first_every_so_many_and_the_last_are_written(every: int, kept: list[int], tmp_path: Path) -> None:
+    wandb = Tables()
+    go(SampleTable(str(tmp_path), every, rows=3), trainer(wandb))
+    assert list(files(tmp_path)) == [f"iteration-{done:06d}" for done in kept]
+    experience = ragged_experience(ragged_rollout(rows=4, seed=7), torch.zeros(4, 6), torch.zeros(4, 6), seed=7)
+    rows = [json.loads(line) for line in files(tmp_path)["iteration-000007"].splitlines()]
+    assert rows == [
+        {"iteration": 7, "prompt": f"p{i}", "response": f"r{i}", "score": experience.scores[i].item(),
+         "finished": i % 2 == 0} for i in range(3)
+    ]  # fmt: skip
+    assert [row["iteration"] for row in wandb.rows] == [done for done in kept for _ in range(3)]
+    assert wandb.rows[-3:] == rows
+
+
+def test_a_resumed_run_has_the_tables_of_one_that_was_not_interrupted(tmp_path: Path) -> None:
+    """What was written after the checkpoint is gone before the run comes to it again."""
+    go(SampleTable(str(tmp_path / "whole"), 2, rows=3), trainer())
+    first, again = SampleTable(str(tmp_path / "cut"), 2, rows=3), SampleTable(str(tmp_path / "cut"), 2, rows=3)
+    go(first, trainer(), last=3)
+    state = json.loads(json.dumps(first.state_dict()))
+    go(first, trainer(), first=4, last=6)
+    again.load_state_dict(state)
+    go(again, trainer(), first=4, last=5)
+    assert list(files(tmp_path / "cut")) == [f"iteration-{done:06d}" for done in (1, 2, 4)]
+    go(again, trainer(), first=6)
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+    assert again.state_dict()["table"] == [[row[0], *row[1:]] for row in again.table]
+
+
+def test_one_rank_writes(tmp_path: Path) -> None:
+    go(SampleTable(str(tmp_path / "samples"), 1, 3), trainer(main=False))
+    assert not (tmp_path / "samples").exists()
