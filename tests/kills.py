@@ -25,18 +25,18 @@ ROOT = Path(__file__).parents[1]
 TINY = ("experiment=quick", "trainer.accelerator=cpu", "data.n_reviews=300", "data.n_pairs=40")
 PPO = (
     *("stage=ppo", "ppo.num_iterations=6", "ppo.batch_size=8", "ppo.minibatch_size=4", "ppo.micro_batch_size=4"),
-    *("ppo.eval_prompts=8", "callbacks.checkpoint.every=2", "callbacks.samples.every=2"),
+    *("ppo.eval_prompts=8", "callbacks.checkpoint.every=2", "ppo.samples.every=2"),
     *("kl_controller=adaptive", "score_scaling=normalize"),
 )
-GROUPS = (*PPO, "advantage=rloo", "value_loss=none", "rollout.samples_per_prompt=2")
+GROUPS = (*PPO, "advantage=rloo", "rollout.samples_per_prompt=2")
 # 250 prompts: the passes over them end exactly at the checkpoints of iterations 2 and 4
 EDGES = (*PPO, "ppo.batch_size=125", "ppo.minibatch_size=125", "ppo.micro_batch_size=125", "ppo.epochs=1",
          "rollout.max_new_tokens=6")  # fmt: skip
 # 250 texts, 40 pairs: so do the passes of these
 SFT = ("stage=sft", "sft.steps=15", "sft.batch_size=50", "sft.eval_rows=20", "callbacks.checkpoint.every=5",
-       "log_every=2")  # fmt: skip
+       "sft.log_every=2")  # fmt: skip
 REWARD = ("stage=reward", "reward_model.steps=12", "reward_model.batch_size=10", "callbacks.checkpoint.every=4",
-          "log_every=3", "reward_model.normalization_samples=16")  # fmt: skip
+          "reward_model.log_every=3", "reward_model.normalization_samples=16")  # fmt: skip
 
 
 @dataclass(frozen=True)
