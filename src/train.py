@@ -30,13 +30,16 @@ import sys
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from src.config.compose import compose, typed
-from src.config.errors import readable, repeated
+from src.config.errors import explain, readable, repeated
 from src.config.files import CONF
 from src.config.help import help_page
+from src.errors import ConfigError
 from src.utils.exits import friendly_errors
 
 METRICS = {"sft": "sft.nll_per_token", "reward": "reward_model.accuracy", "ppo": "ppo.score"}
@@ -72,7 +75,10 @@ def _sweep(overrides: list[str]) -> None:
     """Hand over to Hydra, whose sweeper and launcher run `job` for each combination."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes errors on to `friendly_errors` and prints nothing itself
     sys.argv[1:] = ["--multirun", *overrides]
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(job)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error, overrides)) from error
 
 
 def job(config: DictConfig) -> float:

@@ -88,7 +88,7 @@ def unknown_key(key: str, given: str) -> str:
 def explain_validation(error: ValidationError, plain: dict[str, Any], overrides: list[str]) -> str:
     """The first wrong value, one that was given before one that follows from it: key, value, and what it must be."""
     given = {key_of(override) for override in overrides}
-    found = [(_key_at(wrong["loc"], plain), wrong) for wrong in error.errors()]
+    found = [(_key_of(wrong, plain), wrong) for wrong in error.errors()]
     key, wrong = min(found, key=lambda pair: pair[0] not in given)
     if wrong["type"] == "missing":
         return f"{key} must be given"
@@ -100,11 +100,11 @@ def explain_validation(error: ValidationError, plain: dict[str, Any], overrides:
     return f"{key}={format_value(value)}: must be {' or '.join(rules)}{null}"
 
 
-def _key_at(place: tuple[str | int, ...], node: Any) -> str:
-    """The key of a place in a validated configuration: without the branches of a union and items of a list."""
+def _key_of(wrong: ErrorDetails, node: Any) -> str:
+    """The key that is wrong in a configuration: its place without the branches of a union and items of a list."""
     key = []
-    for part in place:
-        if isinstance(node, dict) and (part in node or part == place[-1]):
+    for part in wrong["loc"]:
+        if isinstance(node, dict) and (part in node or wrong["type"] == "missing"):
             key.append(str(part))
             node = node.get(part)
     return ".".join(key)

@@ -106,6 +106,7 @@ VALUES: list[tuple[str, Any, str]] = [
     ("ppo.kl_estimator", None, "ppo.kl_estimator=null: must be a group of keys"),
     ("ppo.kl_in", "loss", "ppo.kl_in='loss': must be 'reward'"),
     ("model.lora", 5, "model.lora=5: must be a group of keys, or null"),
+    ("model.lora.targets", {}, "model.lora.targets={}: must be a text or a list"),
     ("rollout.temperature", math.nan, "rollout.temperature=nan: must be a finite number"),
     ("ppo.max_grad_norm", -math.inf, "ppo.max_grad_norm=-inf: must be greater than 0"),
     ("ppo.clip", 1.5, "ppo.clip=1.5: must be less than 1"),
