@@ -18,6 +18,7 @@ import src.stages.base
 from src.errors import ConfigError
 from src.evaluate.__main__ import evaluate
 from src.pipeline import run_pipeline
+from src.rollout.replay import Block
 from src.runs.start import start as run
 from src.utils.device import accelerator, device
 from src.utils.seeding import generator
@@ -47,6 +48,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.device]]:
     monkeypatch.setattr(src.callbacks.rollout, "generator", of_cpu)
     monkeypatch.setattr(src.rollout.evaluation, "generator", of_cpu)
     monkeypatch.setattr(src.stages.base, "Trainer", OnGPU)
+    monkeypatch.setattr(Block, "_replay", Block._step)  # nothing can be captured without a GPU
     with PretendedGPU():
         yield asked
 

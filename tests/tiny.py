@@ -337,7 +337,7 @@ def fit(
 ) -> tuple[Recorder, Trainer]:
     """A real Lightning fit on the tiny corpus; with the rollout callback when a maker is given.
 
-    `options` are the Trainer's own (`devices`, `strategy`).
+    `options` are the Trainer's own (`accelerator`, `devices`, `strategy`).
     """
     settings = module.settings
     data = PromptData(
@@ -356,7 +356,6 @@ def fit(
     recorder = Recorder()
     rollout = (RolloutCallback(maker, seed=seed),) if maker is not None else ()
     trainer = Trainer(
-        accelerator="cpu",
         max_epochs=1,
         log_every_n_steps=1,
         num_sanity_val_steps=0,
@@ -366,7 +365,7 @@ def fit(
         default_root_dir=tmp_path,
         logger=[recorder],
         callbacks=[*rollout, *callbacks],
-        **({"devices": 1} | options),
+        **({"accelerator": "cpu", "devices": 1} | options),
     )
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     return recorder, trainer

@@ -21,6 +21,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +95,18 @@ def measure(arguments: argparse.Namespace, workload: Workload, folder: Path) -> 
 
 
 def _rates(device: str) -> dict[str, float]:
-    """The machine's best rates now: operations per second by precision, and bytes per second."""
+    """The machine's best rates now, of a GPU those at the start: operations per second by precision, and bytes."""
+    return _rates_at_start(device) if device == "cuda" else _measured_rates(device)
+
+
+def _measured_rates(device: str) -> dict[str, float]:
     found = json.loads(lines(sys.executable, "-m", "benchmarks.compare.rate", device, device=device)[-1])
     return {kind: max(ways.values()) for kind, ways in found.items()}
+
+
+@cache
+def _rates_at_start(device: str) -> dict[str, float]:
+    return _measured_rates(device)
 
 
 def main() -> None:
@@ -113,7 +123,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             workload.write(folder)
-            lines(sys.executable, "-m", "benchmarks.compare.files", name)
+            lines(sys.executable, "-m", "benchmarks.compare.files", name, device=workload.device)
             table = measure(arguments, workload, folder)
         Console(width=max(WIDE, Console().width)).print(table)
 

@@ -40,6 +40,8 @@ def write_models(workload: Workload, folder: Path) -> None:
         "vocab_size": len(tokenizer),
     }
     torch.manual_seed(0)
+    torch.set_default_device(workload.device)
+    torch.set_default_dtype(torch.bfloat16 if workload.device == "cuda" else torch.float32)
     policy = GPT2LMHeadModel(GPT2Config(**shape, **ids, **dropout))
     final, embedding = policy.transformer.ln_f, policy.get_input_embeddings().weight
     with torch.no_grad():
@@ -49,6 +51,8 @@ def write_models(workload: Workload, folder: Path) -> None:
     for name, model in {"policy": policy, "reward": reward}.items():
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+    torch.set_default_device("cpu")
+    torch.set_default_dtype(torch.float32)
 
 
 def write_reward_adapter(workload: Workload, folder: Path) -> None:

@@ -1,1 +1,1 @@
-"""Fast CPU kernels with the same results as the plain operators, behind one switch (`model.fast_cpu`)."""
+"""Fast kernels with the same results as the plain operators, most of them for CPUs; one switch (`model.fast_cpu`)."""

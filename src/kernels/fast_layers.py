@@ -1,4 +1,4 @@
-"""Fast layers of a loaded model with the same results: large linear layers, attention, GPT-2's activation."""
+"""Fast layers of a loaded model with the same results: large linear layers, attention, GPT-2's activation, norms."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.pytorch_utils import Conv1D
 
 from src.kernels import padding_free
 from src.kernels.gelu import gelu_tanh
 from src.kernels.linear import few_sizes, linear, prepacked
+from src.kernels.norm import FusedLlamaNorm, FusedQwen2Norm
 from src.utils.allocator import trim
 from src.utils.double_backward import is_twice_differentiable
 
@@ -74,7 +77,10 @@ class FusedGELU(nn.Module):
 def with_fast_layers(model: PreTrainedModel) -> PreTrainedModel:
     """The same model with the classes of such modules changed; their names and weights are unchanged."""
     padding_free.enable(model)
-    instead: dict[type, type] = {nn.Linear: Linear, Conv1D: TransposedLinear, NewGELUActivation: FusedGELU}
+    instead: dict[type, type] = {
+        **{nn.Linear: Linear, Conv1D: TransposedLinear, NewGELUActivation: FusedGELU},
+        **{LlamaRMSNorm: FusedLlamaNorm, Qwen2RMSNorm: FusedQwen2Norm},
+    }
     for module in model.modules():
         small = isinstance(module, nn.Linear | Conv1D) and module.weight.numel() < LARGE
         if type(module) in instead and not small:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from src.core.masking import position_ids
 
 COLUMNS = 64  # by which a layer grows: it is copied once per COLUMNS tokens, transformers' cache once per token
-PIECE = 1024  # tokens of one forward pass over prompts: enough to keep a core busy, few enough for similar lengths
+PIECE = 2**10  # tokens of one forward pass over prompts: enough to keep a core busy, few enough for similar lengths
+PIECE_ON_GPU = 2**16
 
 
 class GrowingLayer(DynamicLayer):
@@ -77,7 +79,8 @@ def prefill(lm: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor) -> tup
     prompts, row_of = torch.cat([prompt_mask.long(), prompt_ids], dim=1).unique(dim=0, return_inverse=True)
     cache, width = rollout_cache(lm.config), prompt_ids.shape[1]
     plain = all(type(layer) in (GrowingLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
-    pieces = prompts.chunk(-(-len(prompts) * width // PIECE) if plain else 1)
+    piece = PIECE if prompts.device.type == "cpu" else PIECE_ON_GPU
+    pieces = prompts.chunk(-(-len(prompts) * width // piece) if plain else 1)
     if len(pieces) == 1:
         logits = _pass(lm, prompts, cache)
     else:
@@ -89,11 +92,38 @@ def prefill(lm: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor) -> tup
     return logits[row_of], cache
 
 
+@dataclass
+class OpenRows:
+    """N rows of a batch that go on, and what their next step reads: the token drawn last, after S cached columns."""
+
+    index: Tensor  # (N,) in the batch
+    cache: DynamicCache
+    mask: Tensor  # (N, S)
+    positions: Tensor  # (N,) of the token
+    token: Tensor  # (N,)
+
+    def keep(self, kept: Tensor) -> None:
+        """Only the rows `kept` (K,) int64, in that order."""
+        reorder(self.cache, kept)
+        self.index, self.mask = self.index[kept], self.mask[kept]
+        self.positions, self.token = self.positions[kept], self.token[kept]
+
+    def read(self, lm: PreTrainedModel) -> Tensor:
+        """The logits (N, V) after the token, which is added to the cache."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+        logits = next_logits(lm, self.token.unsqueeze(1), self.mask, self.positions.unsqueeze(1), self.cache)
+        self.positions = self.positions + 1
+        return logits
+
+
 def next_logits(lm: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-    """Logits (B, V) after ids (B, N), which are added to the cache; mask (B, S) covers all its columns and these."""
+    """Logits (B, V) after ids (B, N), which are added to the cache; mask (B, S) covers all its columns and these.
+
+    A mask (B, 1, N, S) is passed on as it is.
+    """
     output = lm(
         input_ids=ids,
-        attention_mask=mask.long(),
+        attention_mask=mask.long() if mask.dim() == 2 else mask,
         position_ids=positions,
         past_key_values=cache,
         use_cache=True,

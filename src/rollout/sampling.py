@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from src.core.masking import masked, until_first_stop
 from src.errors import require
-from src.rollout.kv_cache import next_logits, prefill, reorder, trimmed
+from src.rollout.drawing import inverse_cdf
+from src.rollout.kv_cache import OpenRows, prefill, trimmed
+from src.rollout.replay import Block, replayable
 from src.utils.distributed import RowShard
 
-BLOCK = 256  # probabilities per block; blocks are summed first, then only one per row in float64
+STEPS = 128  # of a block on a GPU: a step is captured once per block
+ASKED = 16  # steps after which the device is asked whether all rows have ended
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,9 @@ class Sampler:
             logprobs.append(logprob)
         response_ids = torch.stack(tokens, dim=1)
         response_mask, finished = until_first_stop(response_ids, stop_ids)
-        return response_ids, response_mask, masked(torch.stack(logprobs, dim=1), response_mask), finished
+        width = int(response_mask.any(dim=0).sum())  # the device is not asked after each step whether all have ended
+        mask = response_mask[:, :width]
+        return response_ids[:, :width], mask, masked(torch.stack(logprobs, dim=1)[:, :width], mask), finished
 
     @torch.no_grad()
     def steps(
@@ -70,45 +74,62 @@ class Sampler:
         generator: torch.Generator | None,
         share: RowShard | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The next token of each row and its logprob, both (B,), as soon as drawn; `pad_id` and 0 after the end.
-
-        Rows that have ended leave the forward passes.
-        """
-        count = len(prompt_ids)
-        rows = torch.arange(count, device=prompt_ids.device)  # rows that have not ended, in the order of the cache
-        draws = rows if share is None else share.index.to(rows.device)
-        mask, positions = trimmed(prompt_mask, prompt_mask), prompt_mask.sum(dim=1)
+        """The next token of each row and its logprob, both (B,), as soon as drawn; `pad_id` and 0 after the end."""
+        count, device = len(prompt_ids), prompt_ids.device
+        own = torch.arange(count, device=device) if share is None else share.index.to(device)
+        numbers = _uniforms(generator, own, count if share is None else share.rows)
+        mask = trimmed(prompt_mask, prompt_mask)
         logits, cache = prefill(lm, trimmed(prompt_ids, prompt_mask), mask)
-        token = rows
-        for step in range(self.max_new_tokens):
-            if step > 0:
-                mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-                logits = next_logits(lm, token.unsqueeze(1), mask, positions.unsqueeze(1), cache)
-                positions = positions + 1
-            u = self._uniforms(generator, count if share is None else share.rows, rows.device)
-            token, logprob = self._draw(logits, None if u is None else u[draws[rows]])
+        token, logprob = self._draw(logits, next(numbers))
+        yield token, logprob
+        open_rows = OpenRows(torch.arange(count, device=device), cache, mask, prompt_mask.sum(dim=1), token)
+        decode = self._replayed if replayable(lm, cache, device) else self._shrinking
+        for rows, token, logprob in decode(lm, open_rows, stop_ids, pad_id, numbers):
             yield (
                 token.new_full((count,), pad_id).index_copy(0, rows, token),
                 logprob.new_zeros(count).index_copy(0, rows, logprob),
             )
-            stays = ~self._ended(token, stop_ids, rows, step)
-            if not stays.any():
-                break
-            if not stays.all():
-                kept = without_gaps(stays)
-                reorder(cache, kept)
-                rows, token, mask, positions = rows[kept], token[kept], mask[kept], positions[kept]
+
+    def _shrinking(
+        self, lm: PreTrainedModel, rows: OpenRows, stop_ids: Tensor, _: int, numbers: Iterator[Tensor | None]
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Rows that have ended leave the forward passes at once."""
+        for step in range(1, self.max_new_tokens):
+            ended = self._ended(rows.token, stop_ids, rows.index, step - 1)
+            if ended.all():
+                return
+            if ended.any():
+                rows.keep(without_gaps(~ended))
+            u = next(numbers)
+            rows.token, logprob = self._draw(rows.read(lm), None if u is None else u[rows.index])
+            yield rows.index, rows.token, logprob
+
+    def _replayed(
+        self, lm: PreTrainedModel, rows: OpenRows, stop_ids: Tensor, pad_id: int, numbers: Iterator[Tensor | None]
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """On a GPU: in blocks of equal steps; rows that have ended leave between blocks."""
+        ended = self._ended(rows.token, stop_ids, rows.index, 0)
+        for start in range(1, self.max_new_tokens, STEPS):
+            kept = (~ended).nonzero().squeeze(1)
+            if not len(kept):
+                return
+            if len(kept) < len(ended):
+                rows.keep(kept)
+                ended = ended[kept]
+            stop = min(start + STEPS, self.max_new_tokens)
+            block = Block(lm, self._draw, rows, stop - start)
+            for step in range(start, stop):
+                u = next(numbers)
+                token, logprob = block.step(None if u is None else u[rows.index])
+                yield rows.index, token.masked_fill(ended, pad_id), logprob.masked_fill(ended, 0)
+                ended = ended | self._ended(token, stop_ids, rows.index, step)
+                if step % ASKED == 0 and ended.all():
+                    return
+            rows = block.rows()
 
     def _ended(self, token: Tensor, stop_ids: Tensor, rows: Tensor, step: int) -> Tensor:
         """Which of the rows (N,) of the batch end with their token (N,) of this step, counted from 0."""
         return torch.isin(token, stop_ids)
-
-    @staticmethod
-    def _uniforms(generator: torch.Generator | None, rows: int, device: torch.device) -> Tensor | None:
-        """One number for each row of the whole batch, also for rows that ended or that other ranks hold."""
-        if generator is None:
-            return None
-        return torch.rand(rows, dtype=torch.float64, device=device, generator=generator)
 
     def _draw(self, logits: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor]:
         """A token for each row of the logits (N, V), which are overwritten, and its logprob: (N,) each."""
@@ -128,25 +149,13 @@ def without_gaps(stays: Tensor) -> Tensor:
     return order
 
 
-def inverse_cdf(p: Tensor, u: Tensor) -> Tensor:
-    """The first index a with p_0 + ... + p_a > u (p_0 + ... + p_V), which is drawn with probability p_a / sum(p).
+def _uniforms(generator: torch.Generator | None, own: Tensor, rows: int) -> Iterator[Tensor | None]:
+    """For each step one number for each of the own rows of a batch; None without a generator.
 
-    Source: Devroye, "Non-Uniform Random Variate Generation" (1986), chapter III.2. A probability of 0 is never drawn.
-    torch.multinomial draws as many random numbers as there are probabilities, which takes ten times as long.
-    Shapes: p (B, V), u (B,) float64 in [0, 1) -> (B,) int64.
+    Drawn for the whole batch, also for rows that ended or that other ranks hold.
     """
-    blocks = pad(p, (0, -p.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
-    sums = blocks.sum(dim=-1).double()
-    block, rest = _first_beyond(sums, u.unsqueeze(1) * sums.sum(dim=1, keepdim=True))
-    inside = blocks.gather(1, block.unsqueeze(2).expand(-1, -1, BLOCK)).squeeze(1).double()
-    index = block * BLOCK + _first_beyond(inside, rest)[0]
-    return index.squeeze(1).clamp(max=p.shape[1] - 1)  # with NaN the index would be in the padding
-
-
-def _first_beyond(weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The first index (B, 1) where cumsum(weights (B, N)) exceeds x (B, 1), and x minus the sum before that index."""
-    ends = weights.cumsum(dim=1)
-    total = ends[:, -1:]
-    x = x.minimum(total.nextafter(torch.zeros_like(total)))  # rounding must not give an index beyond the last
-    index = torch.searchsorted(ends, x, right=True).clamp(max=weights.shape[1] - 1)  # NaN gives an index beyond
-    return index, x - (ends - weights).gather(1, index)
+    while True:
+        if generator is None:
+            yield None
+        else:
+            yield torch.rand(rows, dtype=torch.float64, device=own.device, generator=generator)[own]

@@ -16,6 +16,8 @@ from src.models.forward import next_token_logprobs
 from src.models.loading import load_causal_lm, load_tokenizer, unmatched_targets
 from src.models.roles import LoraRoles, build_roles
 from src.models.settings import LoraSettings
+from src.rollout import sampling
+from src.rollout.replay import replayable
 from src.rollout.sampling import Sampler
 from src.stages.objects import instantiate
 from tests.families import CLASSES, TEXTS, config_of, tokenizer_of, write_family
@@ -56,8 +58,14 @@ def test_texts_padded_on_the_left_give_the_logprobs_of_single_texts(folder: str)
     assert_close(batch, single, atol=1e-5, rtol=0)
 
 
-def test_the_cache_of_the_rollout_gives_the_logprobs_of_whole_forwards(folder: str) -> None:
-    """Checklist 2, 58. Ragged prompts, padded on the left, token by token with a key-value cache."""
+@pytest.mark.parametrize("steps", [None, 2])
+def test_the_cache_of_the_rollout_gives_the_logprobs_of_whole_forwards(
+    folder: str, steps: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checklist 2, 58. Ragged prompts, padded on the left, token by token with a key-value cache; and as on a GPU."""
+    if steps is not None:
+        monkeypatch.setattr(sampling, "STEPS", steps)
+        monkeypatch.setattr(sampling, "replayable", lambda lm, cache, _: replayable(lm, cache, torch.device("cuda")))
     lm, tokenizer = load_causal_lm(model_settings(folder)), load_tokenizer(folder)
     prompts = tokenizer([text[: 10 + 9 * i] for i, text in enumerate(TEXTS)])["input_ids"]
     ids, mask = pad_left(prompts, tokenizer.pad_token_id)

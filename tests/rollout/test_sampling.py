@@ -12,7 +12,8 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from src.errors import SettingError
-from src.rollout.sampling import BLOCK, Sampler, inverse_cdf
+from src.rollout.drawing import BLOCK, inverse_cdf
+from src.rollout.sampling import Sampler
 from src.utils.distributed import RowShard
 from tests.tiny import EOS, PAD, PROMPTS, make_prompts, write_lm
 
