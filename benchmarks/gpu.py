@@ -273,8 +273,8 @@ class Bench:
         total = sum(event.self_device_time_total for event in events)
         for event in events[:12]:
             name = event.key.replace("|", "/")[:90]
-            taken = event.self_device_time_total
-            self.page.add("time by kernel", shape, phase, name, taken / 1000, taken / total)
+            own = event.self_device_time_total
+            self.page.add("time by kernel", shape, phase, name, own / 1000, own / total)
         self.page.add("time by kernel", shape, phase, "all kernels", total / 1000, 1.0)
 
     def iterate(self, shape: str) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,15 +25,16 @@ from src.config.files import key_of
 from src.config.schema import PPORun, Run
 from src.errors import ConfigError
 from src.runs.find import load_config
-from src.runs.folder import FINISHED, run_folder
+from src.runs.folder import FINISHED, run_folder, run_folders
 from src.runs.prerequisites import keep
-from src.runs.report import endings, write_json
+from src.runs.report import pictures, write_json
 from src.runs.start import train
 from src.stages.base import Stage
 from src.stages.builders import stage_of
 from src.utils.exits import friendly_errors
 from src.utils.launch import launched
 from src.utils.output import set_up_output
+from src.utils.terminal import say
 
 STAGES = ("sft", "reward", "ppo")
 # later stages' paths that a stage's folder, or what lies in it, is the value of
@@ -56,15 +59,19 @@ def run_pipeline(overrides: list[str]) -> dict[str, Any]:
         if run.trainer.strategy is not None and launched():
             raise ConfigError("the pipeline starts its processes by itself: run it without torchrun and srun")
     results: dict[str, Any] = {}
+    set_up_output()
+    usual = next(run_folders(folder.parent, first.name, overrides))
+    if folder != usual:
+        say(f"{usual} is kept as it is; this run goes to {folder}")
     for number, (name, stage) in enumerate(stages.items(), start=1):
-        print(f"stage {number} of {len(stages)}: {name} -> {folder / name}")
+        say(f"stage {number} of {len(stages)}: {name} -> {folder / name}")
         results[name] = _run_stage(stage, folder / name)
         if name != "ppo":
             keep(stage.run, folder / name)
         for later, (key, part) in HANDED_ON.get(name, {}).items():
             if later in stages:
                 stages[later].set_paths(**{key: str((folder / name / part).resolve())})
-    return _finish(folder, results)
+    return _finish(folder, results, stages)
 
 
 def compose_stages(overrides: list[str]) -> dict[str, Run]:
@@ -95,7 +102,7 @@ def refuse_other_settings(run: Run, folder: Path) -> None:
     if not changed:
         return
     if run.allow_config_change:
-        print(f"taking {folder} as it is, although it was finished with other settings: {', '.join(changed)}")
+        say(f"taking {folder} as it is, although it was finished with other settings: {', '.join(changed)}")
         return
     raise ConfigError(
         f"{folder} was finished with other settings: {describe_changes(before, now, changed)}; give the same again, or "
@@ -106,33 +113,44 @@ def refuse_other_settings(run: Run, folder: Path) -> None:
 def _run_stage(stage: Stage[Any], folder: Path) -> dict[str, Any]:
     """Train a stage, or read the result of one that was finished before an interruption."""
     if (folder / FINISHED).exists():
-        print("finished before")
+        say("finished before")
         return json.loads((folder / FINISHED).read_text(encoding="utf-8"))
     return train(stage.run, stage)
 
 
-def _finish(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
+def _finish(folder: Path, results: dict[str, Any], stages: dict[str, Stage[Any]]) -> dict[str, Any]:
     """Merge the stages' results, write them and say where everything lies."""
     result = results["ppo"] | {"stage": "pipeline"}
     result["sft"] = results["ppo"]["sft"] | {"nll_per_token": results["sft"]["sft"]["nll_per_token"]}
+    lines = []
     if "reward" in results:
         result["reward_model"] = results["reward"]["reward_model"]
-        accuracy = result["reward_model"]["accuracy"]
-        print(f"reward model: {accuracy:.3f} of the clear held-out pairs ordered correctly (gap of at least min_gap)")
+        right, gap = result["reward_model"], stages["reward"].run.reward_model.min_gap
+        lines = [
+            f"reward model: {right['accuracy']:.3f} of the clear held-out pairs ordered correctly",
+            f"  (clear: gold scores at least {gap:g} apart; all pairs: {right['accuracy_all_pairs']:.3f})",
+        ]
     result["seconds"] = round(time.time() - psutil.Process().create_time(), 1)
     write_json(folder / FINISHED, result)
-    print(f"{result['seconds']:.0f} s in all")
-    print("\n".join([*endings(folder / "ppo"), "next", *(f"  {command}" for command in next_commands(folder))]))
+    lines += [f"{result['seconds']:.0f} s in all; results in {folder}/{FINISHED}, one folder per stage next to it"]
+    say("\n".join([*lines, *pictures(folder / "ppo", folder / "reward"), *next_commands(folder)]))
     return result
 
 
 def next_commands(folder: Path) -> list[str]:
     """What to try with the folder of a pipeline."""
     return [
-        f"python -m src.chat {folder}",
-        f"python -m src.evaluate {folder} prompts=FILE",
-        "python -m src.train ppo.clip=0.1   (with the same overrides as here it reuses the SFT and reward model)",
+        f"next, after `source {os.path.relpath(sys.prefix)}/bin/activate`" if _is_not_activated() else "next",
+        f"  python -m src.chat {folder}",
+        f"  python -m src.evaluate {folder} prompts=FILE",
+        "  python -m src.train ppo.clip=0.1",
+        "    which reuses the SFT and reward model, if the other overrides are the same",
     ]
+
+
+def _is_not_activated() -> bool:
+    """Whether `python` in the user's shell may be another one, as after `make demo`."""
+    return sys.prefix != sys.base_prefix and "VIRTUAL_ENV" not in os.environ
 
 
 def main() -> None:
@@ -143,7 +161,7 @@ def main() -> None:
     set_up_output()
     with friendly_errors(overrides):
         for sentence in repeated(overrides):
-            print(sentence)
+            say(sentence)
         run_pipeline(overrides)
 
 

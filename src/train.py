@@ -29,7 +29,9 @@ import os
 import sys
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -37,10 +39,11 @@ from rich.console import Console
 
 from src.config.compose import compose, typed
 from src.config.errors import explain, readable, repeated
-from src.config.files import CONF
+from src.config.files import CONF, key_of
 from src.config.help import help_page
 from src.errors import ConfigError
 from src.utils.exits import friendly_errors
+from src.utils.terminal import say
 
 METRICS = {"sft": "sft.nll_per_token", "reward": "reward_model.accuracy", "ppo": "ppo.score"}
 
@@ -64,7 +67,7 @@ def main() -> None:
             print(OmegaConf.to_yaml(compose(overrides).plain()), end="")
         else:
             for sentence in repeated(overrides):
-                print(sentence)
+                say(sentence)
             run = compose(overrides)
             from src.runs.start import start_run  # torch, transformers and Lightning: seconds, for what trains alone
 
@@ -72,24 +75,45 @@ def main() -> None:
 
 
 def _sweep(overrides: list[str]) -> None:
-    """Hand over to Hydra, whose sweeper and launcher run `job` for each combination."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes errors on to `friendly_errors` and prints nothing itself
+    """Check all combinations, and hand over to Hydra, whose sweeper and launcher run `job` for each."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes errors on to `friendly_errors`
     sys.argv[1:] = ["--multirun", *overrides]
     try:
+        for combination in combinations(overrides):
+            compose(combination)
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(job)()
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error, overrides)) from error
 
 
+def combinations(overrides: list[str]) -> list[list[str]]:
+    """The overrides of each job; empty where another sweeper than Hydra's own chooses them as it goes."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    if any(override.get_key_element() == "hydra/sweeper" for override in parsed):
+        return []
+    (jobs,) = BasicSweeper.split_arguments(parsed, None)
+    return [[override for override in job if not key_of(override).startswith("hydra")] for job in jobs]
+
+
 def job(config: DictConfig) -> float:
-    """One run of a sweep; returns the figure that sweepers maximize (`sweep_metric`)."""
+    """One run of a sweep; returns the figure that sweepers maximize (`sweep_metric`).
+
+    A job that was finished before, with the same settings, is not run again unless `resume=never`.
+    """
+    from src.runs.find import finished_before
     from src.runs.start import start_run
 
     settings = HydraConfig.get()
     overrides = [str(override) for override in OmegaConf.to_container(settings.overrides.task, resolve=False) or ()]
+    say(f"job {settings.job.num + 1}: {' '.join(overrides)}")
     with friendly_errors(overrides, job_of_sweep=True):
         run = typed(config, dict(settings.runtime.choices), overrides)
-        result = start_run(run)
+        before = finished_before(run) if run.resume != "never" else None
+        if before is None:
+            result = start_run(run)
+        else:
+            say(f"finished before: {before.folder}")
+            result = before.result()
     group, _, name = (run.sweep_metric or METRICS[run.stage]).partition(".")
     return float(result[group][name])
 

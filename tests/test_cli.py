@@ -114,11 +114,19 @@ def test_a_sweep_runs_every_job_and_leaves_whole_folders(sweep, logs):
     assert len([a for a in (logs / "artifacts").iterdir() if a.is_dir()]) == 2  # trained once for all of them
 
 
+def test_a_repeated_sweep_runs_no_job_again(sweep, logs):
+    code, out, err = finish("-m", "ppo.clip=0.1,0.2", "seed=1,2", *TINY, "logger=wandb", f"log_dir={logs}")
+    assert code == 0, err
+    assert [f"finished before: {folder}\n" in out for folder in sweep[3]] == [True] * 4
+    assert folders(logs, "logger=wandb") == sweep[3]
+
+
 @pytest.mark.slow
-def test_a_bad_job_of_a_sweep_leaves_the_others_their_results(given, logs):
-    code, _, err = finish("-m", "ppo.clip=5,0.3", *given)
+def test_a_bad_job_of_a_sweep_leaves_the_others_their_results(given, artifacts, logs):
+    plain = [override for override in given if not override.startswith("model.path=")]
+    code, _, err = finish("-m", f"model.path={logs}/nowhere,{artifacts[0]}", "ppo.clip=0.3", *plain)
     assert code == 2
-    assert "ppo.clip=5: must be less than 1" in err
+    assert f"no usable model at '{logs}/nowhere'" in err
     assert "Traceback" not in err
     (other,) = folders(logs, "ppo.clip=0.3")
     assert (other / "result.json").exists()

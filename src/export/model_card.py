@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 
 from src.runs.find import RunFolder
-from src.runs.folder import FINISHED
 
 TEMPLATE = Path(__file__).with_name("model_card.jinja")
 KINDS = {
@@ -41,7 +39,7 @@ def model_card(run: RunFolder, adapter: bool, iteration: int | None) -> ModelCar
         tags=[run.stage, "lightning-ppo"],
     )  # fmt: skip
     settings = run.config.plain()
-    result = _result(run)
+    result = run.result()
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
@@ -92,11 +90,6 @@ def license_of(base: str | None) -> str | None:
 
 def _base_note(base: str | None) -> str:
     return "Trained from scratch, on the data named above." if base is None else f"Started from `{base}`."
-
-
-def _result(run: RunFolder) -> dict[str, Any]:
-    file = run.folder / FINISHED
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _without_stage(run: RunFolder) -> list[str]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from src.config.compose import compose, restored, with_value
+from src.config.compose import compose, restored, settings_hash, with_value
 from src.config.files import key_of
 from src.config.schema import PPORun, Run
 from src.errors import ConfigError
-from src.runs.folder import FINISHED
+from src.runs.folder import FINISHED, run_folders
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether its result is written, which is the last file."""
         return (self.folder / FINISHED).is_file()
+
+    def result(self) -> dict[str, Any]:
+        """The content of result.json; empty while the run is not finished."""
+        file = self.folder / FINISHED
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
     @property
     def model(self) -> Path:
@@ -59,6 +65,21 @@ def find_run(given: str) -> RunFolder | None:
     if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         return None
     raise ConfigError(f"{given}: neither a run (no config.yaml) nor a model (no config.json) is in this folder")
+
+
+def finished_before(run: Run) -> RunFolder | None:
+    """A finished run of the same settings, under the name that `run` would have; None: there is none."""
+    for folder in run_folders(Path(run.log_dir) / run.stage, run.name, run.overrides):
+        if not folder.exists():
+            return None
+        if (folder / FINISHED).is_file() and (folder / "config.yaml").is_file():
+            found = RunFolder(folder, load_config(folder / "config.yaml"))
+            asked = run
+            for node in [node for node in ("model", "reward") if hasattr(run, node)]:
+                asked = _filled(asked, found.config, node)  # a model that is trained for a run is not asked for
+            if settings_hash(found.config) == settings_hash(asked):
+                return found
+    return None
 
 
 def load_config(path: Path) -> Run:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -15,17 +17,21 @@ NOT_IN_NAMES = ("resume=auto", "resume=never", "allow_config_change=", "stage=",
 
 
 def run_folder(parent: Path, name: str | None, overrides: list[str], resume: str) -> Path:
-    """`parent`/NAME, NAME-2, NAME-3...: the unfinished one to resume, or the first free one.
+    """`parent`/NAME, NAME_run-2, NAME_run-3...: the unfinished one to resume, or the first free one.
 
     NAME is made from the overrides when `name` is None. With `resume="never"` an unfinished folder is skipped.
     """
-    base = name_of(overrides) if name is None else str(name)
-    number = 1
-    while True:
-        folder = parent / (base if number == 1 else f"{base}-{number}")
+    for folder in run_folders(parent, name, overrides):
         if not folder.exists() or (resume != "never" and not (folder / FINISHED).exists()):
             return folder
-        number += 1
+    raise AssertionError("there is always a free name")
+
+
+def run_folders(parent: Path, name: str | None, overrides: list[str]) -> Iterator[Path]:
+    """All folders that a run with these overrides may have, without end."""
+    base = name_of(overrides) if name is None else str(name)
+    yield parent / base
+    yield from (parent / f"{base}_run-{number}" for number in count(2))
 
 
 def name_of(overrides: list[str]) -> str:

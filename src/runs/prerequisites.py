@@ -28,6 +28,7 @@ SOURCES = {
     "sft": ("src.modules.sft", "src.data.modules"),
     "reward": ("src.modules.reward", "src.data.modules", "src.callbacks.normalize"),
 }
+TRAINED = {"sft": "SFT model", "reward": "reward model"}
 LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "lightning", "vaderSentiment")
 
 
@@ -79,7 +80,7 @@ def _trained(overrides: list[str], train: Train) -> str:
     with FileLock(f"{final}.lock"):  # a parallel job that needs the same model waits for it
         if not (final / "result.json").exists():
             final.unlink(missing_ok=True)  # a link to a folder that was deleted
-            log.info(f"no {run.stage} model yet for this configuration: training it into {final}")
+            log.info("no %s yet for these settings: it is trained first, and kept in %s", TRAINED[run.stage], final)
             working = final.with_name(f"{final.name}.tmp")  # an interrupted one is resumed
             train(run.model_copy(update={"run_dir": str(working)}))
             working.rename(final)

@@ -33,7 +33,7 @@ ROWS = {
 
 
 TITLES = {  # of figures whose names alone could be misread
-    "reward_model.accuracy": "clear pairs (gap of at least min_gap) ordered correctly",
+    "reward_model.accuracy": "clear pairs (see reward_model.min_gap) ordered correctly",
     "reward_model.accuracy_all_pairs": "all pairs ordered correctly",
     "reward_model.calibration_error": "calibration error",
     "reward_model.length_correlation": "correlation of score and length",
@@ -78,8 +78,8 @@ def git_revision() -> str | None:
         return None
 
 
-def report(folder: Path, module: LightningModule) -> None:
-    """Print the stage's table, examples if there are any, and the run's files."""
+def report(module: LightningModule) -> None:
+    """Print the stage's table, and examples if there are any."""
     console = Console()
     if isinstance(module, PPOModule):
         evaluation = merge(module.evaluations)
@@ -87,14 +87,19 @@ def report(folder: Path, module: LightningModule) -> None:
         console.print(examples_table(evaluation, 5))
     else:
         console.print(figures_table(module.result()))
-    print("\n".join(endings(folder)))
 
 
 def endings(folder: Path) -> list[str]:
-    """The paths of the results and of the pictures, one per line."""
-    pictures = [f"  {folder / name}: {shows}" for name, shows in PICTURES.items() if (folder / name).is_file()]
+    """Where the results of a run lie, and its pictures, the first one to open first."""
     others = sorted(path.name for path in folder.iterdir() if path.name not in PICTURES and path.name[0] != ".")
-    return [f"results in {folder}", f"  {', '.join(others)}", *(["look at", *pictures] if pictures else [])]
+    return [f"results in {folder}", f"  {', '.join(others)}", *pictures(folder)]
+
+
+def pictures(*folders: Path) -> list[str]:
+    """The pictures in folders, each with what it shows; empty if there are none."""
+    found = [(folder / name, shows) for folder in folders for name, shows in PICTURES.items()]
+    drawn = [line for path, shows in found if path.is_file() for line in (f"  {path}", f"    {shows}")]
+    return [*(["open first"] if drawn else []), *drawn[:2], *(["then"] if drawn[2:] else []), *drawn[2:]]
 
 
 def comparison_table(evaluation: Evaluation) -> Table:

@@ -24,12 +24,13 @@ from src.errors import ConfigError
 from src.memory.report import log_memory
 from src.runs.folder import FINISHED, own_folder, run_folder
 from src.runs.prerequisites import train_missing
-from src.runs.report import MENDABLE, git_revision, make_result, report, write_json
+from src.runs.report import MENDABLE, endings, git_revision, make_result, report, write_json
 from src.stages.base import Stage
 from src.stages.builders import stage_of
 from src.utils.launch import in_processes, launched
 from src.utils.output import set_up_output
 from src.utils.signals import Interrupted
+from src.utils.terminal import say
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ def start(overrides: list[str]) -> dict[str, Any]:
 
 def start_run(run: Run) -> dict[str, Any]:
     """The same for a composed configuration."""
+    set_up_output()
     folder = run_folder(Path(run.log_dir) / run.stage, run.name, run.overrides, run.resume)
     run = run.model_copy(update={"run_dir": str(folder)})
     stage = stage_of(run)
@@ -49,7 +51,10 @@ def start_run(run: Run) -> dict[str, Any]:
         _refuse_what_ranks_cannot_share(run)
     find_checkpoint(run)  # its errors come before a model is trained for this run
     stage.set_paths(**train_missing(run, train))
-    return train(stage.run, stage)
+    log.info("stage %s -> %s", run.stage, folder)
+    result = train(stage.run, stage)
+    say("\n".join(endings(folder)))
+    return result
 
 
 def train(run: Run, stage: Stage[Any] | None = None) -> dict[str, Any]:
@@ -104,7 +109,7 @@ def _train(stage: Stage[Any], folder: Path, held: ExitStack) -> dict[str, Any]:
     result = make_result(run, module.result(), time.perf_counter() - started)
     if trainer.is_global_zero:
         write_json(folder / FINISHED, result)
-        report(folder, module)
+        report(module)
     return result
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from src.errors import FULL_DISK, UserError
 from src.utils.signals import Interrupted
+from src.utils.terminal import say
 
 
 class JobFailedError(RuntimeError):
@@ -23,28 +24,28 @@ def friendly_errors(overrides: list[str] | None = None, job_of_sweep: bool = Fal
     try:
         yield
     except JobFailedError:
-        print("error: some jobs of the sweep failed; the others have their results", file=sys.stderr)
+        say("error: jobs of the sweep failed, for the reasons above; the others have their results", sys.stderr)
         raise SystemExit(2) from None
     except (UserError, RuntimeError) as error:
         sentence = one_sentence(error) if isinstance(error, UserError) else _out_of_memory(error)
         if sentence is None:
             raise
         if job_of_sweep:
-            print(f"error: job {' '.join(overrides or [])}: {sentence}", file=sys.stderr)
+            say(f"error: job {' '.join(overrides or [])}: {sentence}", sys.stderr)
             raise JobFailedError(sentence) from None
-        print(f"error: {sentence}", file=sys.stderr)
+        say(f"error: {sentence}", sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
         if error.errno not in FULL_DISK:
             raise
         where = f" while writing {error.filename}" if error.filename else ""
-        print(f"error: {error.strerror}{where}: make room, then the same command resumes", file=sys.stderr)
+        say(f"error: {error.strerror}{where}: make room, then the same command resumes", sys.stderr)
         raise SystemExit(2) from None
     except Interrupted as interrupted:
-        print(f"interrupted by {interrupted.sentence()}", file=sys.stderr)
+        say(f"interrupted by {interrupted.sentence()}", sys.stderr)
         raise SystemExit(128 + interrupted.signum) from None
     except KeyboardInterrupt:
-        print("interrupted: the same command resumes", file=sys.stderr)
+        say("interrupted: the same command resumes", sys.stderr)
         raise SystemExit(130) from None
 
 

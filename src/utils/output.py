@@ -9,6 +9,8 @@ from typing import TextIO
 
 import transformers
 
+from src.utils.terminal import wrapped
+
 
 class _Stdout(logging.StreamHandler[TextIO]):
     """Writes to the present `sys.stdout`, which tests and notebooks replace."""
@@ -19,6 +21,10 @@ class _Stdout(logging.StreamHandler[TextIO]):
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stdout
         super().emit(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return wrapped(text) if self.stream.isatty() else text
 
 
 def set_up_output() -> None:

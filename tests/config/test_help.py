@@ -124,7 +124,9 @@ print("loaded:", *{"torch", "lightning", "transformers", "datasets", "wandb", "p
 def test_what_trains_nothing_loads_neither_torch_nor_lightning(tmp_path: Path) -> None:
     """--help, --cfg job and a misspelled key, with overrides and without; each with its answer and exit code."""
     asked = "--help\nppo.clip=0.25 --help\n--cfg job\n-c job stage=sft\nppo.clipp=0.25\n--help ppo.clipp=0.25\n"
-    asked += f"-m ppo.clipp=0.1,0.2 log_dir={tmp_path}\n-m policy_loss=nope,clip log_dir={tmp_path}\n"
+    asked += (
+        f"-m ppo.clipp=0.1,0.2 log_dir={tmp_path}\n-m ppo.clip=0.1,abc\n-m policy_loss=nope,clip log_dir={tmp_path}\n"
+    )
     command = [sys.executable, "-c", LIGHT]
     done = subprocess.run(command, input=asked, capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.splitlines()[-1].strip() == "loaded:"
@@ -132,6 +134,7 @@ def test_what_trains_nothing_loads_neither_torch_nor_lightning(tmp_path: Path) -
     assert "\nstage: ppo\n" in done.stdout
     assert "\nstage: sft\n" in done.stdout
     assert done.stderr.count("error: ppo.clipp=0.25: there is no key ppo.clipp; close to it: ppo.clip") == 2
-    assert done.stderr.count("error: ppo.clipp=0.1,0.2: there is no key ppo.clipp; close to it: ppo.clip") == 1
+    assert done.stderr.count("error: ppo.clipp=0.1: there is no key ppo.clipp; close to it: ppo.clip") == 1
+    assert done.stderr.count("error: ppo.clip='abc': must be a number") == 1
     assert done.stderr.count("error: policy_loss=nope: there is no such option") == 1
-    assert done.stdout.count("exit 2") == done.stderr.count("\n") == 4
+    assert done.stdout.count("exit 2") == done.stderr.count("\n") == 5

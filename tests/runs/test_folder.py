@@ -41,11 +41,11 @@ def test_an_unfinished_folder_is_gone_on_with(tmp_path):
     first.mkdir()
     assert run_folder(tmp_path, "mine", [], "auto") == first
     second = run_folder(tmp_path, "mine", [], "never")
-    assert second == tmp_path / "mine-2"
+    assert second == tmp_path / "mine_run-2"
     (first / "result.json").write_text("{}")
     assert run_folder(tmp_path, "mine", [], "auto") == second
     second.mkdir()
-    assert run_folder(tmp_path, "mine", [], "never") == tmp_path / "mine-3"
+    assert run_folder(tmp_path, "mine", [], "never") == tmp_path / "mine_run-3"
     assert run_folder(tmp_path, 5, [], "auto") == tmp_path / "5"  # name=5 is a number to Hydra
 
 

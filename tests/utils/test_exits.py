@@ -20,7 +20,7 @@ ENDS = {
         "error: No space left on device while writing a.ckpt: make room, then the same command resumes",
     ),
     "memory": (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "error: memory ran out (Default"),
-    "a job": (JobFailedError("said already"), 2, "error: some jobs of the sweep failed"),
+    "a job": (JobFailedError("said already"), 2, "error: jobs of the sweep failed"),
     "SIGTERM": (Interrupted(signal.SIGTERM, "a.ckpt"), 143, "interrupted by SIGTERM: a.ckpt is kept"),
     "SIGINT": (Interrupted(signal.SIGINT), 130, "interrupted by SIGINT: no iteration was saved"),
     "Ctrl-C": (KeyboardInterrupt(), 130, "interrupted: the same command resumes"),

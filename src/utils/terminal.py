@@ -1,0 +1,28 @@
+"""Lines for a terminal: wrapped at spaces, so that no word and no path is cut."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from typing import TextIO
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print a text; wrapped to the width of a terminal, as it is into a file or pipe."""
+    stream = sys.stdout if stream is None else stream
+    print(wrapped(text) if stream.isatty() else text, file=stream)
+
+
+def wrapped(text: str, width: int | None = None) -> str:
+    """Lines of at most `width` columns (None: the terminal's); what follows in an indented line is indented further."""
+    width = width or shutil.get_terminal_size().columns
+    return "\n".join(_wrapped_line(line, width) for line in text.split("\n"))
+
+
+def _wrapped_line(line: str, width: int) -> str:
+    indent = line[: len(line) - len(line.lstrip())]
+    return textwrap.fill(
+        line, width, subsequent_indent=indent + "  " if indent else "", break_long_words=False, break_on_hyphens=False,
+        drop_whitespace=True, replace_whitespace=False,
+    )  # fmt: skip
