@@ -1,9 +1,12 @@
-"""The whole job in one command: SFT -> reward model -> PPO -> comparison.
+"""The whole job in one command: SFT, reward model, PPO, comparison.
 
-python -m src.pipeline                                  the embedded default
-python -m src.pipeline experiment=movie_reviews data.path=reviews.jsonl
-python -m src.pipeline sft.steps=400 ppo.clip=0.1       each stage takes the overrides that it reads
-python -m src.pipeline reward_net=adapter reward=adapter  policy, critic, reference and reward model on one base
+  python -m src.pipeline                           the embedded default
+  python -m src.pipeline sft.steps=400 ppo.clip=0.1
+  python -m src.pipeline experiment=movie_reviews data.path=reviews.jsonl
+  python -m src.pipeline reward_net=adapter reward=adapter
+
+Each stage gets the overrides that it reads. The last line: policy, critic,
+reference and reward model on one base.
 """
 
 from __future__ import annotations
@@ -155,7 +158,9 @@ def _is_not_activated() -> bool:
 
 def main() -> None:
     """Entry of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m src.pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("overrides", nargs="*", help="key=value or group=option, as for python -m src.train")
     overrides = [quoted(override) for override in parser.parse_args().overrides]
     set_up_output()

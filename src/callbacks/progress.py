@@ -50,3 +50,8 @@ class StageProgress(RichProgressBar):
 
     def _get_train_description(self, current_epoch: int) -> str:
         return self.unit
+
+    @property
+    def test_description(self) -> str:
+        """What Lightning calls testing."""
+        return "held-out rows"

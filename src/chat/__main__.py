@@ -1,12 +1,15 @@
 """Chat with a model in the terminal.
 
-python -m src.chat logs/ppo/default                                   the policy of a run (of a pipeline: its PPO stage)
-python -m src.chat logs/ppo/default temperature=0.7 max_new_tokens=40
-python -m src.chat FOLDER reward=vader                                a plain model folder, with a reward for /score
+  python -m src.chat logs/ppo/default
+  python -m src.chat logs/ppo/default temperature=0.7 max_new_tokens=40
+  python -m src.chat FOLDER reward=vader
 
-A model with a chat template reads the whole conversation; any other model continues each line alone. temperature=0
-picks the most probable token. Ctrl-C stops an answer, Ctrl-D quits. /help lists the commands. Other key=value overrides
-are those of python -m src.train; they change the run's own settings.
+The policy of a run (of a pipeline: its PPO stage), or a plain model with a
+reward for /score. A model with a chat template reads the whole conversation;
+any other model continues each line alone. temperature=0 picks the most
+probable token. Ctrl-C stops an answer, Ctrl-D quits. /help lists the commands.
+Other key=value overrides are those of python -m src.train; they change the
+run's own settings.
 """
 
 from __future__ import annotations
@@ -75,7 +78,9 @@ def open_talk(given: str, arguments: list[str]) -> Talk:
 
 def main() -> None:
     """Entry of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m src.chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", help="folder of a run, of a pipeline or of a model")
     parser.add_argument("settings", nargs="*", help="temperature=T max_new_tokens=N, and key=value")
     arguments = parser.parse_args()

@@ -102,8 +102,8 @@ class GracefulStop(Callback):
         if self.received is not None or not self.learning:
             raise Interrupted(self.received or signum)
         self.received, self._received_at = signum, time.monotonic()
-        limit = f"{self.grace_seconds:g} s at most; a second signal drops it"
-        say(f"\n{signal.Signals(signum).name}: the running iteration is finished and saved ({limit})\n")
+        what = "stopping: the running iteration is finished and saved first"
+        say(f"\n{signal.Signals(signum).name}, {what},\n  {self.grace_seconds:g} s at most; a second signal drops it\n")
         self._timer = threading.Timer(self.grace_seconds, self._drop, (signum,))
         self._timer.daemon = True
         self._timer.start()

@@ -11,6 +11,7 @@ from typing import Any
 
 from src.data.tables import SPLITS, read_bytes, read_json, read_jsonl
 from src.errors import DataError
+from src.utils.hub import for_hub
 
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 
@@ -130,7 +131,7 @@ def _borrowed(path: str, options: dict[str, Any], where: str) -> list[Row]:
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
     try:
-        loaded = datasets.load_dataset(path, **options)
+        loaded = datasets.load_dataset(for_hub(path), **options)
         return [Row(f"{where}, row {number}", row) for number, row in enumerate(loaded, start=1)]
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(_why(path, options, where, error)) from error

@@ -1,15 +1,24 @@
-"""Measure a model on your own prompts: reward, gold, KL, length, repetition, diversity, win rate.
+"""Measure a model on your own prompts: reward, gold, KL, length, diversity.
 
-python -m src.evaluate logs/ppo/default prompts=prompts.jsonl            a run's policy and its reference
-python -m src.evaluate logs/ppo/default prompts=p.txt reward=vader       scored by another reward
-python -m src.evaluate FOLDER prompts=p.txt reward=vader                 a plain model without a reference
-python -m src.evaluate FOLDER prompts=p.txt reward=vader reference=BASE  a plain model and its reference
-python -m src.evaluate logs/ppo/default prompts=answered.jsonl           scores the column `responses`
+The policy of a run and its reference, or scored by another reward:
 
-prompts=FILE is .jsonl (column `prompt`; the other columns go to the reward) or text with one prompt per line. All other
-key=value overrides are those of python -m src.train; they change the run's own settings (rollout.temperature=0.7, ...).
-Writes result.json (every figure with n and 95% interval) and rows.jsonl (one line per answer) to out=FOLDER, by default
-RUN/evaluation/NAME-OF-THE-FILE.
+  python -m src.evaluate logs/ppo/default prompts=prompts.jsonl
+  python -m src.evaluate logs/ppo/default prompts=p.txt reward=vader
+
+A plain model without a reference, and with one:
+
+  python -m src.evaluate FOLDER prompts=p.txt reward=vader
+  python -m src.evaluate FOLDER prompts=p.txt reward=vader reference=BASE
+
+Answers that are in the file already, in the column `responses`:
+
+  python -m src.evaluate logs/ppo/default prompts=answered.jsonl
+
+prompts=FILE is .jsonl (column `prompt`; the other columns go to the reward)
+or text with one prompt per line. All other key=value overrides are those of
+python -m src.train; they change the run's own settings. Writes result.json
+(every figure with n and 95% interval) and rows.jsonl (one line per answer) to
+out=FOLDER, by default RUN/evaluation/NAME-OF-THE-FILE.
 """
 
 from __future__ import annotations
@@ -31,6 +40,7 @@ from src.runs.folder import FINISHED, make_folder, run_folder
 from src.runs.report import figures_table, make_result, write_json
 from src.utils.exits import friendly_errors
 from src.utils.output import set_up_output
+from src.utils.terminal import say
 
 SETTINGS = {"prompts": None, "reference": None, "out": None}
 
@@ -63,8 +73,8 @@ def evaluate(given: str, arguments: list[str]) -> Path:
     }
     result = make_result(config, found.figures, time.perf_counter() - started)
     write_json(folder / FINISHED, result | {"stage": "evaluation", **facts})
-    Console().print(figures_table(found.figures))
-    print(f"{folder}: result.json, rows.jsonl")
+    Console().print(figures_table(found.figures, "your prompts"))
+    say(f"{folder}: result.json, rows.jsonl")
     return folder
 
 
@@ -92,7 +102,9 @@ def write_rows(path: Path, found: Evaluated) -> None:
 
 def main() -> None:
     """Entry of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m src.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", help="folder of a run, of a pipeline or of a model")
     parser.add_argument("settings", nargs="*", help="prompts=FILE out=FOLDER reference=FOLDER, and overrides key=value")
     arguments = parser.parse_args()

@@ -1,11 +1,14 @@
-"""Export a run's model as a folder that plain transformers loads, with a model card.
+"""Export a run's model as a folder that plain transformers loads.
 
-python -m src.export logs/ppo/default                  writes logs/ppo/default/export
-python -m src.export logs/pipeline/default out=FOLDER  the PPO stage of a pipeline, to another folder
+  python -m src.export logs/ppo/default       to logs/ppo/default/export
+  python -m src.export logs/pipeline/default out=FOLDER
 
-The folder holds the merged model (safetensors), the tokenizer with its chat template, generation_config.json (samples
-as in training), README.md (the model card) and, for a LoRA policy, adapter/ for peft. At the end it is loaded and
-compared with the run's own model. An unfinished run is exported from its last checkpoint, and the card says so.
+Of a pipeline it is the PPO stage. The folder holds the merged model
+(safetensors), the tokenizer with its chat template, generation_config.json
+(samples as in training), README.md (the model card) and, for a LoRA policy,
+adapter/ for peft. At the end it is loaded and compared with the run's own
+model. An unfinished run is exported from its last checkpoint, and the card
+says so.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from src.runs.find import RunFolder, find_run, own_settings
 from src.stages.builders import stage_of
 from src.utils.exits import friendly_errors
 from src.utils.output import set_up_output
+from src.utils.terminal import say
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}  # nats; merging an adapter rounds, far more in half precision
 HALF_TOLERANCE = 0.5
@@ -47,16 +51,16 @@ def export(given: str, out: str | None) -> Path:
         shutil.rmtree(working, ignore_errors=True)
         try:
             adapter = write(run, source, working, iteration)
-            print(compare(run, source, working))
+            say(compare(run, source, working))
         except BaseException:
             shutil.rmtree(working, ignore_errors=True)
             raise
     if target.exists():
         target.rmdir()
     working.replace(target)
-    print(f"{target}: " + ", ".join(sorted(path.name for path in target.iterdir())))
+    say(f"{target}: " + ", ".join(sorted(path.name for path in target.iterdir())))
     if adapter and run.before is not None and Path(run.before).exists():
-        print(f"adapter/ needs its base, which is {run.before}; the merged model needs nothing else")
+        say(f"adapter/ needs its base, which is {run.before}; the merged model needs nothing else")
     return target
 
 
@@ -72,7 +76,7 @@ def restore(run: RunFolder, folder: Path) -> int:
     module.load_state_dict(state["state_dict"], strict=False)
     module.save(folder)
     iteration = int(saved[-1].stem.removeprefix("iteration-"))
-    print(f"{run.folder}: the run is unfinished; exporting its checkpoint of step {iteration}, without results")
+    say(f"{run.folder}: the run is unfinished; exporting its checkpoint of step {iteration}, without results")
     return iteration
 
 
@@ -112,7 +116,9 @@ def compare(run: RunFolder, source: Path, folder: Path) -> str:
 
 def main() -> None:
     """Entry of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m src.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", help="folder of a run or of a pipeline")
     parser.add_argument("settings", nargs="*", help="out=FOLDER (default: RUN/export)")
     arguments = parser.parse_args()

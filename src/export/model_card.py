@@ -15,6 +15,7 @@ KINDS = {
     "reward": "A reward model: a sequence classifier with one output, trained on pairs of preferred and other text.",
     "ppo": "A language model trained with PPO against a reward.",
 }
+TITLES = {"sft": "fine-tuned", "reward": "reward model", "ppo": "trained with PPO"}
 LOAD = {
     "text-generation": """from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -43,7 +44,7 @@ def model_card(run: RunFolder, adapter: bool, iteration: int | None) -> ModelCar
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
-        name=f"{run.folder.name} ({run.stage})",
+        name=f"{settings['model']['name']}, {TITLES[run.stage]}",
         stage=run.stage,
         summary=KINDS[run.stage] + (f" Exported from the checkpoint of step {iteration} of an unfinished run." if iteration else ""),  # noqa: E501
         data={k: v for k, v in settings["data"].items() if not (isinstance(v, dict) or k.startswith("_") or "${" in str(v))},  # noqa: E501
@@ -58,7 +59,8 @@ def model_card(run: RunFolder, adapter: bool, iteration: int | None) -> ModelCar
         license_note=f"License of the base model: {license}." if license else
         "License: to be filled in (`license:` at the top of this file) by whoever publishes the model.",
         code=LOAD[task].replace("FOLDER", '"..."'),
-        adapter_note=f"`adapter/` holds the same policy as a LoRA adapter (peft) on `{base}`." if adapter else "",
+        adapter_note="`adapter/` holds the same policy as a LoRA adapter (peft) on " +
+        (f"`{base}`." if on_hub else "the model it started from.") if adapter else "",
     )  # fmt: skip
 
 
@@ -89,7 +91,13 @@ def license_of(base: str | None) -> str | None:
 
 
 def _base_note(base: str | None) -> str:
-    return "Trained from scratch, on the data named above." if base is None else f"Started from `{base}`."
+    """Where the weights began; paths of this machine are not published."""
+    if base is None:
+        return "Trained from scratch, on the data named above."
+    if not Path(base).exists():
+        return f"Started from `{base}`."
+    sft = (Path(base).parent / "config.yaml").is_file()
+    return "Started from " + ("the model of the SFT stage." if sft else f"a local model, `{Path(base).name}`.")
 
 
 def _without_stage(run: RunFolder) -> list[str]:

@@ -22,7 +22,9 @@ from src.utils.exits import friendly_errors
 
 def main() -> None:
     """Entry of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m src.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("overrides", nargs="*", help="key=value or group=option, as for python -m src.train")
     overrides = parser.parse_args().overrides
     with friendly_errors(overrides):

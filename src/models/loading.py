@@ -26,6 +26,7 @@ from src.kernels.fast_layers import with_fast_layers
 from src.models.forward import hidden_states
 from src.models.settings import ModelSettings
 from src.types import Corpus
+from src.utils.hub import for_hub
 
 # raised by transformers for a folder that it cannot read, and for truncated or unfitting weights
 UNUSABLE = (OSError, ValueError, UnpicklingError, SafetensorError, RuntimeError)
@@ -77,7 +78,7 @@ def load_config(path: str, key: str = "model.path", *, trusted: bool = False) ->
         base = adapter_base(path)
         if base is not None:
             return load_config(base, trusted=trusted)
-        return AutoConfig.from_pretrained(path, trust_remote_code=trusted)
+        return AutoConfig.from_pretrained(for_hub(path), trust_remote_code=trusted)
     except UNUSABLE as error:
         raise absent(path, error, key) from error
 
@@ -90,7 +91,7 @@ def load_tokenizer(path: str, key: str = "model.path", *, trusted: bool = False)
     an end token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", trust_remote_code=trusted)
+        tokenizer = AutoTokenizer.from_pretrained(for_hub(path), padding_side="left", trust_remote_code=trusted)
     except UNUSABLE as error:
         raise absent(path, error, key) from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # transformers makes one even without files
@@ -151,7 +152,7 @@ def load_causal_lm(model: ModelSettings, path: str | None = None) -> PreTrainedM
     try:
         base = adapter_base(path)
         if base is None:
-            lm = AutoModelForCausalLM.from_pretrained(path, **model.load_options())
+            lm = AutoModelForCausalLM.from_pretrained(for_hub(path), **model.load_options())
         else:
             lm = PeftModel.from_pretrained(load_causal_lm(model, base), path).merge_and_unload()
     except UNUSABLE as error:
@@ -188,7 +189,7 @@ def load_reward_model(path: str, fast_cpu: bool = True) -> tuple[PreTrainedModel
     path = run_part(path, "model")
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, output_loading_info=True, trust_remote_code=False
+            for_hub(path), output_loading_info=True, trust_remote_code=False
         )
     except UNUSABLE as error:
         raise absent(path, error, "reward.path") from error

@@ -125,12 +125,13 @@ def examples_table(evaluation: Evaluation, rows: int) -> Table:
     return table
 
 
-def figures_table(groups: dict[str, dict[str, Figure]]) -> Table:
-    """Every figure of a stage."""
+def figures_table(groups: dict[str, dict[str, Figure]], measured_on: str = "held out") -> Table:
+    """Every figure of each group."""
     table = Table()
-    for column in ("", "held out (95% interval)", "n"):
+    for column in ("", f"{measured_on} (95% interval)", "n"):
         table.add_column(column, justify="left" if not column else "right")
     for group, figures in groups.items():
         for name, figure in figures.items():
-            table.add_row(TITLES.get(f"{group}.{name}", f"{group}.{name}"), f"{figure:.3f}", str(figure.n))
+            title = TITLES.get(f"{group}.{name}") or f"{group}: {ROWS.get(name, name)}"
+            table.add_row(title, f"{figure:.3f}", str(figure.n))
     return table

@@ -7,6 +7,7 @@ import sys
 import warnings
 from typing import TextIO
 
+import huggingface_hub
 import transformers
 
 from src.utils.terminal import wrapped
@@ -36,5 +37,6 @@ def set_up_output() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
+    huggingface_hub.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module=r"(lightning|peft|transformers)\.")
