@@ -4,7 +4,10 @@ With d = log p(a) - log q(a), a ~ p:  k1 = d,  k2 = d^2 / 2,  k3 = exp(-d) - 1 +
 E[k1] = E[k3] = KL; k2 and k3 are never negative. Source: http://joschu.net/blog/kl-approx.html.
 
 As a *loss*, differentiated with respect to p, they differ: the gradient of k1 is zero in expectation, that of k2 is the
-gradient of KL(p || q), that of k3 is the gradient of KL(q || p).
+gradient of KL(p || q), that of k3 is the gradient of KL(q || p). As a *reward* they act through the sampled token
+alone, with the gradient E[grad log p(a) k(a)]: for k1 this is the gradient of KL(p || q); for the exact KL it is 0, as
+that is the same number for every token. The two gradients of an unbiased estimator add up to that of the KL
+(docs/objectives.md).
 """
 
 from __future__ import annotations

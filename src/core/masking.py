@@ -35,10 +35,21 @@ def whiten(x: PerToken, mask: Mask, *, shift_mean: bool = True) -> PerToken:
     elements that differ by rounding only (standard deviation below 1e-5 of their root mean square).
     """
     x = masked(x, mask)
-    mean, variance = masked_mean(x, mask), masked_variance(x, mask)
-    varies = variance > 1e-10 * masked_mean(x.square(), mask)
-    whitened = torch.where(varies, (x - mean) * torch.rsqrt(variance + 1e-8), torch.zeros_like(x))
+    mean, scale = masked_mean(x, mask), whitening_scale(x, mask)
+    whitened = (x - mean) * scale
     return masked(whitened if shift_mean else whitened + mean, mask)
+
+
+def whitening_scale(x: PerToken, mask: Mask) -> Scalar:
+    """1 / sqrt(variance + 1e-8), by which `whiten` multiplies; 0 where elements differ by rounding only.
+
+    A loss term that is to keep its weight next to whitened advantages is multiplied by the same number.
+    Shapes: (B, T) -> scalar.
+    """
+    x = masked(x, mask)
+    variance = masked_variance(x, mask)
+    varies = variance > 1e-10 * masked_mean(x.square(), mask)
+    return torch.where(varies, torch.rsqrt(variance + 1e-8), torch.zeros_like(variance))
 
 
 def position_ids(mask: Mask) -> Ids:

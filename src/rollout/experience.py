@@ -12,9 +12,9 @@ from torch import Tensor
 
 from src.core.estimators import GAE, Estimator
 from src.core.kl import KLEstimator, SampledKL, k1
-from src.core.masking import masked, whiten
+from src.core.masking import masked, whiten, whitening_scale
 from src.core.rewards import token_rewards
-from src.errors import NonFiniteError, RewardError
+from src.errors import ConfigError, NonFiniteError, RewardError
 from src.models.roles import Role, Roles
 from src.models.text import response_text
 from src.rollout.finite_rows import ModelOutputs, keep_finite
@@ -31,11 +31,20 @@ from src.utils.nonfinite import FiniteGuard
 
 @dataclass(frozen=True)
 class ReferenceKL:
-    """Where KL(policy || reference) enters: as a reward per token, as a term of the policy's loss, or nowhere."""
+    """Where KL(policy || reference) enters: as a reward per token, as a term of the policy's loss, as both, or nowhere.
+
+    The gradient of the expected KL of a response is that of both together; k1 has it in the reward alone, as its part
+    in the loss is 0 in expectation. docs/objectives.md says what each choice optimizes.
+    """
 
     in_reward: bool
     in_loss: bool
     estimator: KLEstimator | None
+
+    def __post_init__(self) -> None:
+        """Refuse estimators that would lose most of the KL's gradient."""
+        if self.in_reward and not self.in_loss and self.estimator != SampledKL(k1):
+            raise ConfigError("ReferenceKL in the reward alone needs SampledKL(k1); others need in_loss=True as well")
 
 
 class ExperienceMaker:
@@ -91,7 +100,10 @@ class ExperienceMaker:
         shaped = self.shaping(scores, rollout.finished)
         in_reward = kl_coef if self.reference_kl.in_reward else 0.0
         rewards = token_rewards(shaped, scored.credit, outputs.kl, mask, in_reward)
-        rewards = whiten(rewards, mask, shift_mean=False) if self.whiten_rewards else rewards
+        loss_kl_coef = kl_coef if self.reference_kl.in_loss else 0.0
+        if self.whiten_rewards:
+            loss_kl_coef *= whitening_scale(rewards, mask).item()
+            rewards = whiten(rewards, mask, shift_mean=False)
         # 6, 7
         episodes = Episodes(
             rewards=rewards, mask=mask, group_ids=rollout.group_ids, old_values=outputs.values,
@@ -99,13 +111,15 @@ class ExperienceMaker:
         )  # fmt: skip
         advantages, returns = self.advantage.advantages(episodes), self.advantage.returns(episodes)
         self.advantage.update(episodes)
-        advantages = whiten(advantages, mask) if self.whiten_advantages else advantages
+        if self.whiten_advantages:
+            loss_kl_coef *= whitening_scale(advantages, mask).item()
+            advantages = whiten(advantages, mask)
         # 8
         measures = describe(scored, shaped, rewards) | self._steer(outputs)
         return Experience(
             rollout=rollout, old_logprobs=outputs.logprobs, ref_logprobs=outputs.ref_logprobs,
             old_values=outputs.values, scores=scores, rewards=rewards, advantages=advantages, returns=returns,
-            loss_kl_coef=kl_coef if self.reference_kl.in_loss else 0.0,
+            loss_kl_coef=loss_kl_coef,
         ), measures  # fmt: skip
 
     def _steer(self, outputs: ModelOutputs) -> dict[str, float]:

@@ -141,8 +141,8 @@ def experience_maker(run: PPORun) -> ExperienceMaker:
             instantiate(ppo.missing_eos, "ppo.missing_eos"),
         ),
         reference_kl=ReferenceKL(
-            in_reward=ppo.kl_in == "reward",
-            in_loss=ppo.kl_in == "loss",
+            in_reward=ppo.kl_in in ("reward", "both"),
+            in_loss=ppo.kl_in in ("loss", "both"),
             estimator=instantiate(ppo.kl_estimator, "ppo.kl_estimator"),
         ),
         kl_controller=instantiate(ppo.kl_controller, "ppo.kl_controller") or FixedKL(0.0),

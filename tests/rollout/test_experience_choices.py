@@ -14,6 +14,7 @@ from torch import Tensor
 
 from src.core.estimators import RewardToGo
 from src.core.kl import ExactKL, KLEstimator, SampledKL, k1, k2, k3
+from src.errors import ConfigError
 from src.models.roles import Roles
 from src.rollout.experience import ExperienceMaker, ReferenceKL
 from src.rollout.kl_controller import AdaptiveKL, FixedKL
@@ -155,14 +156,16 @@ def one_kl(kind: str, p: list[float], q: list[float], token: int) -> float:
 ESTIMATORS: dict[str, KLEstimator] = {"k1": SampledKL(k1), "k2": SampledKL(k2), "k3": SampledKL(k3), "exact": ExactKL()}
 
 
-@pytest.mark.parametrize("place", ["reward", "loss"])
-@pytest.mark.parametrize("kind", ESTIMATORS)
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [("k1", "reward"), *((kind, "loss") for kind in ESTIMATORS), ("k3", "both"), ("exact", "both")],
+)
 def test_each_kl_counts_where_it_was_put_and_is_the_one_logged(roles: Roles, kind: str, place: str) -> None:
     """Checklist 14, 16, 18, 28, 30. In the loss it leaves the rewards alone and goes along as a weight."""
-    in_reward = place == "reward"
+    in_reward, in_loss = place in ("reward", "both"), place in ("loss", "both")
     controller = AdaptiveKL(0.7, kl_target=0.01, kl_horizon=100)
     maker = make_maker(
-        reference_kl=ReferenceKL(in_reward, not in_reward, ESTIMATORS[kind]), kl_controller=controller,
+        reference_kl=ReferenceKL(in_reward, in_loss, ESTIMATORS[kind]), kl_controller=controller,
         temperature=0.8, **WITHOUT_CRITIC,
     )  # fmt: skip
     experience, measures = make(roles, maker)
@@ -176,9 +179,37 @@ def test_each_kl_counts_where_it_was_put_and_is_the_one_logged(roles: Roles, kin
     to_go = [[sum(row[t:]) for t in range(len(row))] for row in rewards]
     assert_rows_close(rows_of(experience.advantages, experience.mask), to_go, 1e-5)
     assert measures["rollout/kl"] == pytest.approx(sum(map(sum, kls)) / len(kls), abs=1e-5)
-    assert experience.loss_kl_coef == (0.0 if in_reward else 0.7)  # as it was before the controller moved it
+    assert experience.loss_kl_coef == (0.7 if in_loss else 0.0)  # as it was before the controller moved it
     assert measures["rollout/kl_coef"] == 0.7
     assert controller.kl_coef != 0.7
+
+
+@pytest.mark.parametrize("kind", ["k2", "k3", "exact"])
+def test_in_the_reward_alone_only_k1_is_taken(kind: str) -> None:
+    with pytest.raises(ConfigError, match=r"needs SampledKL\(k1\)"):
+        ReferenceKL(in_reward=True, in_loss=False, estimator=ESTIMATORS[kind])
+
+
+@pytest.mark.parametrize("rewards", [False, True])
+@pytest.mark.parametrize("advantages", [False, True])
+def test_the_kl_of_the_loss_is_scaled_like_what_is_whitened(roles: Roles, rewards: bool, advantages: bool) -> None:
+    """Checklist 23, 24. By the deviations of the batch before each whitening, by hand."""
+    both: dict[str, Any] = {"reference_kl": ReferenceKL(True, True, ExactKL()), "kl_controller": FixedKL(0.7)}
+    both |= WITHOUT_CRITIC
+
+    def deviation(x: Tensor, mask: Tensor) -> float:
+        return math.sqrt(statistics.variance(x[mask].double().tolist()) + 1e-8)
+
+    expected = 0.7
+    if rewards:
+        raw, _ = make(roles, make_maker(**(both | {"whiten_advantages": False})))
+        expected /= deviation(raw.rewards, raw.mask)
+    if advantages:
+        raw, _ = make(roles, make_maker(**(both | {"whiten_rewards": rewards, "whiten_advantages": False})))
+        expected /= deviation(raw.advantages, raw.mask)
+    settings = {"whiten_rewards": rewards, "whiten_advantages": advantages}
+    experience, _ = make(roles, make_maker(**(both | settings)))
+    assert experience.loss_kl_coef == pytest.approx(expected, rel=1e-4)
 
 
 # ------------------------------------------------------------------------------------------ whitened, scaled, shaped

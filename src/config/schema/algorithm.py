@@ -109,6 +109,12 @@ class InLoss(Node):
     kl_in: Literal["loss"]
 
 
+class InBoth(Node):
+    """kl=both."""
+
+    kl_in: Literal["both"]
+
+
 class KLEstimator(Node):
     """An estimate of the KL to the reference."""
 

@@ -133,7 +133,7 @@ class PPO(Optimization):
     missing_eos: Target
 
     early_stop: ClassVar[GoldStop | None] = None
-    kl_in: ClassVar[Literal["reward", "loss"] | None] = None
+    kl_in: ClassVar[Literal["reward", "loss", "both"] | None] = None
     needs_groups: ClassVar[bool] = False
     value_loss: ClassVar[Target | None] = None
     critic_lr: ClassVar[float | None] = None

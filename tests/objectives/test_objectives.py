@@ -1,0 +1,97 @@
+"""What is optimized is what is asked for: gradients at the known optimum, through the real maker and loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from src.core.estimators import GAE
+from src.core.policy_losses import ClippedSurrogate
+from src.rollout.experience import ReferenceKL
+from tests.objectives.bandit import LONGEST, STATES, Table, gradient, logits, optimal_values
+from tests.objectives.enumeration import Problem, distance
+from tests.objectives.page import ADVANTAGES, AGGREGATIONS, ESTIMATORS, LOSSES, MEANING, PAIRS, SEED, measured, page
+
+ROOT = Path(__file__).parents[2]
+ACCEPTED: list[dict[str, Any]] = [
+    *({"advantage": name} for name in ADVANTAGES),
+    *({"policy_loss": name} for name in LOSSES),
+    {"aggregation": "constant_length"},
+]
+
+
+@pytest.mark.parametrize(("place", "kind"), PAIRS)
+@pytest.mark.parametrize("settings", ACCEPTED, ids=str)
+def test_at_the_optimum_the_gradient_is_0(place: str, kind: str, settings: dict[str, Any]) -> None:
+    """Of responses of unequal length, each in its exact share."""
+    assert float(measured(place, kind, **settings).abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize(("place", "kind"), PAIRS)
+def test_whitened_advantages_keep_the_optimum(place: str, kind: str) -> None:
+    """With k1 all advantages are rounding of float32 scores there, which whitening enlarges up to 1e4 times."""
+    limit = 1e-4 if kind == "k1" else 1e-6
+    assert float(measured(place, kind, whiten_advantages=True).abs().max()) < limit
+
+
+@pytest.mark.parametrize(("place", "kind"), [key for key, meaning in MEANING.items() if meaning.startswith("refused")])
+def test_what_is_refused_has_another_optimum(place: str, kind: str) -> None:
+    """Or none at all; the gradient at pi* is far from 0."""
+    assert float(measured(place, kind).abs().max()) > 0.01
+    assert Problem(logits(SEED), place, kind).fixed_point() is None
+
+
+@pytest.mark.parametrize("settings", [{"aggregation": "sequence_mean"}, {"advantage": "reinforce_pp"}], ids=str)
+def test_what_is_refused_with_both_parts_moves_the_optimum(settings: dict[str, str]) -> None:
+    assert float(measured("both", "exact", **settings).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("place", ["reward", "loss", "both"])
+@pytest.mark.parametrize("kind", ESTIMATORS)
+def test_the_gradient_of_the_code_is_that_of_an_enumeration(place: str, kind: str) -> None:
+    """The sum over responses of probability times gradient, written down again; here the mean over responses."""
+    found = measured(place, kind, advantage="reward_to_go", aggregation="constant_length") * LONGEST
+    assert_close(found, Problem(logits(SEED), place, kind).gradient(logits(0)), atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("whiten", [False, True])
+@pytest.mark.parametrize("kind", ["exact", "k3"])
+def test_both_parts_have_the_expected_gradient_of_k1(kind: str, whiten: bool) -> None:
+    """Far from the optimum, with gamma and lambda below 1, a random critic, and responses of unequal length."""
+    critic = torch.randn(len(STATES), dtype=torch.float64, generator=torch.Generator().manual_seed(8))
+    gae = GAE(gamma=0.9, critic_lam=0.95, lam=0.7)
+    found = []
+    for place, estimator in (("reward", "k1"), ("both", kind)):
+        where = ReferenceKL(True, place == "both", ESTIMATORS[estimator])
+        roles = Table(logits(0), logits(7), critic)
+        slope, experience = gradient(
+            where, roles, whiten_rewards=False, whiten_advantages=whiten, advantage=gae,
+            policy_loss=ClippedSurrogate(0.2, 0.2), aggregation=AGGREGATIONS["token_mean"],
+        )  # fmt: skip
+        scale = experience.loss_kl_coef / 0.3 if place == "both" and whiten else 1.0
+        deviation = experience.advantages[experience.mask].std(correction=1)
+        assert not whiten or float(deviation) == pytest.approx(1, abs=1e-4)
+        found.append(slope / scale if place == "both" else slope)
+    if whiten:  # the two are divided by deviations of their own, so their directions are compared
+        found = [slope / slope.norm() for slope in found]
+    assert float(found[0].abs().max()) > 0.01
+    assert_close(found[0], found[1], atol=1e-10 if not whiten else 1e-7, rtol=0)
+
+
+def test_the_enumeration_finds_the_optimum_from_elsewhere() -> None:
+    """The yardstick itself: from another table, descent along the gradient of k1 in the reward ends at pi*."""
+    problem = Problem(logits(SEED), "reward", "k1")
+    table = logits(4)
+    for _ in range(6000):
+        table = table - problem.gradient(table)
+    assert distance(problem, logits(4)) > 0.1
+    assert distance(problem, table) < 1e-6
+    assert float(Table(logits(0), logits(1), optimal_values(logits(1))).known.std()) > 0.01  # type: ignore[union-attr]
+
+
+def test_the_page_is_what_the_code_does() -> None:
+    assert (ROOT / "docs/objectives.md").read_text(encoding="utf-8") == page(), "run python -m tests.objectives"
