@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from src.config.compose import compose, readable_by
 from src.config.files import brings, groups, options
-from src.config.schema import RUNS, Node, Run
+from src.config.schema import OPTIONS, RUNS, Node, Run
 
 STAGES = tuple(RUNS)
 ROOT = Path(__file__).parents[2]
@@ -24,8 +24,11 @@ NEEDS = {
     "reward=keyword": "reward.keywords=[good]",
     "reward=regex": "reward.pattern=good",
     "reward_net=pretrained": "reward_model.net.path=here",
-    "advantage=rloo": GROUPS,
-    "advantage=group_relative": GROUPS,
+    **{
+        f"advantage={name}": GROUPS
+        for name, kind in OPTIONS["advantage"][1].items()
+        if getattr(kind, "needs_groups", False)
+    },
 }
 EXPERIMENTS = [f"experiment={name}" for name in options("experiment") if name != "none"]
 PRESETS = [name for name in options("preset") if name != "none"]

@@ -142,25 +142,30 @@ def test_a_resumed_run_or_checkpoint_must_be_there(tmp_path: Any) -> None:
     assert "must be auto, never, or the path" in refusal(f"resume={tmp_path}/nowhere")
 
 
-CRITICS = {"gae", "td", "baseline_value"}
-
-
 def test_each_estimator_brings_or_takes_away_the_critic() -> None:
     """Nothing but its name is asked for, and samples to compare where it compares samples."""
-    assert set(options("advantage")) > CRITICS
+    critics = set()
     for name in options("advantage"):
-        needs_groups, run = name in ("rloo", "group_relative"), with_option("ppo", f"advantage={name}")
-        assert (run.choices.get("value_loss") is not None) == ("value_loss" in run.plain()["ppo"]) == (name in CRITICS)
+        run = with_option("ppo", f"advantage={name}")
+        brought = run.choices.get("value_loss") is not None
+        assert ("value_loss" in run.plain()["ppo"]) == brought, name
         estimator = instantiate(run.plain()["ppo"]["advantage"], "ppo.advantage")
-        assert (estimator.needs_values, estimator.needs_groups) == (name in CRITICS, needs_groups)
-        assert estimator.needs_greedy == (name == "remax")
+        assert estimator.needs_values == brought, (
+            f"conf/advantage/{name}.yaml: `/value_loss: clipped` belongs under `defaults` if needs_values, else not"
+        )
+        critics |= {name} if brought else set()
+    assert {"gae", "td", "baseline_value"} <= critics < set(options("advantage"))
 
 
 def test_the_schema_knows_which_estimators_compare_samples() -> None:
     for name, kind in OPTIONS["advantage"][1].items():
         content = read(CONF / "advantage" / f"{name}.yaml")
         estimator = hydra.utils.get_class(content.get("ppo", content)["advantage"]["_target_"])
-        assert getattr(kind, "needs_groups", False) == estimator.needs_groups  # type: ignore[attr-defined]
+        needed = estimator.needs_groups  # type: ignore[attr-defined]
+        assert getattr(kind, "needs_groups", False) == needed, (
+            f"advantage={name}: {kind.__name__} in src/config/schema/ must inherit from OfAPrompt if "
+            f"{estimator.__name__}.needs_groups, else not"
+        )
 
 
 def test_kl_none_takes_estimator_and_controller_away() -> None:

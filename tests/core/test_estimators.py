@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from src.core import estimators
 from src.core.estimators import (
     GAE,
     BatchMeanBaseline,
@@ -98,24 +100,35 @@ def group_relative(rows: list[Row], scale: bool) -> list[list[float]]:
     return [row.everywhere(advantage(row)) for row in rows]
 
 
-CASES: dict[str, tuple[Estimator, Loop]] = {
-    "total_return": (TotalReturn(GAMMA), lambda rows: [row.everywhere((row.to_go() or [0.0])[0]) for row in rows]),
-    "reward_to_go": (RewardToGo(GAMMA), lambda rows: [row.to_go() for row in rows]),
-    "baseline_batch": (BatchMeanBaseline(GAMMA), batch_mean),
-    "reinforce_pp": (NormalizedReturn(GAMMA), normalized),
-    "baseline_running": (RunningMeanBaseline(GAMMA, 0.9), lambda rows: [row.to_go() for row in rows]),  # the first time
-    "baseline_value": (
+class Case(NamedTuple):
+    """An estimator, the same as a loop, and what it needs: "values", "groups", "greedy" or nothing."""
+
+    estimator: Estimator
+    loop: Loop
+    needs: str = ""
+
+
+CASES: dict[str, Case] = {
+    "total_return": Case(TotalReturn(GAMMA), lambda rows: [row.everywhere((row.to_go() or [0.0])[0]) for row in rows]),
+    "reward_to_go": Case(RewardToGo(GAMMA), lambda rows: [row.to_go() for row in rows]),
+    "baseline_batch": Case(BatchMeanBaseline(GAMMA), batch_mean),
+    "reinforce_pp": Case(NormalizedReturn(GAMMA), normalized),
+    "baseline_running": Case(RunningMeanBaseline(GAMMA, 0.9), lambda rows: [row.to_go() for row in rows]),  # b = 0 yet
+    "baseline_value": Case(
         ValueBaseline(GAMMA, 1.0),
         lambda rows: [[g - v for g, v in zip(row.to_go(), row.values, strict=True)] for row in rows],
+        "values",
     ),
-    "td": (TDError(GAMMA, 1.0), lambda rows: [row.deltas() for row in rows]),
-    "gae": (GAE(gamma=GAMMA, lam=LAM, critic_lam=1.0), gae),
-    "rloo": (LeaveOneOut(), leave_one_out),
-    "grpo": (GroupRelative(group_scale=True), lambda rows: group_relative(rows, True)),
-    "dr_grpo": (GroupRelative(group_scale=False), lambda rows: group_relative(rows, False)),
-    "remax": (GreedyBaseline(GAMMA), lambda rows: [[g - row.greedy for g in row.to_go()] for row in rows]),
+    "td": Case(TDError(GAMMA, 1.0), lambda rows: [row.deltas() for row in rows], "values"),
+    "gae": Case(GAE(gamma=GAMMA, lam=LAM, critic_lam=1.0), gae, "values"),
+    "rloo": Case(LeaveOneOut(), leave_one_out, "groups"),
+    "grpo": Case(GroupRelative(group_scale=True), lambda rows: group_relative(rows, True), "groups"),
+    "dr_grpo": Case(GroupRelative(group_scale=False), lambda rows: group_relative(rows, False), "groups"),
+    "remax": Case(
+        GreedyBaseline(GAMMA), lambda rows: [[g - row.greedy for g in row.to_go()] for row in rows], "greedy"
+    ),
 }
-CRITICS = {name for name, (estimator, _) in CASES.items() if estimator.needs_values}
+CRITICS = {name for name, case in CASES.items() if case.needs == "values"}
 choices = pytest.mark.parametrize("name", CASES)
 
 
@@ -134,17 +147,23 @@ def episodes() -> Episodes:
 @choices
 def test_advantages_by_loop(name: str, episodes: Episodes) -> None:
     """Checklist 37. Tokens between the counted ones are as if they were not there; 0 outside the mask."""
-    estimator, loop = CASES[name]
+    estimator, loop, _ = CASES[name]
     expected = torch.zeros_like(episodes.rewards)
     for b, advantages in enumerate(loop([Row(episodes, b) for b in range(len(episodes.mask))])):
         expected[b, episodes.mask[b]] = torch.tensor(advantages, dtype=torch.float64)
     assert_close(estimator.advantages(episodes), expected)
 
 
+def test_every_estimator_is_compared_with_a_loop() -> None:
+    concrete = {kind for kind in vars(estimators).values() if inspect.isclass(kind) and issubclass(kind, Estimator)}
+    missing = {kind for kind in concrete if not inspect.isabstract(kind)} - {type(c.estimator) for c in CASES.values()}
+    assert not missing, f"add {', '.join(sorted(kind.__name__ for kind in missing))} to CASES in this file"
+
+
 @choices
 def test_gaps_are_skipped(name: str, episodes: Episodes) -> None:
     """Checklist 37. A row moved apart by tool output, with 44 in between, is credited as the row without it."""
-    estimator, _ = CASES[name]
+    estimator = CASES[name].estimator
     wide = torch.zeros(7, 12, dtype=torch.bool)
     wide[:, ::2] = episodes.mask
 
@@ -161,8 +180,7 @@ def test_gaps_are_skipped(name: str, episodes: Episodes) -> None:
 @pytest.mark.parametrize("critic_lam", [1.0, 0.3])
 def test_the_critic_learns_lambda_returns(name: str, critic_lam: float, episodes: Episodes) -> None:
     """Checklist 34. R_t = sum_l (gamma critic_lam)^l delta_{t+l} + V_t, whatever the actor is credited with."""
-    settings = {"lam": LAM} if name == "gae" else {}
-    estimator = type(CASES[name][0])(gamma=GAMMA, critic_lam=critic_lam, **settings)
+    estimator: Any = replace(CASES[name].estimator, critic_lam=critic_lam)  # type: ignore[type-var]
     expected = torch.zeros_like(episodes.rewards)
     for b, counted in enumerate(episodes.mask):
         row, ahead = Row(episodes, b), 0.0
@@ -179,9 +197,9 @@ def test_the_critic_learns_lambda_returns(name: str, critic_lam: float, episodes
 @choices
 def test_each_asks_for_what_it_reads(name: str, episodes: Episodes) -> None:
     """A critic, groups or the greedy response: with less the needy ones refuse and the others do not care."""
-    estimator, _ = CASES[name]
-    needs = (estimator.needs_values, estimator.needs_groups, estimator.needs_greedy)
-    assert needs == (name in {"gae", "td", "baseline_value"}, name in {"rloo", "grpo", "dr_grpo"}, name == "remax")
+    estimator, _, needs = CASES[name]
+    declared = {need: getattr(estimator, f"needs_{need}") for need in ("values", "groups", "greedy")}
+    assert [need for need, needed in declared.items() if needed] == [needs] * bool(needs)
     bare = replace(episodes, old_values=None, greedy_scores=None)
     if estimator.needs_values or estimator.needs_greedy:
         with pytest.raises(ValueError, match="needs_values and needs_greedy"):
@@ -198,7 +216,7 @@ def test_each_asks_for_what_it_reads(name: str, episodes: Episodes) -> None:
 @pytest.mark.parametrize("name", [name for name in CASES if name != "baseline_running"])
 def test_all_others_remember_nothing(name: str, episodes: Episodes) -> None:
     """Checklist 61. Nothing for a checkpoint, and a batch seen before changes nothing."""
-    estimator, _ = CASES[name]
+    estimator = CASES[name].estimator
     before = estimator.advantages(episodes)
     estimator.update(episodes)
     estimator.load_state_dict(estimator.state_dict())
