@@ -111,6 +111,13 @@ def test_the_index_lists_every_page_once():
     assert sorted(listed) == sorted(page.name for page in DOCS if page.name != "README.md")
 
 
+@pytest.mark.parametrize("group", ["advantage", "policy_loss"])
+def test_every_estimator_and_loss_has_its_formula_on_the_page(group):
+    page = text(ROOT / "docs/theory.md")
+    missing = [name for name in options(group) if not re.search(rf"`({group}=)?{name}`", page)]
+    assert not missing, f"add {', '.join(missing)} to docs/theory.md, with formula and source"
+
+
 def test_readme_is_short():
     assert len(text(ROOT / "README.md").splitlines()) <= 120
 

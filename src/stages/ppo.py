@@ -1,4 +1,4 @@
-"""PPO: the roles, the rewards, the experience maker and the module."""
+"""The builder of stage=ppo: from the configuration to roles, rewards, experience maker and module."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from src.types import AnyReward, Corpus
 
 
 class PPOStage(Stage[PPORun]):
-    """stage=ppo."""
+    """Builds stage=ppo: what `PPOModule` learns with, from the configuration."""
 
     unit = "PPO iterations"
 
@@ -114,7 +114,8 @@ class PPOStage(Stage[PPORun]):
             samples_per_prompt=run.rollout.samples_per_prompt,
             iterations=ppo.num_iterations,
             eval_prompts=eval_prompts,
-            eval_batch_size=ppo.batch_size,  # not of rollout: each batch of the evaluation has its own random stream
+            # each batch has its own random stream, so this size decides the draws; rollout.scoring_batch_size must not
+            eval_batch_size=ppo.batch_size,
             max_prompt_tokens=run.rollout.max_prompt_tokens,
             max_text_tokens=ppo.ptx_max_tokens,
             ptx_coef=ppo.ptx_coef,
@@ -123,6 +124,7 @@ class PPOStage(Stage[PPORun]):
 
     def _reward(self) -> AnyReward | None:
         """The reward; None before the folder of its model is set."""
+        # a reward without the key `path` needs no folder: "given" stands for any value but None
         return None if getattr(self.run.reward, "path", "given") is None else instantiate(self.run.reward, "reward")
 
     def _module_class(self) -> Any:

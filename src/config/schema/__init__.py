@@ -2,7 +2,7 @@
 
 A stage reads `SFTRun`, `RewardRun` or `PPORun`. Options of the groups below `ppo`, `reward_model` and the like add keys
 of their own: `run_type` joins the models of the chosen options, so that a key no chosen option declares is refused.
-What a key means stands beside it in `conf/`.
+The meaning of a key is the comment next to it in `conf/`.
 """
 
 from __future__ import annotations

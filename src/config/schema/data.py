@@ -100,7 +100,7 @@ class Splits(Node):
 
 
 class Pairs(Typed):
-    """A set of preference pairs beside the one with the texts."""
+    """A set of preference pairs, apart from the set with the texts."""
 
     path: str
     name: str | None = None
