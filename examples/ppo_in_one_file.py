@@ -3,33 +3,34 @@
     python -m examples.ppo_in_one_file
 
 A GPT-2 of two layers first learns to write small film reviews, good and bad ones alike. Then PPO teaches it to write
-good ones: a function scores each review, and the KL to the model as it was keeps the reviews reviews. It takes a
-quarter of a minute. Read `make_experience` (what PPO learns from) and `learn_epoch` (how it learns) first.
+good ones: a function scores each review, and the KL to the model as it was keeps the reviews reviews. Read
+`make_experience` (what PPO learns from) and `learn_epoch` (how it learns) first.
 
-`src.rollout` and `src.modules` do the same with more comfort: a key-value cache, micro-batches, adapters on one shared
-base, many losses, checkpoints. `tests/examples/test_ppo_in_one_file.py` holds the first iteration of both equal.
+`src.rollout` and `src.modules` do the same, with a key-value cache, micro-batches, LoRA adapters that share one base
+model, other losses and checkpoints. `tests/examples/test_ppo_in_one_file.py` holds the first iteration of both equal.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, fields
+import textwrap
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Adam
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from src.core.advantages import gae, lambda_returns
 from src.core.aggregation import token_mean, weighted_sum
 from src.core.kl import k1
 from src.core.logprobs import logprobs_from_logits
-from src.core.masking import masked, masked_mean, position_ids, until_first_stop, whiten
+from src.core.masking import masked, masked_mean, position_ids, whiten
 from src.core.padding import pad_left
 from src.core.policy_losses import clipped_surrogate
 from src.core.rewards import set_missing_eos, token_rewards
 from src.core.value_losses import clipped_squared_error
-
-# ------------------------------------------------------------------------------------------------------------- settings
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,7 @@ class Settings:
     value_clip: float = 0.2  # the same for the critic, in units of the return
 
 
-# ----------------------------------------------------------------------------------------------------- a small language
-
+# A small language: `the film was bright and the end was dull`.
 GOOD, BAD = ["good", "great", "bright"], ["bad", "dull", "long"]
 NOUNS = ["film", "plot", "cast", "end"]
 WORDS = ["<pad>", "<eos>", "the", "was", "and", "but", *NOUNS, *GOOD, *BAD]
@@ -72,24 +72,18 @@ def text_of(ids: Tensor) -> str:
 
 
 def review(generator: torch.Generator) -> str:
-    """`the film was bright and the end was dull`: one to three claims, each good or bad at random."""
+    """One to three claims, each good or bad at random."""
 
-    def pick(words: list[str]) -> str:
-        return words[int(torch.randint(len(words), (), generator=generator))]
+    def pick(choices: list[Any]) -> Any:
+        return choices[int(torch.randint(len(choices), (), generator=generator))]
 
-    claims = [
-        f"the {pick(NOUNS)} was {pick(GOOD + BAD)}" for _ in range(int(torch.randint(1, 4, (), generator=generator)))
-    ]
-    return " and ".join(claims)
+    return " and ".join(f"the {pick(NOUNS)} was {pick(GOOD + BAD)}" for _ in range(pick([1, 2, 3])))
 
 
 def score(texts: list[str]) -> Tensor:
     """The reward, from -1 to 1: good words less bad words, over their number. A reward model would stand here."""
     signs = [[(word in GOOD) - (word in BAD) for word in text.split() if word in GOOD + BAD] for text in texts]
     return torch.tensor([sum(row) / max(len(row), 1) for row in signs])
-
-
-# --------------------------------------------------------------------------------------------------------------- models
 
 
 class Critic(nn.Module):
@@ -121,74 +115,61 @@ def word_scores(model: GPT2LMHeadModel, ids: Tensor, mask: Tensor) -> Tensor:
 
 def fine_tune(model: GPT2LMHeadModel, steps: int, generator: torch.Generator) -> None:
     """Supervised fine-tuning: the likelihood of example reviews goes up. It makes the model that PPO starts from."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    optimizer = Adam(model.parameters(), lr=3e-3)
     for _ in range(steps):
         ids, mask = pad_left([[*tokens(review(generator)), EOS] for _ in range(64)], PAD)
         logprobs = logprobs_from_logits(word_scores(model, ids, mask)[:, :-1], ids[:, 1:])
+        predicted = mask[:, 1:] & mask[:, :-1]  # the first token of a review has nothing to be predicted from
         optimizer.zero_grad()
-        (-masked_mean(logprobs, mask[:, 1:] & mask[:, :-1])).backward()
+        (-masked_mean(logprobs, predicted)).backward()
         optimizer.step()
-
-
-# ----------------------------------------------------------------------------------------------------------- experience
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experience:
     """What one iteration learns from. B responses of at most T tokens; all (B, T) are 0 outside the mask."""
 
-    prompt_ids: Tensor  # (B, P), padded on the left
-    prompt_mask: Tensor  # (B, P)
-    response_ids: Tensor  # (B, T)
-    mask: Tensor  # (B, T), True up to and including the end token
+    ids: Tensor  # (B, P + T), prompts and responses; prompts are padded on the left, responses on the right
+    is_token: Tensor  # (B, P + T), False at padding
+    mask: Tensor  # (B, T), the same for the responses: True up to and including the end token
     old_logprobs: Tensor  # (B, T), log pi_old(a_t | s_t)
     old_values: Tensor  # (B, T), V_old(s_t)
     advantages: Tensor  # (B, T), A_t
-    returns: Tensor  # (B, T), what the critic should have said
+    returns: Tensor  # (B, T), what the critic should have predicted
     scores: Tensor  # (B,), of the reward
     kl: Tensor  # (B,), KL(policy || reference) of each response, in nats
-
-    def rows(self, index: Tensor) -> Experience:
-        """Some of the responses."""
-        return Experience(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
-
-    def whole(self) -> tuple[Tensor, Tensor]:
-        """Prompts and responses side by side: ids and mask, (B, P + T)."""
-        ids = torch.cat([self.prompt_ids, self.response_ids], dim=1)
-        return ids, torch.cat([self.prompt_mask, self.mask], dim=1)
 
 
 @torch.no_grad()
 def sample(
-    policy: GPT2LMHeadModel, ids: Tensor, mask: Tensor, s: Settings, generator: torch.Generator
+    policy: GPT2LMHeadModel, ids: Tensor, is_token: Tensor, s: Settings, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Responses to prompts: ids (B, T), mask (B, T), and which of them ended by themselves (B,).
+    """Prompts with responses, (B, P + T), which of these are tokens, and which responses ended by themselves, (B,).
 
     Each token is drawn from softmax(logits / temperature): the first word whose cumulative probability exceeds u.
     """
-    start, ended = ids.shape[1], torch.zeros(len(ids), dtype=torch.bool)
+    ended = torch.zeros(len(ids), dtype=torch.bool)
     for _ in range(s.max_new_tokens):
-        probabilities = (word_scores(policy, ids, mask)[:, -1] / s.temperature).double().softmax(dim=-1)
-        u = torch.rand(len(ids), dtype=torch.float64, generator=generator)
+        probabilities = (word_scores(policy, ids, is_token)[:, -1] / s.temperature).double().softmax(dim=-1)
+        u = torch.rand(len(ids), dtype=torch.float64, generator=generator)  # uniform in [0, 1)
         token = (probabilities.cumsum(dim=-1) <= u.unsqueeze(1)).sum(dim=-1).clamp(max=len(WORDS) - 1)
         ids = torch.cat([ids, token.where(~ended, PAD).unsqueeze(1)], dim=1)
-        mask = torch.cat([mask, ~ended.unsqueeze(1)], dim=1)
+        is_token = torch.cat([is_token, ~ended.unsqueeze(1)], dim=1)
         ended = ended | (token == EOS)
         if ended.all():
             break
-    response_mask, finished = until_first_stop(ids[:, start:], torch.tensor([EOS]))
-    return ids[:, start:], response_mask, finished
+    return ids, is_token, ended
 
 
-def action_logprobs(model: GPT2LMHeadModel, ids: Tensor, mask: Tensor, actions: int, temperature: float) -> Tensor:
+def action_logprobs(model: GPT2LMHeadModel, ids: Tensor, is_token: Tensor, actions: int, temperature: float) -> Tensor:
     """log pi(a_t | s_t) of the last `actions` tokens, (B, T); the logits of a token are those one position before."""
-    logits = word_scores(model, ids, mask)[:, -actions - 1 : -1]
-    return masked(logprobs_from_logits(logits, ids[:, -actions:], temperature), mask[:, -actions:])
+    logits = word_scores(model, ids, is_token)[:, -actions - 1 : -1]
+    return masked(logprobs_from_logits(logits, ids[:, -actions:], temperature), is_token[:, -actions:])
 
 
-def action_values(critic: Critic, ids: Tensor, mask: Tensor, actions: int) -> Tensor:
+def action_values(critic: Critic, ids: Tensor, is_token: Tensor, actions: int) -> Tensor:
     """V(s_t) of the state before each of the last `actions` tokens, (B, T)."""
-    return masked(critic(ids, mask)[:, -actions - 1 : -1], mask[:, -actions:])
+    return masked(critic(ids, is_token)[:, -actions - 1 : -1], is_token[:, -actions:])
 
 
 @torch.no_grad()
@@ -197,35 +178,36 @@ def make_experience(
     s: Settings, generator: torch.Generator,
 ) -> Experience:  # fmt: skip
     """One batch of responses with everything that PPO wants to know of them."""
-    # 1. The policy answers the prompts, and the reward scores each whole answer.
-    response_ids, mask, finished = sample(policy, prompt_ids, prompt_mask, s, generator)
-    scores = score([text_of(row) for row in torch.cat([prompt_ids, response_ids.where(mask, PAD)], dim=1)])
+    # 1. The policy answers the prompts. The reward scores prompt and answer together, as one text.
+    ids, is_token, finished = sample(policy, prompt_ids, prompt_mask, s, generator)
+    scores = score([text_of(row) for row in ids])
+    actions = ids.shape[1] - prompt_ids.shape[1]
+    mask = is_token[:, -actions:]
 
     # 2. Policy and reference say how probable each token was, the critic how much reward is still to come.
-    whole = torch.cat([prompt_ids, response_ids], dim=1), torch.cat([prompt_mask, mask], dim=1)
-    actions = response_ids.shape[1]
-    old_logprobs = action_logprobs(policy, *whole, actions, s.temperature)
-    reference_logprobs = action_logprobs(reference, *whole, actions, s.temperature)
-    old_values = action_values(critic, *whole, actions)
+    old_logprobs = action_logprobs(policy, ids, is_token, actions, s.temperature)
+    reference_logprobs = action_logprobs(reference, ids, is_token, actions, s.temperature)
+    old_values = action_values(critic, ids, is_token, actions)
 
     # 3. One reward per token: what it costs to differ from the reference, and at the last token the score.
     kl = k1(old_logprobs, reference_logprobs)
     shaped = set_missing_eos(scores, finished, s.missing_eos_score)
-    rewards = token_rewards(shaped, torch.zeros_like(kl), kl, mask, s.kl_coef)
+    no_credit = torch.zeros_like(kl)  # a reward may also credit single tokens; here the score counts at the end only
+    rewards = token_rewards(shaped, no_credit, kl, mask, s.kl_coef)
 
     # 4. Advantage: how much better a token turned out than the critic expected. Return: what it should have expected.
     advantages = gae(rewards, old_values, mask, s.gamma, s.lam)
     returns = lambda_returns(rewards, old_values, mask, s.gamma, s.lam)
+
+    # 5. Whitening: over all tokens of the batch the advantages get mean 0 and variance 1, whatever the reward's scale.
+    advantages = whiten(advantages, mask)
     return Experience(
-        prompt_ids=prompt_ids, prompt_mask=prompt_mask, response_ids=response_ids, mask=mask, old_logprobs=old_logprobs,
-        old_values=old_values, advantages=whiten(advantages, mask), returns=returns, scores=scores, kl=kl.sum(dim=1),
+        ids=ids, is_token=is_token, mask=mask, old_logprobs=old_logprobs, old_values=old_values, advantages=advantages,
+        returns=returns, scores=scores, kl=kl.sum(dim=1),
     )  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------------------- learning
-
-
-def step(optimizer: torch.optim.Optimizer, loss: Tensor, s: Settings) -> None:
+def step(optimizer: Adam, loss: Tensor, s: Settings) -> None:
     """One step of gradient descent, its gradient no longer than `max_grad_norm`."""
     optimizer.zero_grad()
     loss.backward()
@@ -234,25 +216,26 @@ def step(optimizer: torch.optim.Optimizer, loss: Tensor, s: Settings) -> None:
 
 
 def learn_epoch(
-    policy: GPT2LMHeadModel, critic: Critic, optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer],
-    experience: Experience, s: Settings, generator: torch.Generator,
+    policy: GPT2LMHeadModel, critic: Critic, optimizers: list[Adam], experience: Experience, s: Settings,
+    generator: torch.Generator,
 ) -> list[tuple[float, float]]:  # fmt: skip
     """One pass over the experience in random order; the losses of policy and critic in each minibatch."""
     losses = []
     for index in torch.randperm(len(experience.mask), generator=generator).split(s.minibatch_size):
-        part = experience.rows(index)
-        ids, mask = part.whole()
+        part = Experience(**{name: x[index] for name, x in vars(experience).items()})
         actions, weights = part.mask.shape[1], token_mean(part.mask)  # every token of the minibatch counts the same
 
         # The policy: tokens that turned out better than expected become more probable, others less. Once the ratio
-        # pi / pi_old has left 1 +- clip in the direction that pays, its gradient is 0: no step goes too far.
-        logprobs = action_logprobs(policy, ids, mask, actions, s.temperature)
+        # pi / pi_old has left 1 +- clip in the direction that pays, its gradient is 0: going further gains nothing.
+        # This takes the incentive away; it does not bound a step.
+        logprobs = action_logprobs(policy, part.ids, part.is_token, actions, s.temperature)
         token_loss, _ = clipped_surrogate(logprobs, part.old_logprobs, part.advantages, part.mask, s.clip, s.clip)
         policy_loss = weighted_sum(token_loss, weights, part.mask)
         step(optimizers[0], policy_loss, s)
 
-        # The critic: its values move toward the returns, at most `value_clip` at a time.
-        values = action_values(critic, ids, mask, actions)
+        # The critic: its values move toward the returns. Here too the gradient is 0 once a value has moved toward its
+        # return by more than `value_clip`.
+        values = action_values(critic, part.ids, part.is_token, actions)
         token_loss, _ = clipped_squared_error(values, part.old_values, part.returns, part.mask, s.value_clip)
         value_loss = weighted_sum(token_loss, weights, part.mask)
         step(optimizers[1], value_loss, s)
@@ -260,17 +243,9 @@ def learn_epoch(
     return losses
 
 
-def adam(model: nn.Module, s: Settings) -> torch.optim.Optimizer:
-    """Policy and critic share nothing, so each has an optimizer."""
-    return torch.optim.Adam(model.parameters(), lr=s.lr, eps=1e-5)
-
-
 def prompts(rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """`the film was`: the opening of so many reviews, ids and mask."""
     return pad_left([tokens(review(generator))[:3] for _ in range(rows)], PAD)
-
-
-# ------------------------------------------------------------------------------------------------------------ all of it
 
 
 def main(s: Settings = Settings(), seed: int = 1) -> list[float]:
@@ -278,18 +253,21 @@ def main(s: Settings = Settings(), seed: int = 1) -> list[float]:
     torch.manual_seed(seed)  # of the fresh weights; everything else is drawn from:
     generator = torch.Generator().manual_seed(seed)
     policy = new_model()
+    print(f"fine-tuning: {s.sft_steps} steps", flush=True)
     fine_tune(policy, s.sft_steps, generator)
     reference = copy.deepcopy(policy).requires_grad_(False)  # stays as it is
     critic = Critic(copy.deepcopy(policy.transformer))
-    optimizers = adam(policy, s), adam(critic, s)
+    # policy and critic share no weight, so each has an optimizer
+    optimizers = [Adam(model.parameters(), lr=s.lr, eps=1e-5) for model in (policy, critic)]
+    print("PPO, by iteration: mean score (the reward), KL in nats per review, one review")
     scores: list[float] = []
     for iteration in range(s.num_iterations):
         experience = make_experience(policy, reference, critic, *prompts(s.batch_size, generator), s, generator)
         for _ in range(s.epochs):
             learn_epoch(policy, critic, optimizers, experience, s, generator)
         scores.append(experience.scores.mean().item())
-        sample_text = text_of(experience.whole()[0][0])
-        print(f"{iteration:3}  score {scores[-1]:5.2f}  KL {experience.kl.mean():5.2f}  {sample_text}", flush=True)
+        example = textwrap.shorten(text_of(experience.ids[0]), 50, placeholder=" ...")
+        print(f"{iteration:3}  score {scores[-1]:5.2f}  KL {experience.kl.mean():5.2f}  {example}", flush=True)
     return scores
 
 
