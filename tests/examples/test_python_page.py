@@ -51,7 +51,7 @@ def test_ppo_on_own_data_and_reward_takes_twenty_lines() -> None:
 def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """And shows what it promises: a better policy, a folder that transformers loads, a checkpoint that comes back."""
     monkeypatch.chdir(tmp_path)
-    first = run(PAGE[:4])
+    first = run(PAGE[:5])
     out = capsys.readouterr().out
     assert [line.split()[0] for line in out.splitlines() if re.match(r"(sft|ppo|improvement) -?\d", line)] == [
         "sft", "ppo", "improvement",
@@ -68,7 +68,10 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     loaded = first["again"].roles.merged_policy()(input_ids=ids).logits
     torch.testing.assert_close(loaded, exported, atol=1e-5, rtol=1e-4)
 
-    rest = run([PAGE[0], PAGE[1].split("roles = ")[0], *PAGE[4:]])
+    assert [text[:12] for text in first["texts"]] == ["the film was", "the plot was"]
+    assert max(map(len, first["texts"])) > 12
+
+    rest = run([PAGE[0], PAGE[1].split("roles = ")[0], *PAGE[5:]])
     assert rest["module"].episodes == 2 * 64
     assert rest["loss"].shape == (2, 3)
 
@@ -78,3 +81,4 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert lines_of_code(ppo_block(CELLS)) <= 20
     names = run(CELLS)
     assert names["module"].result()["improvement"]["score"].value > 0
+    assert [text[:12] for text in names["texts"]] == ["the film was", "the plot was"]
