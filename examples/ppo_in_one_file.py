@@ -177,7 +177,7 @@ def make_experience(
     policy: GPT2LMHeadModel, reference: GPT2LMHeadModel, critic: Critic, prompt_ids: Tensor, prompt_mask: Tensor,
     s: Settings, generator: torch.Generator,
 ) -> Experience:  # fmt: skip
-    """One batch of responses with everything that PPO wants to know of them."""
+    """One batch of responses with everything that PPO needs to know about them."""
     # 1. The policy answers the prompts. The reward scores prompt and answer together, as one text.
     ids, is_token, finished = sample(policy, prompt_ids, prompt_mask, s, generator)
     scores = score([text_of(row) for row in ids])

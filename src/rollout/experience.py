@@ -81,10 +81,11 @@ class ExperienceMaker:
     ) -> tuple[Experience, dict[str, float]]:
         """The experience of one batch of prompts, and its metrics.
 
-        1. sample responses; 2. score them, without those that the reward fails on; 3. logprobs of policy and reference,
-        values, without rows that are not finite, and the greedy responses if the estimator compares with them; 4. shape
-        the scores; 5. rewards per token with the KL to the reference, scaled if `whiten_rewards`; 6. advantages and
-        returns; 7. whiten the advantages if `whiten_advantages`; 8. update the KL coefficient.
+        1. sample responses; 2. score them (and drop those that cannot be scored, if the scorer allows it); 3. logprobs
+        of policy and reference, values (and drop rows that are not finite); score the greedy responses if the estimator
+        compares with them; 4. shape the scores; 5. rewards per token with the KL to the reference (scaled to variance 1
+        if `whiten_rewards`); 6. advantages and returns; 7. whiten the advantages (if `whiten_advantages`); 8. update
+        the KL coefficient.
 
         `nonfinite` drops rows whose logprobs or values are not finite, up to its limit; None: the first such row
         raises `NonFiniteError`.

@@ -114,7 +114,8 @@ class PPOStage(Stage[PPORun]):
             samples_per_prompt=run.rollout.samples_per_prompt,
             iterations=ppo.num_iterations,
             eval_prompts=eval_prompts,
-            # each batch has its own random stream, so this size decides the draws; rollout.scoring_batch_size must not
+            # each batch of the evaluation has its own random stream, so this size decides what is drawn;
+            # rollout.scoring_batch_size is chosen by memory and must not change it
             eval_batch_size=ppo.batch_size,
             max_prompt_tokens=run.rollout.max_prompt_tokens,
             max_text_tokens=ppo.ptx_max_tokens,
