@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -48,6 +49,11 @@ class SampledKL:
 
     estimator: Callable[[PerToken, PerToken], PerToken]
 
+    @property
+    def is_log_ratio(self) -> bool:
+        """Whether it is k1, which alone may be a reward without being part of the loss."""
+        return getattr(self.estimator, "func", self.estimator) is k1
+
     def __call__(self, logprobs: PerToken, other_logprobs: PerToken, exact: Callable[[], PerToken]) -> PerToken:
         """The estimate, (B, T); `exact` is not called."""
         return self.estimator(logprobs, other_logprobs)
@@ -56,6 +62,8 @@ class SampledKL:
 @dataclass(frozen=True)
 class ExactKL:
     """KL per token over the whole vocabulary: no sampling noise, at the price of both distributions."""
+
+    is_log_ratio: ClassVar[bool] = False
 
     def __call__(self, logprobs: PerToken, other_logprobs: PerToken, exact: Callable[[], PerToken]) -> PerToken:
         """What `exact` computes, (B, T)."""

@@ -31,7 +31,7 @@ from src.utils.nonfinite import FiniteGuard
 
 @dataclass(frozen=True)
 class ReferenceKL:
-    """Where KL(policy || reference) enters: as a reward per token, as a term of the policy's loss, as both, or nowhere.
+    """Where KL(policy || reference) enters: as a reward per token, a term of the policy's loss, both, or nowhere.
 
     The gradient of the expected KL of a response is that of both together; k1 has it in the reward alone, as its part
     in the loss is 0 in expectation. docs/objectives.md says what each choice optimizes.
@@ -43,7 +43,7 @@ class ReferenceKL:
 
     def __post_init__(self) -> None:
         """Refuse estimators that would lose most of the KL's gradient."""
-        if self.in_reward and not self.in_loss and self.estimator != SampledKL(k1):
+        if self.in_reward and not self.in_loss and not (self.estimator and self.estimator.is_log_ratio):
             raise ConfigError("ReferenceKL in the reward alone needs SampledKL(k1); others need in_loss=True as well")
 
 
@@ -103,10 +103,7 @@ class ExperienceMaker:
         shaped = self.shaping(scores, rollout.finished)
         in_reward = kl_coef if self.reference_kl.in_reward else 0.0
         rewards = token_rewards(shaped, scored.credit, outputs.kl, mask, in_reward)
-        loss_kl_coef = kl_coef if self.reference_kl.in_loss else 0.0
-        if self.whiten_rewards:
-            loss_kl_coef *= whitening_scale(rewards, mask).item()
-            rewards = whiten(rewards, mask, shift_mean=False)
+        rewards, factor = _whitened(rewards, mask, self.whiten_rewards, shift_mean=False)
         # 6, 7
         episodes = Episodes(
             rewards=rewards, mask=mask, group_ids=rollout.group_ids, old_values=outputs.values,
@@ -114,9 +111,8 @@ class ExperienceMaker:
         )  # fmt: skip
         advantages, returns = self.advantage.advantages(episodes), self.advantage.returns(episodes)
         self.advantage.update(episodes)
-        if self.whiten_advantages:
-            loss_kl_coef *= whitening_scale(advantages, mask).item()
-            advantages = whiten(advantages, mask)
+        advantages, factor_of_advantages = _whitened(advantages, mask, self.whiten_advantages)
+        loss_kl_coef = kl_coef * factor * factor_of_advantages if self.reference_kl.in_loss else 0.0
         # 8
         measures = describe(scored, shaped, rewards) | self._steer(outputs)
         return Experience(
@@ -259,6 +255,11 @@ class ExperienceMaker:
 
         pieces = self.fitting.attempt(work, len(rollout.prompts))
         return join([piece for own in gather(pieces) for piece in own], rollout.response_mask.shape)
+
+
+def _whitened(x: Tensor, mask: Tensor, wanted: bool, shift_mean: bool = True) -> tuple[Tensor, float]:
+    """x (B, T), whitened if `wanted`, and the factor by which it was multiplied."""
+    return (whiten(x, mask, shift_mean=shift_mean), whitening_scale(x, mask).item()) if wanted else (x, 1.0)
 
 
 def describe(scored: Scored, shaped: Tensor, rewards: Tensor) -> dict[str, float]:

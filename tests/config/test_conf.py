@@ -158,8 +158,8 @@ def test_what_brings_a_group_along() -> None:
     assert brings() == {
         "value_loss": {"advantage": critics},
         "old_kl_controller": {"policy_loss": sorted(set(options("policy_loss")) - {"trpo"})},
-        "kl_estimator": {"kl": ["loss", "reward"]},
-        "kl_controller": {"kl": ["loss", "reward"]},
+        "kl_estimator": {"kl": ["both", "loss", "reward"]},
+        "kl_controller": {"kl": ["both", "loss", "reward"]},
     }
     assert set(brings()) < set(groups())
 

@@ -60,7 +60,7 @@ REFUSED = [
     ("advantage=rloo value_loss=clipped",
      "value_loss=clipped: value_loss is part of advantage=baseline_value or gae or td alone: choose one of these, or "
      "leave value_loss out"),
-    ("kl=none kl_estimator=k1", "kl_estimator is part of kl=loss or reward alone"),
+    ("kl=none kl_estimator=k1", "kl_estimator is part of kl=both or loss or reward alone"),
     ("policy_loss=trpo old_kl_controller=fixed", "old_kl_controller is part of policy_loss=cispo or clip or"),
     # what cannot be read
     ("ppo.clip", "'ppo.clip' cannot be read as key=value; a value with = , : or spaces needs quotes in quotes"),

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from src.config.compose import compose
 from src.config.files import CONF, options, read
 from src.config.schema import OPTIONS
-from src.core.kl import k2
+from src.core.kl import ExactKL, k2
 from src.errors import ConfigError
 from src.stages.builders import stage_of
 from src.stages.objects import instantiate
@@ -66,6 +66,13 @@ REFUSED: list[tuple[str, list[str]]] = [
     *((f"policy_loss=trpo advantage=reward_to_go {key}=3", [f"trpo without a critic never reads {key}: remove it"])
       for key in ("ppo.minibatch_size", "ppo.warmup")),
     # the KL to the reference
+    ("kl_estimator=k3", ["kl_estimator=k3: a reward acts through the sampled token", "kl=both takes exact or k3"]),
+    ("kl_estimator=exact", ["kl_estimator=exact", "kl=reward needs k1"]),
+    ("kl=both kl_estimator=k1", ["kl_estimator=k1: kl=both needs another", "kl=reward"]),
+    ("kl=both kl_estimator=k2", ["kl_estimator=k2: kl=both needs another", "biased"]),
+    ("kl=both aggregation=sequence_mean", ["aggregation=sequence_mean", "use kl=reward"]),
+    ("kl=both advantage=reinforce_pp", ["advantage=reinforce_pp", "use kl=reward"]),
+    ("kl=both advantage=group_relative rollout.samples_per_prompt=4", ["ppo.group_scale=true", "use kl=reward"]),
     ("kl=loss kl_estimator=k1", ["kl_estimator=k1", "expected gradient of k1 is zero", "k2, k3 or exact"]),
     ("kl=none ppo.kl_coef=0.1", ["nothing reads ppo.kl_coef here", "kl_controller=fixed or kl_controller=adaptive"]),
     ("kl_controller=adaptive ppo.kl_target=0", ["ppo.kl_target=0", "greater than 0"]),
@@ -187,6 +194,9 @@ def test_kl_in_the_loss_takes_an_estimator_whose_gradient_is_that_of_the_kl() ->
     assert (maker.reference_kl.in_reward, maker.reference_kl.in_loss) == (False, True)
     maker = stage_of(composed()).maker
     assert (maker.reference_kl.in_reward, maker.reference_kl.in_loss) == (True, False)
+    maker = stage_of(composed("kl=both")).maker
+    assert (maker.reference_kl.in_reward, maker.reference_kl.in_loss) == (True, True)
+    assert maker.reference_kl.estimator == ExactKL()
 
 
 def test_a_kl_that_is_half_chosen_is_refused() -> None:

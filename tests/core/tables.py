@@ -156,6 +156,7 @@ MASKED: dict[str, Call] = {
     "masked_mean": lambda i: masking.masked_mean(i.x, i.mask),
     "masked_variance": lambda i: masking.masked_variance(i.x, i.mask),
     "whiten": lambda i: masking.whiten(i.x, i.mask),
+    "whitening_scale": lambda i: masking.whitening_scale(i.x, i.mask),
     "whiten, mean kept": lambda i: masking.whiten(i.x, i.mask, shift_mean=False),
     "probability_ratio": lambda i: policy_losses.probability_ratio(i.x, i.y, i.mask),
     "reinforce": policy_loss(policy_losses.reinforce),

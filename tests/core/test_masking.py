@@ -21,6 +21,7 @@ from src.core.masking import (
     position_ids,
     until_first_stop,
     whiten,
+    whitening_scale,
 )
 
 STOP, OTHER_STOP, PAD = 7, 8, 0
@@ -97,6 +98,15 @@ def test_whitened_moments(shift_mean: bool, mean: float) -> None:
     whitened = whiten(x, mask, shift_mean=shift_mean)[mask]
     assert_close(whitened.mean(), torch.tensor(mean, dtype=torch.float64))
     assert_close(whitened.std(unbiased=True), torch.tensor(1.0, dtype=torch.float64))
+
+
+def test_the_scale_of_whitening_is_the_factor_that_it_multiplies_by() -> None:
+    """0 where the elements are the same up to rounding, as what is whitened is 0 there."""
+    x, mask = torch.randn(3, 5, dtype=torch.float64), torch.rand(3, 5) > 0.3
+    centered = x - x[mask].mean()
+    assert_close(whiten(x, mask)[mask], centered[mask] * whitening_scale(x, mask))
+    same = torch.full((2, 3), 0.7, dtype=torch.float64)
+    assert float(whitening_scale(same, torch.ones_like(same).bool())) == 0
 
 
 def test_whiten_constant_sits_inside_the_root() -> None:
