@@ -131,7 +131,7 @@ def test_without_an_adapter_in_ppo_the_reward_stage_is_run_all_the_same(
     def pretend(run: Any, stage: Any) -> dict[str, Any]:
         given.append((run.stage, run.model.path, run.reward.path if run.stage == "ppo" else None))
         Path(run.run_dir).mkdir(parents=True)
-        figures: dict[str, Any] = {"nll_per_token": 1.0, "accuracy": 1.0}
+        figures = dict.fromkeys(("nll_per_token", "accuracy", "accuracy_all_pairs"), 1.0)
         return {"stage": run.stage, "sft": figures, "reward_model": figures}
 
     monkeypatch.setattr(pipeline, "train", pretend)
