@@ -7,6 +7,7 @@ Every mask is True where the element counts.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from src.errors import DataError
 
 Record = TypeVar("Record", bound="Rollout | Experience")
+Scores = Tensor | Sequence[float]
 Rows = TypeVar("Rows", bound="Prompts | Rollout | Experience")
 
 
@@ -107,7 +109,7 @@ class Experience:
 class Reward(Protocol):
     """Anything that scores whole sequences."""
 
-    def score(self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> Tensor | list[float]:
+    def score(self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> Scores:
         """r(x, y): one finite number per sequence, in the order given."""
         ...
 

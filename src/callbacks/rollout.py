@@ -23,7 +23,7 @@ class RolloutCallback(Callback):
         self.maker, self.seed = maker, seed
 
     def on_fit_start(self, trainer: Trainer, pl_module: PPOModule) -> None:
-        """Refuse settings that differ between the module and the experience maker."""
+        """Refuse settings of the module, the experience maker and the data that do not fit together."""
         maker, module = self.maker, pl_module
         sampled, learned = maker.sampler.temperature, module.settings.temperature
         if sampled != learned:
@@ -32,6 +32,10 @@ class RolloutCallback(Callback):
         if not critic == (module.value_loss is not None) == (module.roles.value_head is not None):
             wanted = "critic=True and a value_loss" if critic else "critic=False and value_loss=None"
             raise ConfigError(f"{advantage} {'needs' if critic else 'does not use'} a critic: give {wanted}")
+        samples = getattr(trainer.datamodule, "samples_per_prompt", None)
+        if maker.advantage.needs_groups and samples == 1:
+            mend = "give PromptData(samples_per_prompt=4), at least 2"
+            raise ConfigError(f"{advantage} compares samples of one prompt, and there is 1 of each: {mend}")
         if maker.reference_kl.in_loss and module.objective.reference_kl is None:
             raise ConfigError("ReferenceKL(in_loss=True) needs the same estimator as PPOModule(reference_kl=...)")
 

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from src.errors import require
+from src.errors import DataError, require
 from src.utils.seeding import generator
 
 Row = TypeVar("Row")
@@ -33,7 +33,7 @@ class StreamLoader(Generic[Row]):
     ) -> None:
         require(1 <= batch_size, "batch_size", batch_size, "at least 1")
         if not rows:
-            raise ValueError(f"there are no rows for {stream}")
+            raise DataError(f"there are no rows for {stream}")
         self.rows, self.collate, self.batch_size, self.batches = rows, collate, batch_size, batches
         self.seed, self.stream = seed, stream
         self.cursor = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,11 @@ from src.models.text import encode_completions, encode_with_end, response_length
 from src.types import Corpus, PreferencePair, PromptRow
 
 Batch = dict[str, Any]
+ROWS: dict[str, tuple[type, str]] = {  # method of a corpus -> what it lists, and who reads that
+    "texts": (str, "SFT and PPO-ptx"),
+    "prompts": (PromptRow, "PPO"),
+    "pairs": (PreferencePair, "the reward model"),
+}
 
 
 class TextData(LightningDataModule):
@@ -86,8 +92,8 @@ class PairData(LightningDataModule):
     def train_dataloader(self) -> StreamLoader[PreferencePair]:
         """Collated pairs."""
         return StreamLoader(
-            self.corpus.pairs("train"), self.collate, batch_size=self.batch_size, batches=self.steps, seed=self.seed,
-            stream="pairs",
+            rows_of(self.corpus, "pairs", "train"), self.collate, batch_size=self.batch_size, batches=self.steps,
+            seed=self.seed, stream="pairs",
         )  # fmt: skip
 
     def val_dataloader(self) -> OrderedLoader[PreferencePair]:
@@ -153,8 +159,8 @@ class PromptData(LightningDataModule):
         """Batches {prompts: fields of `src.types.Prompts`} and, with the PPO-ptx loss, {text: {ids, mask}}."""
         loaders: dict[str, Any] = {
             "prompts": StreamLoader(
-                self.corpus.prompts("train"), self._repeated, batch_size=self.prompts, batches=self.iterations,
-                seed=self.seed, stream="prompts",
+                rows_of(self.corpus, "prompts", "train"), self._repeated, batch_size=self.prompts,
+                batches=self.iterations, seed=self.seed, stream="prompts",
             )
         }  # fmt: skip
         if self.with_texts:
@@ -166,7 +172,7 @@ class PromptData(LightningDataModule):
 
     def test_dataloader(self) -> OrderedLoader[PromptRow]:
         """The first `eval_prompts` prompts of the test split."""
-        rows = self.corpus.prompts("test")[: self.eval_prompts]
+        rows = rows_of(self.corpus, "prompts", "test")[: self.eval_prompts]
         return OrderedLoader(rows, lambda part, at: {"prompts": self.collate(part, at)}, self.eval_batch_size)
 
     def _repeated(self, rows: list[PromptRow], indices: list[int]) -> Batch:
@@ -193,11 +199,29 @@ class PromptData(LightningDataModule):
         }
 
 
+def rows_of(corpus: Corpus, name: str, split: str) -> Sequence[Any]:
+    """The rows `corpus.NAME(split)`. Raises `DataError` when there are none, or they are of another type."""
+    kind, use = ROWS[name]
+    method = getattr(corpus, name, None)
+    if method is None:
+        raise DataError(f"the corpus ({type(corpus).__name__}) has no method {name}(split): {use} needs one")
+    rows, where = method(split), f"{type(corpus).__name__}.{name}({split!r})"
+    if not isinstance(rows, Sequence) or isinstance(rows, str):
+        raise DataError(f"{where} is {rows!r:.60}: {use} needs a list of {kind.__name__}")
+    if not rows:
+        raise DataError(f"{where} is empty: {use} needs at least one row")
+    for number, row in enumerate(rows):
+        if not isinstance(row, kind):
+            give = f"PromptRow({row!r:.60})" if (name, type(row)) == ("prompts", str) else kind.__name__
+            raise DataError(f"{where}[{number}] is of type {type(row).__name__}: give {give}")
+    return rows
+
+
 def text_stream(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, batch_size: int, batches: int, max_tokens: int, seed: int
 ) -> StreamLoader[list[int]]:
     """Training texts, tokenized once, each followed by the end token and cut to `max_tokens`."""
-    rows = [row[:max_tokens] for row in encode_with_end(tokenizer, corpus.texts("train"))]
+    rows = [row[:max_tokens] for row in encode_with_end(tokenizer, list(rows_of(corpus, "texts", "train")))]
     collate = partial(collate_texts, tokenizer.pad_token_id)
     return StreamLoader(rows, collate, batch_size=batch_size, batches=batches, seed=seed, stream="texts")
 

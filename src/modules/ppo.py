@@ -19,7 +19,7 @@ from src.core.diagnostics import explained_variance
 from src.core.kl import KLEstimator, SampledKL, k3
 from src.core.policy_losses import ClippedSurrogate
 from src.core.value_losses import ClippedSquaredError
-from src.errors import ModelError
+from src.errors import ConfigError, ModelError
 from src.models.fingerprint import fingerprint
 from src.models.roles import Roles
 from src.modules.checkpoint_filter import keep_trainable, require_trainable
@@ -27,6 +27,7 @@ from src.modules.nan_report import nan_report
 from src.modules.objective import PolicyLoss, PolicyObjective, Texts, ValueLoss, critic_objective, text_objective
 from src.modules.settings import PPOSettings
 from src.modules.weighted_means import WeightedMeans
+from src.rewards.function import as_reward
 from src.rollout.evaluation import Evaluation, merge
 from src.rollout.kl_controller import FixedKL, KLController
 from src.rollout.minibatches import minibatches
@@ -56,7 +57,7 @@ class PPOModule(LightningModule):
     def __init__(
         self,
         roles: Roles,
-        reward: AnyReward,
+        reward: AnyReward | Callable[..., Any],
         settings: PPOSettings = PPOSettings(),
         *,
         policy_loss: PolicyLoss = ClippedSurrogate(0.2, 0.2),
@@ -68,7 +69,7 @@ class PPOModule(LightningModule):
         policy_optimizer: Callable[[list[nn.Parameter]], Optimizer] = adam,
         critic_optimizer: Callable[[list[nn.Parameter]], Optimizer] | None = None,
         lr_schedule: Callable[[Optimizer], LRScheduler] = get_constant_schedule,
-        gold_reward: AnyReward | None = None,
+        gold_reward: AnyReward | Callable[..., Any] | None = None,
         nonfinite: FiniteGuard | None = None,
         seed: int = 1,
     ) -> None:
@@ -77,9 +78,10 @@ class PPOModule(LightningModule):
         self.strict_loading = False  # a checkpoint holds trainable tensors only
         self.settings, self.value_loss, self.aggregation = settings, value_loss, aggregation
         self.optimizer_factories = {"policy": policy_optimizer, "critic": critic_optimizer or policy_optimizer}
-        self.lr_schedule, self.reward, self.gold_reward, self.seed = lr_schedule, reward, gold_reward, seed
-        self.roles = roles
-        for part in (reward, gold_reward):
+        self.lr_schedule, self.seed, self.roles = lr_schedule, seed, roles
+        self.reward = as_reward(reward)
+        self.gold_reward = None if gold_reward is None else as_reward(gold_reward, "gold_reward")
+        for part in (self.reward, self.gold_reward):
             if isinstance(part, LoadedReward):
                 part.load(roles)
         self.objective = PolicyObjective(
@@ -100,8 +102,9 @@ class PPOModule(LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Learn from `batch["experience"]`; log once per iteration."""
         if "experience" not in batch:
-            raise RuntimeError(
-                "the batch holds no experience: the rollout callback (callbacks.rollout) must be among the callbacks"
+            raise ConfigError(
+                "the batch has no experience to learn from: add RolloutCallback(ExperienceMaker()) to the Trainer's "
+                "callbacks"
             )
         experience: Experience = batch["experience"]
         means = WeightedMeans()

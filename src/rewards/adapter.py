@@ -42,7 +42,7 @@ class AdapterReward:
     def score_rollout(self, rollout: Rollout) -> Tensor:
         """r(x, y), (B,) float32; a text longer than the model's context loses its beginning."""
         if self.roles is None:
-            raise RuntimeError("reward=adapter is not loaded: call load(roles) first")
+            raise ModelError("the adapter reward is not loaded: call load(roles) first")
         tokenizer, device = self.roles.tokenizer, rollout.response_ids.device
         with self.roles.acting("reward") as lm:
             limit = readable_length(lm.config, tokenizer)

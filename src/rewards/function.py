@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from src.errors import ConfigError, require
+from src.types import AnyReward, Reward, RolloutReward, TokenReward
+
+PARAMETERS = "(prompts, responses, metadata)"
 
 
 class FunctionReward:
@@ -15,6 +21,7 @@ class FunctionReward:
     """
 
     def __init__(self, target: str, function: Callable[..., Tensor | Sequence[float]]) -> None:
+        require(takes_texts(function), "target", target, f"a function of {PARAMETERS}")
         self.target, self.function = target, function  # its dotted path, its name in messages
 
     def score(
@@ -22,3 +29,37 @@ class FunctionReward:
     ) -> Tensor | Sequence[float]:
         """The function's scores."""
         return self.function(prompts, responses, metadata)
+
+
+def as_reward(reward: Any, name: str = "reward") -> AnyReward:
+    """A reward as it is, and a function as a reward. Raises `ConfigError` with the argument's `name` for others."""
+    kind = type(reward).__name__
+    if isinstance(reward, type):
+        raise ConfigError(f"{name}: {reward.__name__} is a class; give an object, such as {reward.__name__}()")
+    if isinstance(reward, TokenReward | RolloutReward):
+        return reward
+    is_function = callable(reward) and not isinstance(reward, nn.Module)
+    method = getattr(reward, "score", reward if is_function else None)
+    if method is None:
+        raise ConfigError(f"{name}: {kind} has no method score; give a function, or an object with score{PARAMETERS}")
+    label = getattr(reward, "__qualname__", kind)
+    if not takes_texts(method):
+        takes = inspect.signature(method)
+        raise ConfigError(f"{name}: {label} takes {takes}; a reward takes {PARAMETERS}")
+    if is_function and method is reward:
+        return FunctionReward(label, reward)
+    scorer: Reward = reward
+    return scorer
+
+
+def takes_texts(function: Callable[..., Any]) -> bool:
+    """Whether a function can be called with prompts, responses and metadata; True where Python cannot tell."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of a function written in C
+        return True
+    try:
+        signature.bind([], [], [])
+    except TypeError:
+        return False
+    return True

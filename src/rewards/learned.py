@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from src.core.padding import pad_left
-from src.errors import require
+from src.errors import ModelError, require
 from src.models.fingerprint import joint, tokenizer_fingerprint
 from src.models.forward import sequence_scores
 from src.models.loading import load_reward_model, readable_length
@@ -59,6 +59,8 @@ class LearnedReward(nn.Module):
 
     def score(self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> Tensor:
         """r(x, y), (B,) float32; a text longer than the model's context loses its beginning."""
+        if not hasattr(self, "model"):
+            raise ModelError("the learned reward is not loaded: call load() first")
         rows = encode_completions(self.tokenizer, prompts, responses, self.chat)
         rows = [shorten(row, self.limit, self.tokenizer) for row in rows]
         score, bias = partial(sequence_scores, self.model), score_bias(self.model)

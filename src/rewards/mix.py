@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from src.errors import require
 from src.models.roles import Roles
+from src.rewards.answers import as_numbers
 from src.types import LoadedReward, Reward
 
 
@@ -36,11 +37,15 @@ class MixReward(nn.Module):
     def score_parts(
         self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]
     ) -> dict[str, Tensor]:
-        """The unweighted scores of each part, (B,)."""
-        return {
-            name: torch.as_tensor(part.score(prompts, responses, metadata), dtype=torch.float32).cpu()
-            for name, part in self.parts.items()
-        }
+        """The unweighted scores of each part, (B,). Raises for a part that gives no number."""
+        scores: dict[str, Tensor] = {}
+        for name, part in self.parts.items():
+            given = part.score(prompts, responses, metadata)
+            numbers, others = as_numbers(part, given, torch.Size([len(prompts)]))
+            for element in others.values():
+                raise ValueError(f"parts.{name} gave {element!r:.80}, which is no number")
+            scores[name] = numbers.cpu()
+        return scores
 
     def combine(self, parts: dict[str, Tensor]) -> Tensor:
         """The weighted mean of the parts, (B,)."""

@@ -17,12 +17,13 @@ from src.core.rewards import token_rewards
 from src.errors import ConfigError, NonFiniteError, RewardError
 from src.models.roles import Role, Roles
 from src.models.text import response_text
+from src.rewards.answers import reward_name
 from src.rollout.finite_rows import ModelOutputs, keep_finite
 from src.rollout.kl_controller import FixedKL, KLController
 from src.rollout.minibatches import join, stacked
 from src.rollout.oom_retry import OomRetry
 from src.rollout.sampling import Sampler
-from src.rollout.scoring import Scored, Scorer, reward_name
+from src.rollout.scoring import Scored, Scorer
 from src.rollout.shaping import NoScaling, ScoreShaping, SetMissingEos
 from src.types import AnyReward, Episodes, Experience, Prompts, Rollout, select
 from src.utils.distributed import RowShard, gather, map_over_ranks

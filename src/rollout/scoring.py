@@ -14,12 +14,16 @@ from torch import Tensor
 from src.core.masking import masked
 from src.errors import RewardError, require
 from src.rewards.adapter import AdapterReward
+from src.rewards.answers import as_numbers, reward_name
 from src.rewards.learned import LearnedReward
-from src.types import AnyReward, PartedReward, Rollout, RolloutReward, TokenReward, select
+from src.types import AnyReward, PartedReward, Reward, Rollout, RolloutReward, TokenReward, select
 from src.utils.distributed import map_over_ranks
 
 # scores (N,), NaN where there is none; credit (N, T); parts of the scores; error of the first failure
 Answers = tuple[Tensor, Tensor, dict[str, Tensor], RewardError | None]
+
+# scores (N,) or (N, T); parts; faults: row -> what the reward raised there, or gave instead of a number
+Called = tuple[Tensor, dict[str, Tensor], dict[int, Any]]
 
 
 @dataclass(frozen=True)
@@ -81,43 +85,46 @@ class Scorer:
         return map_over_ranks(lambda share: self._answers(reward, select(rollout, share.index)), len(rollout.prompts))
 
     def _answers(self, reward: AnyReward, rollout: Rollout) -> Answers:
-        given, parts, raised = self._call(reward, rollout)
+        given, parts, faults = self._call(reward, rollout)
         scores, credit = given.to(rollout.finished.device), torch.zeros_like(rollout.behavior_logprobs)
         if isinstance(reward, TokenReward):
             if scores.dim() == 1:  # the reward raised on every row
                 scores = scores.unsqueeze(1).expand_as(credit)
             credit = masked(scores, rollout.response_mask)
             scores = credit.sum(dim=1)
-        failure = first_failure(reward, rollout, scores, raised)
+        failure = first_failure(reward, rollout, scores, faults)
         if failure is not None and not self.drop_failed:
             raise failure
         return scores, credit, {name: part.cpu() for name, part in parts.items()}, failure
 
-    def _call(self, reward: AnyReward, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor], dict[int, Exception]]:
-        """Scores (or each token's), parts and the rows on which the reward raised.
+    def _call(self, reward: AnyReward, rollout: Rollout) -> Called:
+        """Scores (or each token's), parts and faults.
 
         Calls the reward once with all rows; if that raises, row by row.
         """
         try:
-            scores, parts = self._within_limit(reward, partial(call_reward, reward, rollout))
-            return scores, parts, {}
+            return self._within_limit(reward, partial(call_reward, reward, rollout))
         except RewardError:
             raise
         except Exception as error:  # a user's function may raise anything
             answers: list[tuple[Tensor, dict[str, Tensor]]] = []
-            raised: dict[int, Exception] = {}
+            raised: dict[int, Any] = {}
+            others: dict[int, Any] = {}
             for row in range(len(rollout.prompts)):
                 one = select(rollout, torch.tensor([row]))
                 try:
-                    answers.append(self._within_limit(reward, partial(call_reward, reward, one)))
+                    scores, parts, other = self._within_limit(reward, partial(call_reward, reward, one))
                 except RewardError:  # a wrong shape or a timeout: not the fault of one sample
                     raise
                 except Exception as own:
                     raised[row] = own
+                else:
+                    answers.append((scores, parts))
+                    others.update((row, element) for element in other.values())
             if not raised:
                 message = f"reward {reward_name(reward)} raised {error!r} for the batch, and for no row of it alone"
                 raise RewardError(message) from error
-            return *merge_rows(answers, list(raised), len(rollout.prompts)), raised
+            return *merge_rows(answers, list(raised), len(rollout.prompts)), raised | others
 
     def _within_limit(self, reward: Any, call: Callable[[], Any]) -> Any:
         """The result of `call` within the time limit; this project's reward models cannot hang and have no limit."""
@@ -143,56 +150,51 @@ class Scorer:
         return box["result"]
 
 
-def call_reward(reward: AnyReward, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
-    """Scores (B,) float32, not yet checked to be finite, and the parts of a mixed reward. Raises for a wrong count.
+def call_reward(reward: AnyReward, rollout: Rollout) -> Called:
+    """Scores (B,) float32, not yet checked to be finite, the parts of a mixed reward, and faults.
 
-    The scores of a reward per token are (B, T).
+    The scores of a reward per token are (B, T). Raises `RewardError` for an answer of another shape.
     """
     if isinstance(reward, TokenReward):
-        return check_scores(reward, reward.score_tokens(rollout), rollout.response_mask, "tokens"), {}
+        scores, others = as_numbers(reward, reward.score_tokens(rollout), rollout.response_mask.shape, "tokens")
+        return scores, {}, others
     if isinstance(reward, RolloutReward):
-        return check_scores(reward, reward.score_rollout(rollout), rollout.finished, "sequences"), {}
+        scores, others = as_numbers(reward, reward.score_rollout(rollout), rollout.finished.shape)
+        return scores, {}, others
     metadata = [
         row | {"finished": finished} for row, finished in zip(rollout.metadata, rollout.finished.tolist(), strict=True)
     ]
-    texts = list(rollout.prompts), list(rollout.responses)
+    given, parts = call_with_texts(reward, list(rollout.prompts), list(rollout.responses), metadata)
+    scores, others = as_numbers(reward, given, rollout.finished.shape)
+    return scores, parts, others
+
+
+def call_with_texts(
+    reward: Reward | PartedReward, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]
+) -> tuple[Any, dict[str, Tensor]]:
+    """What a reward returns for texts, and the parts of a mixed one. Raises `RewardError` if it ends the program."""
     try:
-        parts = reward.score_parts(*texts, metadata) if isinstance(reward, PartedReward) else {}
-        given = reward.combine(parts) if isinstance(reward, PartedReward) else reward.score(*texts, metadata)
+        if isinstance(reward, PartedReward):
+            parts = reward.score_parts(prompts, responses, metadata)
+            return reward.combine(parts), parts
+        return reward.score(prompts, responses, metadata), {}
     except SystemExit as error:  # would end the run without a message
         raise RewardError(f"reward {reward_name(reward)} ended the program by sys.exit({error.code!r})") from error
-    return check_scores(reward, given, rollout.finished, "sequences"), parts
 
 
-def check_scores(reward: AnyReward, given: Any, wanted: Tensor, what: str) -> Tensor:
-    """A reward's answer as float32 in the shape of `wanted`, a number for each of `what`; not yet checked to be finite.
-
-    Raises for an answer that is not numeric or has another shape.
-    """
-    count = wanted.numel()
-    try:
-        scores = torch.as_tensor(given, dtype=torch.float32).detach()
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"gave {str(given)[:80]} where {count} numbers are needed") from error
-    if scores.shape != wanted.shape:
-        rows = f"{count}" if wanted.dim() == 1 else f"{tuple(wanted.shape)}"
-        gave = "a single number" if scores.dim() == 0 else f"{tuple(scores.shape)} scores"
-        raise RewardError(f"reward {reward_name(reward)} gave {gave} for {rows} {what}: one for each is needed")
-    return scores
-
-
-def first_failure(reward: Any, rollout: Rollout, scores: Tensor, raised: dict[int, Exception]) -> RewardError | None:
+def first_failure(reward: Any, rollout: Rollout, scores: Tensor, faults: dict[int, Any]) -> RewardError | None:
     """The error of the first row without a finite score; None when every row has one."""
     bad = (~scores.isfinite()).nonzero().flatten().tolist()
     if not bad:
         return None
     row = bad[0]
-    what = f"raised {raised[row]!r}" if row in raised else f"gave {scores[row].item()}"
+    fault = faults.get(row, scores[row].item())
+    what = f"raised {fault!r}" if isinstance(fault, Exception) else f"gave {fault!r:.80}"
     error = RewardError(
         f"reward {reward_name(reward)} {what} for prompt {rollout.prompts[row]!r}, "
         f"response {rollout.responses[row]!r}; a score must be a finite number"
     )
-    error.__cause__ = raised.get(row)
+    error.__cause__ = fault if isinstance(fault, Exception) else None
     return error
 
 
@@ -212,8 +214,3 @@ def merge_rows(
     return joined([scores for scores, _ in answers]), {
         name: joined([parts[name] for _, parts in answers]) for name in answers[0][1]
     }
-
-
-def reward_name(reward: Any) -> str:
-    """The name of a reward in messages: a function's dotted path, else the class."""
-    return str(getattr(reward, "target", type(reward).__name__))

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback
 from tokenizers.processors import TemplateProcessing
 
 from src.callbacks.rollout import RolloutCallback, as_prompts
-from src.core.estimators import RewardToGo
+from src.core.estimators import GroupRelative, LeaveOneOut, RewardToGo
 from src.core.kl import SampledKL, k2
 from src.data.modules import PromptData
 from src.errors import ConfigError
@@ -167,6 +167,18 @@ DISAGREEMENTS: dict[str, tuple[dict[str, Any], dict[str, Any], bool, str]] = {
         "GAE needs a critic: give critic=True and a value_loss",
     ),
     "a critic for nothing": ({"advantage": RewardToGo(1.0)}, {}, True, "RewardToGo does not use a critic"),
+    "one sample where several are compared": (
+        {"advantage": LeaveOneOut()},
+        {"value_loss": None},
+        False,
+        r"LeaveOneOut compares samples of one prompt.*: give PromptData\(samples_per_prompt=4\), at least 2",
+    ),
+    "one sample in a group": (
+        {"advantage": GroupRelative(True)},
+        {"value_loss": None},
+        False,
+        "GroupRelative compares",
+    ),
     "a KL in the loss of one": ({"reference_kl": LOSS_KL}, {"reference_kl": None}, True, "PPOModule.reference_kl"),
 }
 

@@ -11,7 +11,9 @@ from lightning.pytorch.utilities import CombinedLoader
 
 from src.config.compose import compose, leaves
 from src.data.loaders import OrderedLoader, StreamLoader
-from src.data.modules import PairData, PromptData, TextData
+from src.data.modules import PairData, PromptData, TextData, rows_of
+from src.errors import DataError
+from src.types import Corpus, PromptRow
 from tests.tiny import TinyCorpus, tokenizer
 
 ROWS = [f"row {i}" for i in range(10)]
@@ -124,5 +126,38 @@ def test_no_loader_has_workers_that_could_die(stage: str) -> None:
 def test_what_cannot_be_loaded_is_refused() -> None:
     with pytest.raises(ValueError, match="batch_size"):
         stream(batch_size=0)
-    with pytest.raises(ValueError, match="no rows for prompts"):
+    with pytest.raises(DataError, match="no rows for prompts"):
         StreamLoader([], collate, batch_size=1, batches=1, seed=1, stream="prompts")
+
+
+class Films(Corpus):
+    """A corpus of somebody's own, which lists whatever it is given."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def prompts(self, split: str) -> Any:
+        return self.rows
+
+    def texts(self, split: str) -> Any:
+        return self.rows
+
+
+def test_a_corpus_of_other_rows_is_refused_with_what_to_give() -> None:
+    """Before a model answers anything."""
+    for rows, message in (
+        (["my dog is"], "Films.prompts('train')[0] is of type str: give PromptRow('my dog is')"),
+        ([PromptRow("a"), 5], "Films.prompts('train')[1] is of type int: give PromptRow"),
+        ([], "Films.prompts('train') is empty: PPO needs at least one row"),
+        (None, "Films.prompts('train') is None: PPO needs a list of PromptRow"),
+        ("my dog is", "Films.prompts('train') is 'my dog is': PPO needs a list of PromptRow"),
+    ):
+        with pytest.raises(DataError) as refused:
+            PromptData(Films(rows), tokenizer()).train_dataloader()
+        assert str(refused.value) == message
+    with pytest.raises(DataError, match=r"Films\.texts\('train'\)\[0\] is of type PromptRow: give str"):
+        rows_of(Films([PromptRow("a")]), "texts", "train")
+    with pytest.raises(DataError, match=r"Films has no pairs: the reward model reads `pairs\(split\)`"):
+        rows_of(Films([]), "pairs", "train")
+    with pytest.raises(DataError, match=r"the corpus \(list\) has no method prompts\(split\): PPO needs one"):
+        PromptData(["my dog is"], tokenizer()).train_dataloader()  # type: ignore[arg-type]

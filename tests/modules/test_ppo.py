@@ -34,6 +34,7 @@ from tests.tiny import (
     PAD,
     Inject,
     Recorder,
+    ScriptedReward,
     TinyCorpus,
     fit,
     make_maker,
@@ -600,8 +601,26 @@ def test_an_estimator_without_values_has_no_critic_and_one_optimizer(base: str, 
 
 
 def test_a_batch_without_experience_is_a_plain_error(base: str, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="rollout callback"):
+    with pytest.raises(ConfigError, match=r"add RolloutCallback\(ExperienceMaker\(\)\) to the Trainer's callbacks"):
         fit(make_module(make_roles(base)), tmp_path, iterations=1)
+
+
+def test_a_function_trains_as_the_object_with_the_same_scores(base: str, tmp_path: Path) -> None:
+    def scripted(*texts: Any) -> list[float]:
+        return ScriptedReward().score(*texts)
+
+    modules = [make_module(make_roles(base), reward=reward) for reward in (scripted, ScriptedReward())]
+    for module in modules:
+        fit(module, tmp_path, maker=make_maker(), iterations=1)
+    one, two = ([p.detach() for p in module.roles.policy_parameters()] for module in modules)
+    assert same_bits(one, two)
+
+
+def test_what_is_no_reward_is_refused(base: str) -> None:
+    with pytest.raises(ConfigError, match="reward: str has no method score"):
+        make_module(make_roles(base), reward="vader")
+    with pytest.raises(ConfigError, match="gold_reward: str has no method score"):
+        PPOModule(make_roles(base), ScriptedReward(), gold_reward="vader")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ def test_ppo_runs_with_four_roles_and_the_reward_is_bitwise_the_same_after(base:
 def test_it_is_a_reward_that_reads_rollouts(run: str) -> None:
     reward = AdapterReward(run, 4)
     assert isinstance(reward, RolloutReward)
-    with pytest.raises(RuntimeError, match="is not loaded"):
+    with pytest.raises(ModelError, match="is not loaded"):
         reward.score_rollout(ragged_rollout())
     with pytest.raises(SettingError, match="batch_size"):
         AdapterReward(run, 0)

@@ -80,3 +80,8 @@ def test_the_reward_is_in_eval_mode_from_the_start(folder: str) -> None:
 def test_a_batch_size_of_zero_is_refused(folder: str) -> None:
     with pytest.raises(SettingError, match="batch_size"):
         LearnedReward(folder, 0)
+
+
+def test_a_reward_that_was_not_loaded_says_so(folder: str) -> None:
+    with pytest.raises(ModelError, match=r"the learned reward is not loaded: call load\(\) first"):
+        LearnedReward(folder).score(PROMPTS, RESPONSES, [{}] * 6)

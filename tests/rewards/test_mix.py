@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from src.errors import SettingError
+from src.errors import RewardError, SettingError
 from src.rewards.learned import LearnedReward
 from src.rewards.mix import MixReward
 from src.rewards.rules import LengthReward
@@ -83,6 +83,28 @@ def test_one_part_alone_is_that_reward_whatever_its_weight() -> None:
 def test_parts_and_weights_that_do_not_match_are_refused(parts: list[str], weights: Any, message: str) -> None:
     with pytest.raises(SettingError, match=message):
         MixReward({name: Fixed(0.0) for name in parts}, weights)
+
+
+class Says:
+    """Answers with whatever it was given."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def score(self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> Any:
+        return self.answer
+
+
+def test_a_part_that_gives_no_numbers_is_named() -> None:
+    for answer, error, message in (
+        (None, RewardError, "reward Says returned None for 3 responses: one number for each is needed"),
+        ([0.5], RewardError, "reward Says returned 1 number for 3 responses: one number for each is needed"),
+        ([0.5, "good", 1], ValueError, "parts.words gave 'good', which is no number"),
+    ):
+        mix = MixReward({"length": LengthReward(2), "words": Says(answer)}, {"length": 1.0, "words": 1.0})
+        with pytest.raises(error) as refused:
+            mix.score(*TEXTS)
+        assert str(refused.value) == message
 
 
 # ----------------------------------------------------------------------------------------------------------- a real fit

@@ -151,9 +151,9 @@ class Wrong:
 
 def test_a_wrong_number_of_scores_is_an_error_that_names_the_reward(roles: Roles) -> None:
     """Checklist 16."""
-    with pytest.raises(RewardError, match=r"reward Wrong gave \(7,\) scores for 8 sequences"):
+    with pytest.raises(RewardError, match="reward Wrong returned 7 numbers for 8 responses"):
         make(roles, make_maker(), Wrong([0.0] * 7))
-    with pytest.raises(RewardError, match=r"reward Wrong gave \(8, 1\) scores for 8 sequences"):
+    with pytest.raises(RewardError, match=r"reward Wrong returned \(8, 1\) numbers for 8 responses"):
         make(roles, make_maker(), Wrong(torch.zeros(8, 1)))
 
 

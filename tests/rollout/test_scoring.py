@@ -115,22 +115,65 @@ def test_the_parts_of_a_mix_lose_the_same_rows(fault: str) -> None:
 def test_an_answer_of_the_wrong_shape_stops_the_run(scorer: Scorer) -> None:
     """Which sample failed cannot be known then."""
     for answer, gave in (
-        ([0.0] * 6, r"\(6,\) scores"),
-        (torch.zeros(7, 1), r"\(7, 1\) scores"),
+        ([0.0] * 6, "6 numbers"),
+        ([0.0], "1 number"),
+        (torch.zeros(7, 1), "(7, 1) numbers"),
         (1.0, "a single number"),
-        ([], r"\(0,\) scores"),
+        ([], "0 numbers"),
+        (["good"], "['good']"),
+        (None, "None"),
+        ("goodwill", "'goodwill'"),  # as many letters and one more
+        ("ratings", "'ratings'"),  # as many letters as responses
+        ({"score": 1.0}, "{'score': 1.0}"),
+        (dict.fromkeys(range(7), 1.0), "{0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0, 5: 1.0, 6: 1.0}"),
     ):
-        with pytest.raises(RewardError, match=f"reward Says gave {gave} for 7 sequences: one for each is needed"):
+        with pytest.raises(RewardError) as caught:
             scorer.score(Says(answer), ragged_rollout())
+        assert str(caught.value) == f"reward Says returned {gave} for 7 responses: one number for each is needed"
 
 
 @pytest.mark.parametrize("scorer", [STOP, DROP], ids=["stop", "drop"])
-@pytest.mark.parametrize(
-    "answer", [["good"] * 7, None, "0.5", [None] * 7, {"score": 1.0}, [[1.0], [1.0, 2.0]], object()]
-)
-def test_an_answer_that_is_not_numbers_stops_the_run(scorer: Scorer, answer: Any) -> None:
-    with pytest.raises(RewardError, match=r"reward Says raised .* for prompt 'p0', response 'r0'"):
-        scorer.score(Says(answer), ragged_rollout())
+@pytest.mark.parametrize("answer", [None, "0.5", {"score": 1.0}, (0.0 for _ in range(7)), object()])
+def test_a_reward_that_returns_no_numbers_is_called_once(scorer: Scorer, answer: Any) -> None:
+    """No single row is at fault."""
+    asked = []
+
+    def told(prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> Any:
+        asked.append(len(prompts))
+        return answer
+
+    with pytest.raises(RewardError, match=r"reward told returned .* for 7 responses: one number for each is needed"):
+        scorer.score(FunctionReward("told", told), ragged_rollout())
+    assert asked == [7]
+
+
+@pytest.mark.parametrize("bad", ["good", "0.5", None, [1.0, 2.0], {}, 1j, 10**400])
+def test_an_element_that_is_no_number_is_named_or_dropped(bad: Any) -> None:
+    answer = [0.0, 1.0, bad, 3, torch.tensor(4.0), bad, True]
+    with pytest.raises(RewardError) as caught:
+        STOP.score(Says(answer), ragged_rollout())
+    gave = f"{bad!r}"[:80]
+    assert str(caught.value).startswith(f"reward Says gave {gave} for prompt 'p2', response 'r2'; a score must be a")
+    scored = DROP.score(Says(answer), ragged_rollout())
+    assert scored.scores.tolist() == [0.0, 1.0, 3.0, 4.0, 1.0]
+    assert scored.dropped == 2
+    with pytest.raises(RewardError, match="for prompt 'p0', response 'r0'"):
+        DROP.score(Says([bad, *["good"] * 6]), ragged_rollout())
+
+
+def test_an_element_that_is_no_number_is_named_where_other_rows_raise() -> None:
+    """Row by row, each row keeps its own reason."""
+
+    class Moody:
+        def score(self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[Any]:
+            if "r4" in responses:
+                raise KeyError("r4")
+            return ["bad" if response == "r1" else 1.0 for response in responses]
+
+    with pytest.raises(RewardError, match="reward Moody gave 'bad' for prompt 'p1'"):
+        STOP.score(Moody(), ragged_rollout())
+    scored = DROP.score(Moody(), ragged_rollout())
+    assert scored.rollout.responses == ("r0", "r2", "r3", "r5", "r6")
 
 
 def test_a_reward_that_raises_for_the_batch_only_is_not_taken_row_by_row() -> None:
@@ -282,8 +325,8 @@ def test_a_token_reward_of_the_wrong_shape_stops_the_run(scorer: Scorer) -> None
     for shape in ((7, 1), (6,), (1, 6), (6, 7), ()):
         with pytest.raises(RewardError) as caught:
             scorer.score(DenseSays(torch.ones(shape)), rollout)
-        gave = f"{shape} scores" if shape else "a single number"
-        assert str(caught.value) == f"reward DenseSays gave {gave} for (7, 6) tokens: one for each is needed"
+        gave = f"{shape} numbers" if len(shape) > 1 else "6 numbers" if shape else "a single number"
+        assert str(caught.value) == f"reward DenseSays returned {gave} for (7, 6) tokens: one number for each is needed"
 
 
 def test_a_token_reward_that_raises_is_named_or_its_rows_are_dropped() -> None:
@@ -300,7 +343,7 @@ def test_a_token_reward_that_raises_is_named_or_its_rows_are_dropped() -> None:
     assert torch.equal(scored.scores, whole.scores[kept])
     with pytest.raises(RewardError, match=r"raised KeyError\('r0'\) for prompt 'p0'"):
         DROP.score(DenseFaulty(*rollout.responses), rollout)
-    with pytest.raises(RewardError, match=r"reward DenseSays raised .* where 6 numbers are needed"):
+    with pytest.raises(RewardError, match=r"reward DenseSays returned 'good' for \(7, 6\) tokens: one number"):
         DROP.score(DenseSays("good"), rollout)
 
 
@@ -330,7 +373,7 @@ def test_a_reward_that_reads_rollouts_is_asked_and_checked_like_any_other() -> N
     scored = Scorer(timeout=5.0, drop_failed=False).score(Tokens(), rollout)
     assert scored.scores.tolist() == expected
     assert not scored.credit.any()
-    with pytest.raises(RewardError, match=r"reward Tokens gave \(6,\) scores for 7 sequences"):
+    with pytest.raises(RewardError, match="reward Tokens returned 6 numbers for 7 responses"):
         STOP.score(Tokens(torch.zeros(6)), rollout)
     with pytest.raises(RewardError, match="reward Tokens gave nan for prompt 'p2'"):
         STOP.score(Tokens([0.0, 0.0, math.nan, 0.0, 0.0, 0.0, 0.0]), rollout)
@@ -352,5 +395,5 @@ def test_one_number_for_all_is_no_answer() -> None:
         def score(self, *given: Any) -> float:
             return 0.5
 
-    with pytest.raises(RewardError, match="reward Lazy gave a single number for 7 sequences: one for each is needed"):
+    with pytest.raises(RewardError, match="reward Lazy returned a single number for 7 responses: one number"):
         Scorer(None, drop_failed=False).score(Lazy(), ragged_rollout())
