@@ -25,6 +25,10 @@ Answers = tuple[Tensor, Tensor, dict[str, Tensor], RewardError | None]
 # scores (N,) or (N, T); parts; faults: row -> what the reward raised there, or gave instead of a number
 Called = tuple[Tensor, dict[str, Tensor], dict[int, Any]]
 
+MADE_UP: tuple[list[str], list[str], list[dict[str, Any]]] = (
+    ["This film", "The weather"], [" was a joy to watch.", " is fine today"], [{"finished": True}, {"finished": False}],
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -79,6 +83,23 @@ class Scorer:
         """
         scores = torch.cat([given for given, *_ in self._answers_of_ranks(reward, rollout)])
         return scores.where(scores.isfinite(), torch.nan)
+
+    def try_out(self, reward: Reward) -> None:
+        """Call a reward once, with two rows that are made up, before anything is trained for it.
+
+        Raises `RewardError` for what no other rows can mend: a returned value that is not one number per response, a
+        name or module that does not exist, no answer in time. Any other error may come from the columns that only the
+        data have, and a score that is no number from the texts: those wait for real rows.
+        """
+        try:
+            given, _ = self._within_limit(reward, partial(call_with_texts, reward, *MADE_UP))
+            as_numbers(reward, given, torch.Size([len(MADE_UP[0])]))
+        except RewardError as error:
+            raise RewardError(f"{error} (tried with 2 made-up rows)") from error
+        except (NameError, ImportError) as error:
+            raise RewardError(f"reward {reward_name(reward)} raised {error!r} (tried with 2 made-up rows)") from error
+        except Exception:
+            return
 
     def _answers_of_ranks(self, reward: AnyReward, rollout: Rollout) -> list[Answers]:
         """The answers to each rank for its rows."""

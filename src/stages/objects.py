@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 import hydra
@@ -11,6 +12,7 @@ from hydra.errors import InstantiationException
 from src.config.errors import format_value
 from src.config.schema import Node
 from src.errors import ConfigError, SettingError
+from src.stages.targets import why_not_callable, why_not_found
 
 
 def instantiate(node: Node | Mapping[str, Any] | None, key: str, **arguments: Any) -> Any:
@@ -26,12 +28,14 @@ def instantiate(node: Node | Mapping[str, Any] | None, key: str, **arguments: An
     try:
         return hydra.utils.instantiate(dict(content), _convert_="all", **arguments)
     except InstantiationException as error:
-        raise _explained(key, error) from error
+        raise _explained(key, content, error) from error
+    except SystemExit as error:  # of a module that runs a program when it is imported
+        raise ConfigError(f"{key}: its target ended the program by sys.exit({error.code!r})") from error
     except (TypeError, ValueError) as error:  # of Hydra, about the node; errors of the target are wrapped
         raise ConfigError(f"{key}: {_one_line(error)}") from error
 
 
-def _explained(key: str, error: InstantiationException) -> BaseException:
+def _explained(key: str, content: Mapping[str, Any], error: InstantiationException) -> BaseException:
     """Why an object could not be made, as one sentence with the key; or the error that its constructor raised."""
     cause = error.__cause__
     _, found, inner = str(error).rpartition("full_key: ")
@@ -41,11 +45,26 @@ def _explained(key: str, error: InstantiationException) -> BaseException:
         owner = where.rpartition(".")[0] if where.startswith("ppo.") else where
         return ConfigError(f"{owner}.{cause.name}={format_value(cause.value)}: must be {cause.allowed}")
     if cause is None or str(error).startswith("Error locating target"):
-        reason = cause if cause is None or cause.__cause__ is None else cause.__cause__
-        return ConfigError(f"{_target_key(where)}: {_one_line(reason or error).partition(' full_key: ')[0]}")
+        return ConfigError(_bad_target(_target_key(where), _target_of(content, inner.strip() if found else ""), error))
     if isinstance(cause, TypeError | ImportError):
         return ConfigError(f"{where}: {_one_line(cause)}")
     return cause
+
+
+def _bad_target(key: str, target: str, error: InstantiationException) -> str:
+    """Why a target cannot be used."""
+    cause = error.__cause__
+    if str(error).startswith("Error locating target") and cause is not None:
+        return f"{key}={target}: {why_not_found(target, cause.__cause__ or cause)}"
+    if str(error).startswith("Expected a callable target"):
+        return f"{key}={target}: {why_not_callable(target, 'function' if key.endswith('.target') else 'class')}"
+    return f"{key}: {_one_line(error).partition(' full_key: ')[0]}"
+
+
+def _target_of(content: Mapping[str, Any], place: str) -> str:
+    """The target of the node at a dotted place within another."""
+    node: Any = reduce(lambda node, name: node[name], filter(None, place.split(".")), content)
+    return str(node["_target_"])
 
 
 def _target_key(where: str) -> str:

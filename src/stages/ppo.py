@@ -23,6 +23,7 @@ from src.modules.ppo import PPOModule
 from src.modules.settings import PPOSettings
 from src.modules.trpo import TRPOModule
 from src.rewards.adapter import AdapterReward
+from src.rewards.function import FunctionReward
 from src.rollout.experience import ExperienceMaker, ReferenceKL
 from src.rollout.kl_controller import FixedKL
 from src.rollout.sampling import Sampler
@@ -32,6 +33,7 @@ from src.stages.base import Stage
 from src.stages.checks import check_ppo
 from src.stages.objects import instantiate
 from src.types import AnyReward, Corpus
+from src.utils.launch import launched
 
 
 class PPOStage(Stage[PPORun]):
@@ -58,11 +60,15 @@ class PPOStage(Stage[PPORun]):
         return self.run.ppo
 
     def check(self) -> None:
-        """Check trainer, estimator and models."""
+        """Check trainer, estimator and models, and call a function that is the reward once."""
         super().check()
         if isinstance(self.gold_reward, AdapterReward):
             raise ConfigError("gold_reward: an adapter on the policy's base is no gold score: use its model/ folder")
         check_ppo(self.run)
+        if self.run.trainer.strategy is None or launched():  # the process that only starts others loads nothing
+            for reward in (self.reward, self.gold_reward):
+                if isinstance(reward, FunctionReward):
+                    self.maker.scorer.try_out(reward)
 
     def set_paths(self, model: str | None = None, reward: str | None = None) -> None:
         """Set the folders, and make the reward if it needed one."""

@@ -7,6 +7,15 @@ from typing import Any
 Given = tuple[list[str], list[str], list[dict[str, Any]]]
 
 
+def nothing(prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> None:
+    """A forgotten return."""
+
+
+def two(prompts: list[str], responses: list[str]) -> list[float]:
+    """One parameter less."""
+    return [0.5] * len(prompts)
+
+
 def raises(prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
     """A mistake in the code."""
     return [row["stars"] for row in metadata]

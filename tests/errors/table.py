@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -250,15 +251,34 @@ PROMPTS = [
     asked("control characters and a line separator", "the\x00 film\u2028a bad\x1b[31m\n", "{tmp}/out: result.json, rows.jsonl", 0, "one prompt, as it is"),
 ]  # fmt: skip
 
+
+@contextmanager
+def importable(p: Place) -> Iterator[None]:
+    """The place is on Python's path, for a module of somebody's own."""
+    sys.path.insert(0, str(p.tmp))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(p.tmp))
+
+
+MINE = "train reward=function reward.target=mine"
 REWARD = "train reward=function reward.target=tests.errors.rewards"
 FIRST = "the run's folder; the same command begins anew"
 REWARDS = [
-    Case("a function that is not there", "train reward=function reward.target=nope.score", "reward.target: No module named 'nope'"),
+    Case("a module that is not there", "train reward=function reward.target=nope.score", "reward.target=nope.score: there is no module nope in … (the working directory) or among the installed packages"),
+    Case("a function that is not there", f"{REWARD}.nothingg", "reward.target=tests.errors.rewards.nothingg: tests/errors/rewards.py has no nothingg; close to it: nothing"),
+    Case("a module for a function", REWARD, "reward.target=tests.errors.rewards: is a module, not a function; give tests.errors.rewards.nothing or …"),
+    Case("a file for a function", "train reward=function reward.target=./my_rewards.py:brevity", "reward.target=./my_rewards.py:brevity: write it with dots and without .py: my_rewards.brevity"),
+    Case("a module that needs one that is not installed", f"{MINE}.score", "reward.target=mine.score: importing {tmp}/mine.py failed: No module named 'nope' (line 1)", make=lambda p: p.write("mine.py", "import nope"), within=importable),
+    Case("a module that raises when it is imported", f"{MINE}.score", "reward.target=mine.score: importing {tmp}/mine.py raised RuntimeError('no key set') (line 1)", make=lambda p: p.write("mine.py", "raise RuntimeError('no key set')"), within=importable),
+    Case("a function of two parameters", f"{REWARD}.two", "reward.target='tests.errors.rewards.two': must be a function of (prompts, responses, metadata)"),
+    Case("a function that returns nothing", f"{REWARD}.nothing", "reward tests.errors.rewards.nothing returned None for 2 responses: one number for each is needed (tried with 2 made-up rows)"),
     Case("a function that raises", f"{REWARD}.raises", "reward tests.errors.rewards.raises raised KeyError('stars') for prompt …; a score must be a finite number", kept=FIRST),
     Case("a score that is no number", f"{REWARD}.not_a_number", "reward tests.errors.rewards.not_a_number gave nan for prompt …; a score must be a finite number", kept=FIRST),
-    Case("too few scores", f"{REWARD}.one_score", "reward tests.errors.rewards.one_score gave (1,) scores for 8 sequences: one for each is needed", kept=FIRST),
-    Case("words instead of scores", f"{REWARD}.words", "reward tests.errors.rewards.words raised …", kept=FIRST),
-    Case("no answer in time", f"{REWARD}.sleeps ppo.reward_timeout=0.5", "reward tests.errors.rewards.sleeps gave no answer within 0.5 s (ppo.reward_timeout)", kept=FIRST),
+    Case("too few scores", f"{REWARD}.one_score", "reward tests.errors.rewards.one_score returned 1 number for 2 responses: one number for each is needed (tried with 2 made-up rows)"),
+    Case("words instead of scores", f"{REWARD}.words", "reward tests.errors.rewards.words gave 'good' for prompt …; a score must be a finite number", kept=FIRST),
+    Case("no answer in time", f"{REWARD}.sleeps ppo.reward_timeout=0.5", "reward tests.errors.rewards.sleeps gave no answer within 0.5 s (ppo.reward_timeout) (tried with 2 made-up rows)"),
     Case("a column that the data lack", "train reward=exact_match", "the data has no column 'answer', only …", kept=FIRST),
     Case("a server that is not there", "train reward=http reward.url=http://127.0.0.1:9 reward.attempts=1", "reward server http://127.0.0.1:9: 1 failed attempts for 8 texts, …: [Errno 111] Connection refused", kept=FIRST),
     Case("an address of another kind", "train reward=http reward.url=ftp://x", "reward.url='ftp://x': must be an address that starts with http:// or https://"),

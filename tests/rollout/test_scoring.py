@@ -390,6 +390,46 @@ def test_a_reward_that_ends_the_program_is_named() -> None:
         Scorer(None, drop_failed=True).score(Leaving(), ragged_rollout())
 
 
+def test_a_trial_refuses_what_no_other_rows_could_mend() -> None:
+    """Of errors only those that do not depend on texts and columns; whatever a function raises beside them may."""
+
+    def returns(answer: Any) -> FunctionReward:
+        return FunctionReward("mine", lambda prompts, responses, metadata: answer)
+
+    def raises(error: BaseException) -> FunctionReward:
+        def function(*texts: Any) -> Any:
+            raise error
+
+        return FunctionReward("mine", function)
+
+    wanted, tried = "for 2 responses: one number for each is needed", "(tried with 2 made-up rows)"
+    for reward, message in (
+        (returns(None), f"reward mine returned None {wanted} {tried}"),
+        (returns([0.5]), f"reward mine returned 1 number {wanted} {tried}"),
+        (returns(0.5), f"reward mine returned a single number {wanted} {tried}"),
+        (raises(NameError("name 'lenn' is not defined")),
+         f"""reward mine raised NameError("name 'lenn' is not defined") {tried}"""),
+        (raises(ModuleNotFoundError("No module named 'nope'")),
+         f"""reward mine raised ModuleNotFoundError("No module named 'nope'") {tried}"""),
+        (raises(SystemExit(3)), f"reward mine ended the program by sys.exit(3) {tried}"),
+    ):  # fmt: skip
+        with pytest.raises(RewardError) as refused:
+            STOP.try_out(reward)
+        assert str(refused.value) == message
+    for reward in (returns([1, 2]), returns([math.nan, None]), returns(["good", 1]), raises(KeyError("stars"))):
+        STOP.try_out(reward)
+    STOP.try_out(
+        FunctionReward(
+            "mine", lambda p, r, m: [len(a) + len(b) + c["finished"] for a, b, c in zip(p, r, m, strict=True)]
+        )
+    )
+
+
+def test_a_trial_of_a_reward_that_hangs_is_given_up(awake: threading.Event) -> None:
+    with pytest.raises(RewardError, match=r"gave no answer within 0\.2 s \(ppo\.reward_timeout\) \(tried with 2"):
+        Scorer(0.2).try_out(Sleeper(awake))
+
+
 def test_one_number_for_all_is_no_answer() -> None:
     class Lazy:
         def score(self, *given: Any) -> float:
