@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import cache, reduce
+from itertools import zip_longest
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -23,9 +24,19 @@ from src.errors import ConfigError
 def readable(overrides: list[str], sweep: bool = False) -> list[str]:
     """The overrides in a form that Hydra reads. Raises `ConfigError` for one that it, or a single run, cannot read."""
     made = [quoted(override) for override in overrides]
-    for sentence in filter(None, (_unreadable(override, sweep) for override in made)):
-        raise ConfigError(sentence)
+    for override, following in zip_longest(made, made[1:], fillvalue=""):
+        sentence = _without_value(override, following) or _unreadable(override, sweep)
+        if sentence is not None:
+            raise ConfigError(sentence)
     return made
+
+
+def _without_value(override: str, following: str) -> str | None:
+    """What to write for a key or group alone; its value may be the next word."""
+    if override not in {*declared(), *groups()}:
+        return None
+    value, given = ("VALUE", override) if "=" in following or not following else (following, f"{override} {following}")
+    return f"{given}: write {override}={value}"
 
 
 def _unreadable(override: str, sweep: bool) -> str | None:
@@ -46,7 +57,9 @@ def _unreadable(override: str, sweep: bool) -> str | None:
     if not sweep and (several or key.startswith("hydra")):
         return f"{given}: only a sweep (-m) reads it; {QUOTES}"
     if is_group and not several and parsed.value() not in options(key):
-        return f"{given}: there is no such option; the options are {', '.join(options(key))}"
+        near = get_close_matches(str(parsed.value()), options(key))
+        hint = f"close to it: {', '.join(near)}; " if near else ""
+        return f"{given}: there is no such option; {hint}the options are {', '.join(options(key))}"
     return unknown_key(key, given) if key in WHY_NOT else None
 
 
@@ -95,9 +108,10 @@ def explain_validation(error: ValidationError, plain: dict[str, Any], overrides:
     if wrong["type"] == "extra_forbidden":
         return unknown_key(key, f"{key}={format_value(wrong['input'])}")
     rules = dict.fromkeys(_rule(other) for place, other in found if place == key)
+    lists = any(rule.startswith("a list of ") for rule in rules)
     null = ", or null" if type(None) in get_args(declared().get(key, [None])[0]) else ""
     value = reduce(lambda node, part: node[part], key.split("."), plain)
-    return f"{key}={format_value(value)}: must be {' or '.join(rules)}{null}"
+    return f"{key}={format_value(value)}: must be {(', or ' if lists else ' or ').join(rules)}{null}"
 
 
 def _key_of(wrong: ErrorDetails, node: Any) -> str:
@@ -113,7 +127,10 @@ def _key_of(wrong: ErrorDetails, node: Any) -> str:
 def _rule(wrong: ErrorDetails) -> str:
     """What a value must be."""
     rule = reduce(lambda text, pair: re.sub(pair[0], pair[1], text), PLAIN.items(), wrong["msg"])
-    return f"a list of which each is {rule}" if isinstance(wrong["loc"][-1], int) else rule
+    if not isinstance(wrong["loc"][-1], int):
+        return rule
+    one = re.fullmatch(r"a ([\w ]*(?:text|number))", rule)
+    return f"a list of {one[1]}s" if one else f"a list of which each is {rule}"
 
 
 @cache

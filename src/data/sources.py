@@ -70,7 +70,7 @@ class Source:
 def read_file(file: Path) -> list[Row]:
     """The rows of one file. Raises `DataError` with file and, if the format has lines, line."""
     if not file.is_file():
-        raise DataError(f"there is no file {file}, looked for at {file.absolute()}")
+        raise DataError(f"there is no file {file.absolute()}")
     if file.suffix == ".jsonl":
         return _numbered(read_jsonl(file, []), file)
     if file.suffix == ".json":

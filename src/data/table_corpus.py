@@ -97,7 +97,7 @@ class TableCorpus:
         self._rows = self._kept(self._with_all_splits(read))
         for split, kept in self._rows.items():
             if not kept:
-                raise DataError(f"{path} leaves the {split} split empty: {self.filters.sentence(split, 0)}")
+                raise DataError(self._why_empty(split, [split for split in SPLITS if split not in rows]))
 
     @property
     def account(self) -> dict[str, Any]:
@@ -142,6 +142,18 @@ class TableCorpus:
     def quality(self, texts: list[str]) -> dict[str, list[float]]:
         """No measure: the form of these texts has no exact one."""
         return {}
+
+    def _why_empty(self, split: str, made: list[str]) -> str:
+        """Why no row is left of a split; `made` are the splits that are cut from the train split."""
+        if split == "train" and made and not self.filters.counts(split):
+            prompts = {sample.key for own in made for sample in self._rows[own]}
+            splits = " and ".join(f"data.splits.{own}" for own in made)
+            return (
+                f"{self.path} has too few prompts ({len(prompts)}): data.held_out={self.held_out:g} holds out at least "
+                f"one for each of {' and '.join(made)}, which leaves none to train on; give more rows, or files in "
+                f"{splits}"
+            )
+        return f"{self.path} leaves the {split} split empty: {self.filters.sentence(split, 0)}"
 
     def _answer(self, sample: Sample, *names: str) -> str:
         for name in names:

@@ -24,7 +24,8 @@ def read_jsonl(path: str | Path, columns: list[str]) -> list[dict[str, Any]]:
     """
     file = Path(path)
     if not file.is_file():
-        raise DataError(f"there is no file {file}, looked for at {file.absolute()}{_with(columns)}")
+        wanted = f" (it must have {_listed(columns)})" if columns else ""
+        raise DataError(f"there is no file {file.absolute()}{wanted}")
     # Split the bytes, not the text: an invalid byte is then reported with its line.
     lines = read_bytes(file).rstrip().split(b"\n")
     if lines == [b""]:
@@ -70,7 +71,11 @@ def cut_prompt(text: str, words: int) -> tuple[str, str]:
 
 
 def _with(columns: list[str]) -> str:
-    return f" with the columns {columns}" if columns else ""
+    return f" with {_listed(columns)}" if columns else ""
+
+
+def _listed(columns: list[str]) -> str:
+    return f"the column{'s' * (len(columns) > 1)} {' and '.join(columns)}"
 
 
 def _parse(line: bytes, where: str, columns: list[str]) -> dict[str, Any]:

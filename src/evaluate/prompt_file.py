@@ -67,7 +67,7 @@ def given_responses(path: str, prompts: PromptFile) -> list[list[str]] | None:
 def _lines(path: str) -> list[Any]:
     file = Path(path)
     if not file.is_file():
-        raise DataError(f"there is no file {file}, looked for at {file.absolute()}")
+        raise DataError(f"there is no file {file.absolute()}")
     lines = read_bytes(file).rstrip(b"\r\n").split(b"\n")
     if lines == [b""]:
         raise DataError(f"{file} is empty, but must have one prompt on each line")

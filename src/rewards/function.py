@@ -53,10 +53,12 @@ def as_reward(reward: Any, name: str = "reward") -> AnyReward:
 
 
 def takes_texts(function: Callable[..., Any]) -> bool:
-    """Whether a function can be called with prompts, responses and metadata; True where Python cannot tell."""
+    """Whether a function can be called with prompts, responses and metadata; True for one that is written in C."""
+    if inspect.isbuiltin(getattr(function, "func", function)):
+        return True
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # of a function written in C
+    except (TypeError, ValueError):  # there is none
         return True
     try:
         signature.bind([], [], [])

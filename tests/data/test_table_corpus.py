@@ -147,6 +147,17 @@ def test_an_empty_set_says_what_fell_at_which_filter(tmp_path: Path) -> None:
     )
 
 
+def test_too_few_prompts_to_hold_some_out_are_refused(tmp_path: Path) -> None:
+    """With three there is one for each split; repeated rows are one prompt, and a split of its own file needs none."""
+    file = tmp_path / "rows.jsonl"
+    ends = "one for each of validation and test, which leaves none to train on; give more rows, or files in "
+    ends += "data.splits.validation and data.splits.test"
+    for content, number in ((rows(1), 1), (rows(2), 2), (rows(1) * 4, 1)):
+        start = f"{file} has too few prompts ({number}): data.held_out=0.1 holds out at least "
+        assert refusal(tmp_path, content) == start + ends
+    assert {split: len(made(tmp_path, rows(3)).prompts(split)) for split in SPLITS} == dict.fromkeys(SPLITS, 1)
+
+
 def test_a_limit_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     message = refusal(tmp_path, rows(20), max_response_tokens=5)
     assert message == "data.max_response_tokens=5: a model made from scratch has no tokenizer yet to count with: " + (

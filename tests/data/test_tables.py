@@ -38,12 +38,12 @@ GOOD = b'{"text": "x", "rating": 1}\n'
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "{path} is empty, but must have one JSON object per line with the columns ['text', 'rating']"),
-        (b" \n\n", "{path} is empty, but must have one JSON object per line with the columns ['text', 'rating']"),
+        (b"", "{path} is empty, but must have one JSON object per line with the columns text and rating"),
+        (b" \n\n", "{path} is empty, but must have one JSON object per line with the columns text and rating"),
         (GOOD + b'{"text": "x"\n', "{path}:2 is not valid JSON: Expecting ',' delimiter: line 1 column 13 (char 12)"),
         (GOOD + b"\n" + GOOD, "{path}:2 is not valid JSON: Expecting value: line 1 column 1 (char 0)"),
         (GOOD * 2 + b'{"text": "\xff"}', "{path}:3 is not valid UTF-8: byte 11 of the line is 0xff"),
-        (b"[1]\n", "{path}:1 must be a JSON object with the columns ['text', 'rating'], but is a list"),
+        (b"[1]\n", "{path}:1 must be a JSON object with the columns text and rating, but is a list"),
         (GOOD + b'{"text": "x", "Rating": 1}', "{path}:2 has no column 'rating', only ['Rating', 'text']"),
     ],
 )
@@ -61,7 +61,7 @@ def test_a_number_with_too_many_digits_is_invalid_json(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_named_with_its_absolute_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    message = f"there is no file some.jsonl, looked for at {tmp_path / 'some.jsonl'} with the columns ['text']"
+    message = f"there is no file {tmp_path / 'some.jsonl'} (it must have the column text)"
     with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
         read_jsonl("some.jsonl", ["text"])
     with pytest.raises(DataError, match="there is no file"):

@@ -74,8 +74,10 @@ def own(*given: str) -> Make:
 CONFIG = [
     Case("a key with a typing error", "train ppo.clipp=0.1", "ppo.clipp=0.1: there is no key ppo.clipp; close to it: ppo.clip, ppo.clip_low"),
     Case("an option that does not exist", "train policy_loss=nope", "policy_loss=nope: there is no such option; the options are cispo, clip, dual_clip, gspo, kl_penalty, reinforce, trpo"),
+    Case("an option with a typing error", "train policy_loss=dualclip", "policy_loss=dualclip: there is no such option; close to it: dual_clip, clip; the options are cispo, clip, dual_clip, gspo, kl_penalty, reinforce, trpo"),
     Case("null for a group", "train trainer=null", "trainer=null: there is no such option; the options are ddp, default"),
-    Case("a key without a value", "train ppo.clip", "'ppo.clip' cannot be read as key=value; a value with = , : or spaces needs quotes in quotes: \"key='a=b'\""),
+    Case("a key without a value", "train ppo.clip", "ppo.clip: write ppo.clip=VALUE"),
+    Case("a key and its value as two words", "train ppo.clip 0.1", "ppo.clip 0.1: write ppo.clip=0.1"),
     Case("a value without a key", "train =3", "'=3' cannot be read as key=value; a value with = , : or spaces needs quotes in quotes: \"key='a=b'\""),
     Case("an override that is not valid UTF-8", "train name=\udcff", "b'name=\\xff' is not valid UTF-8"),
     Case("a number out of its range", "train ppo.clip=1.5", "ppo.clip=1.5: must be less than 1"),
@@ -87,7 +89,7 @@ CONFIG = [
     Case("null where a number is needed", "train ppo.clip=null", "ppo.clip=null: must be a number"),
     Case("a number for a path", "train model.path=5", "model.path=5: must be a text, or null"),
     Case("a number for a group of keys", "train model.lora=5", "model.lora=5: must be a group of keys, or null"),
-    Case("a list of numbers for names of layers", "train model.lora.targets=[1,2]", "model.lora.targets=[1, 2]: must be a text or a list of which each is a text"),
+    Case("a list of numbers for names of layers", "train model.lora.targets=[1,2]", "model.lora.targets=[1, 2]: must be a text, or a list of texts"),
     Case("a reference that leads nowhere", "train ppo.clip=${nope}", "ppo.clip: Interpolation key 'nope' not found"),
     Case("a value that must be given", "train reward=keyword", "reward.keywords must be given with these choices: add reward.keywords=..."),
     Case("a key of another option", "train policy_loss=reinforce ppo.clip=0.2", "ppo.clip=0.2: nothing reads ppo.clip here, it belongs to policy_loss=clip or policy_loss=dual_clip"),
@@ -109,7 +111,7 @@ CONFIG = [
 ]  # fmt: skip
 
 DATA = [
-    Case("a file that is not there", f"train {OWN}", "there is no file {tmp}/rows.jsonl, looked for at {tmp}/rows.jsonl"),
+    Case("a file that is not there", f"train {OWN}", "there is no file {tmp}/rows.jsonl"),
     Case("an empty file", f"train {OWN}", "{tmp}/rows.jsonl is empty, but must have one JSON object per line", make=bytes_of(b"")),
     Case("a line that is cut off", f"train {OWN}", "{tmp}/rows.jsonl:2 is not valid JSON: …", make=bytes_of(b'{"q": "a"}\n{"q": "b\n')),
     Case("invalid UTF-8", f"train {OWN}", "{tmp}/rows.jsonl:2 is not valid UTF-8: byte 8 of the line is 0xff", make=bytes_of(b'{"q": "a"}\n{"q": "\xff"}\n')),
