@@ -328,7 +328,7 @@ OUT_OF_RANGE = {
     "rollout.temperature=0": "rollout.temperature=0: must be greater than 0",
     "rollout.max_new_tokens=0": "rollout.max_new_tokens=0: must be at least 1",
     "rollout.max_new_tokens=60": "rollout.max_prompt_tokens (36) + rollout.max_new_tokens (60) may reach 96 tokens, but "
-    "model 'tiny' reads at most 64",
+    "model 'tiny' reads at most 64; give rollout.max_new_tokens=28",
     "model.lora.rank=0": "model.lora.rank=0: must be at least 1",
     "model.lora.targets=[nonexistent]": "model.lora.targets=[nonexistent]: no layer of model 'tiny' is called nonexistent; "
     "all-linear adapts every linear layer",
@@ -347,8 +347,10 @@ OUT_OF_RANGE = {
     "stage=sft trainer=ddp sft.batch_size=5": "sft.batch_size=5: counts the rows of all processes together, so it must "
     "be a multiple of 2 (trainer.devices)",
     "stage=sft sft.steps=0": "sft.steps=0: must be at least 1",
-    "stage=sft sft.max_tokens=1000": "sft.max_tokens (1000) may reach 1000 tokens, but model 'tiny' reads at most 64",
-    "stage=reward reward_model.max_tokens=1000": "reward_model.max_tokens=1000: the reward model reads at most 512 tokens",
+    "stage=sft sft.max_tokens=1000": "sft.max_tokens (1000) may reach 1000 tokens, but model 'tiny' reads at most 64; "
+    "give sft.max_tokens=64",
+    "stage=reward reward_model.max_tokens=1000": "reward_model.max_tokens=1000: the reward model reads at most 512 "
+    "tokens; give reward_model.max_tokens=512",
 }
 
 

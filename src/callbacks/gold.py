@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from src.errors import require
 from src.loggers.csv import read_table
 from src.models.weights import restore
 from src.modules.ppo import PPOModule
+
+log = logging.getLogger(__name__)
 
 
 class GoldCurve(Callback):
@@ -74,7 +77,7 @@ class GoldStop(Callback):
             trainer.should_stop = True
             with torch.no_grad():
                 restore(self.best_policy, pl_module.roles.policy_parameters())
-            rank_zero_only(print)(
+            rank_zero_only(log.info)(
                 f"stopped after iteration {batch_idx + 1}, gold falls while the score rises: "
                 f"the policy is that of iteration {(best(windows) + 1) * self.window} again"
             )

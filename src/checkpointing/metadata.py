@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from importlib.metadata import version
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from src.errors import CheckpointError
 from src.models.fingerprint import fingerprint, tokenizer_fingerprint
 from src.rewards.learned import LearnedReward
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 LIBRARIES = ("torch", "lightning", "transformers", "tokenizers", "peft", "numpy")
@@ -91,7 +95,9 @@ class RunMetadata(Callback):
         for loader in loaders.values() if isinstance(loaders, dict) else [loaders]:
             if getattr(loader, "changed", False):
                 self._refuse(f"the training data ({loader.stream}) are not those of the checkpoint")
-                print(f"the training data ({loader.stream}) have changed: they are read from their beginning")
+                rank_zero_only(log.info)(
+                    f"the training data ({loader.stream}) have changed: they are read from their beginning"
+                )
 
     def _refuse(self, what: str) -> None:
         if not self.allow_changes:

@@ -5,6 +5,7 @@ docs/determinism.md lists the guarantees.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,6 +19,8 @@ from src.checkpointing.metadata import FORMAT, TO_ALLOW
 from src.config.files import leaves
 from src.config.schema import Run
 from src.errors import CheckpointError, ConfigError
+
+log = logging.getLogger(__name__)
 
 WITH_A_MEMORY = ("ppo.advantage", "ppo.kl_controller", "ppo.old_kl_controller", "ppo.score_scaling")
 LENGTHS = ("ppo.num_iterations", "sft.steps", "reward_model.steps")
@@ -126,7 +129,7 @@ def plain_config(run: Run) -> dict[str, Any]:
 
 
 def _refuse_changes(run: Run, path: Path) -> None:
-    """Print which keys differ; refuse changes that change results."""
+    """Log which keys differ; refuse changes that change results."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except UnpicklingError as error:
@@ -150,4 +153,4 @@ def _refuse_changes(run: Run, path: Path) -> None:
     if shown:
         kinds = [kind for kind in WITH_A_MEMORY if f"{kind}._target_" in shown]
         reset = f"; {', '.join(kinds)} start without the state that the checkpoint lacks" if kinds else ""
-        print(f"resuming from {path} with other settings: {', '.join(shown)}{reset}")
+        log.info(f"resuming from {path} with other settings: {', '.join(shown)}{reset}")

@@ -34,19 +34,21 @@ class PromptFile:
         return {}
 
 
-def read_prompts(path: str) -> PromptFile:
+def read_prompts(path: str, own: str = "prompt") -> PromptFile:
     """Prompts of a `.jsonl` file (column `prompt`, the other columns are metadata) or of a text, one per line.
 
-    Raises `DataError` that names file, line and column.
+    `own`: the column that is read where the file's first row has no column `prompt`. Raises `DataError` that names
+    file, line and column.
     """
-    if Path(path).suffix == ".jsonl":
-        rows = read_jsonl(path, ["prompt"])
-    else:
-        rows = [{"prompt": line} for line in _lines(path)]
+    rows = read_jsonl(path, []) if Path(path).suffix == ".jsonl" else [{"prompt": line} for line in _lines(path)]
+    column = own if own in rows[0] and "prompt" not in rows[0] else "prompt"
     for number, row in enumerate(rows, start=1):
-        if not isinstance(row["prompt"], str) or not row["prompt"]:
-            raise DataError(f"{path}:{number}: column 'prompt' must be a text that is not empty, not {row['prompt']!r}")
-    return PromptFile([PromptRow(row["prompt"], {k: v for k, v in row.items() if k != "prompt"}) for row in rows])
+        if column not in row:
+            rename = "; rename the one with the prompts to prompt" if column == "prompt" else ""
+            raise DataError(f"{path}:{number} has no column {column!r}, only {sorted(row)}{rename}")
+        if not isinstance(row[column], str) or not row[column]:
+            raise DataError(f"{path}:{number}: column {column!r} must be a text that is not empty, not {row[column]!r}")
+    return PromptFile([PromptRow(row[column], {k: v for k, v in row.items() if k != "prompt"}) for row in rows])
 
 
 def given_responses(path: str, prompts: PromptFile) -> list[list[str]] | None:

@@ -38,7 +38,7 @@ class Evaluated:
 
 def generate(config: PPORun, policy: str, reference: str | None, path: str) -> Evaluated:
     """The policy and, if there is one, the reference answer every prompt with the same random stream."""
-    prompts = read_prompts(path)
+    prompts = read_prompts(path, own_column(config))
     stage = PPOStage(config)
     stage.check()
     tokenizer = load_tokenizer(policy, trusted=stage.model.trust_remote_code)
@@ -72,7 +72,7 @@ def score_given(config: PPORun, model: str, path: str) -> Evaluated | None:
 
     Several answers to one prompt are averaged first, so that intervals are over prompts.
     """
-    prompts = read_prompts(path)
+    prompts = read_prompts(path, own_column(config))
     responses = given_responses(path, prompts)
     if responses is None:
         return None
@@ -94,6 +94,13 @@ def score_given(config: PPORun, model: str, path: str) -> Evaluated | None:
         name: over_prompts(values, rollout.prompt_index.tolist()) for name, values in with_figure(measures).items()
     }
     return Evaluated({"given": figures | diversity(list(found.responses))}, rows_of("given", found))
+
+
+def own_column(config: PPORun) -> str:
+    """The column of the prompts in the data that the run was trained on; `prompt` if its prompts are not a column."""
+    named = getattr(getattr(config.data, "columns", None), "prompt", None)
+    written = getattr(config.data, "template", None) is not None or getattr(config.data, "chat", False)
+    return "prompt" if named is None or written else str(named)
 
 
 def as_rollout(prompts: PromptFile, responses: list[list[str]], model: str) -> Rollout:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from transformers import PretrainedConfig
 
@@ -13,6 +15,8 @@ from src.errors import ConfigError
 from src.models.loading import context_length, load_config, run_part, unmatched_targets
 from src.models.reward_choices import RewardChoice
 from src.stages.objects import instantiate
+
+ARTIFACTS = "artifacts"  # the folder of models that other runs need first (src.runs.prerequisites)
 
 
 def check_sft(run: SFTRun) -> None:
@@ -53,7 +57,23 @@ def _check_length(run: Run, architecture: PretrainedConfig, lengths: dict[str, i
     limit, needed = context_length(architecture), sum(lengths.values())
     if limit is not None and needed > limit:
         total = " + ".join(f"{key} ({value})" for key, value in lengths.items())
-        raise ConfigError(f"{total} may reach {needed} tokens, but model {run.model.name!r} reads at most {limit}")
+        *_, last = lengths
+        left = limit - needed + lengths[last]
+        _too_long(
+            run, f"{total} may reach {needed} tokens, but model {run.model.name!r} reads at most {limit}",
+            f"{last}={left}" if left >= 1 else f"a smaller {next(iter(lengths))}",
+        )  # fmt: skip
+
+
+def _too_long(run: Run, sentence: str, mend: str) -> NoReturn:
+    """Raise `ConfigError` with the override that mends it; of a stage that another needs first, with its command."""
+    if Path(run.run_dir or "").parent != Path(run.log_dir) / ARTIFACTS:
+        raise ConfigError(f"{sentence}; give {mend}")
+    command = f"python -m src.train {shlex.join([*run.overrides, mend])}"
+    stage, given = ("SFT", "model.path") if run.stage == "sft" else ("reward", "reward.path")
+    raise ConfigError(
+        f"the {stage} stage that this run needs first: {sentence}; train it with `{command}`, then give {given}=FOLDER"
+    )
 
 
 def _check_lora(lora: Lora | None, architecture: PretrainedConfig, key: str, name: str) -> None:
@@ -85,7 +105,8 @@ def _check_reward_net(run: RewardRun, choice: RewardChoice) -> None:
         return
     longest = context_length(architecture)
     if longest is not None and settings.max_tokens > longest:
-        refuse("reward_model.max_tokens", settings.max_tokens, f"the reward model reads at most {longest} tokens")
+        sentence = f"reward_model.max_tokens={settings.max_tokens}: the reward model reads at most {longest} tokens"
+        _too_long(run, sentence, f"reward_model.max_tokens={longest}")
     lora = getattr(settings.net, "lora", None)
     _check_lora(lora, architecture, "reward_model.net.lora", "of the reward stage")
 

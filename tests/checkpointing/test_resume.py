@@ -77,13 +77,14 @@ def test_what_changes_results_is_named_where_it_was_written_and_refused(
     "callbacks.stop.grace_seconds=5", "model.path=other", "reward.path=other",
 ])  # fmt: skip
 def test_what_changes_no_result_is_taken_and_named(
-    override: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    override: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "src")
     path = written(tmp_path, configured(tmp_path))
     written_out = "+" + override if "progress_bar" in override else override
     assert find_checkpoint(configured(tmp_path, written_out)) == path
     key = override.split("=")[0]
-    said = capsys.readouterr().out
+    (said,) = caplog.messages
     assert said.startswith(f"resuming from {path} with other settings: ")
     assert key in said
 
@@ -98,14 +99,15 @@ def test_what_is_said_to_cost_memory_alone_reaches_passes_alone(tmp_path: Path) 
     assert updates[1] == replace(updates[0], micro_batch_size=4)
 
 
-def test_what_begins_afresh_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_begins_afresh_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "src")
     written(tmp_path, configured(tmp_path))
     other = ("kl_controller=adaptive", "policy_loss=kl_penalty")
     find_checkpoint(configured(tmp_path, *other, "allow_config_change=true"))
-    said = capsys.readouterr().out.strip()
+    (said,) = caplog.messages
     assert said.endswith("; ppo.kl_controller, ppo.old_kl_controller start without the state that the checkpoint lacks")
     find_checkpoint(configured(tmp_path, "ppo.clip=0.3", "allow_config_change=true"))
-    assert "start without" not in capsys.readouterr().out
+    assert "start without" not in caplog.messages[1]
 
 
 def test_a_stage_may_be_lengthened_where_the_learning_rate_does_not_depend_on_its_length(tmp_path: Path) -> None:
@@ -158,9 +160,10 @@ def test_leaves_are_all_that_holds_no_keys() -> None:
 
 
 def test_models_that_a_run_made_for_itself_are_no_other_settings(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The checkpoint knows their folders; the same command comes to them later."""
+    caplog.set_level("INFO", "src")
     path = written(tmp_path, configured(tmp_path, "model.path=made", "reward.path=made"))
     assert find_checkpoint(configured(tmp_path)) == path
-    assert capsys.readouterr().out == ""
+    assert not caplog.messages

@@ -166,15 +166,16 @@ def recorded(base: str, folder: Path, *, allow: bool = False, **changes: Any) ->
 
 
 def test_other_training_data_are_refused_or_read_from_their_beginning(
-    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Checklist 63, 61."""
+    caplog.set_level("INFO", "src")
     recorded(base, tmp_path)
     monkeypatch.setattr("tests.tiny.TinyCorpus", MoreRows)
     with pytest.raises(CheckpointError, match=r"training data \(prompts\) are not those .*allow_config_change=true"):
         recorded(base, tmp_path)
     (third,) = recorded(base, tmp_path, allow=True)
-    assert "they are read from their beginning" in capsys.readouterr().out
+    assert "they are read from their beginning" in caplog.text
     assert third == recorded(base, tmp_path / "fresh")[0]
 
 

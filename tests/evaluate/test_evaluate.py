@@ -14,8 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from src.config.compose import compose
+from src.errors import DataError
 from src.evaluate import __main__ as command
 from src.evaluate.__main__ import evaluate
+from src.evaluate.prompt_file import read_prompts
+from src.evaluate.prompts import own_column
 from src.evaluate.text_metrics import distinct_ngrams, repetition
 from src.runs.find import RunFolder, load_config, settings_of
 from src.stages.builders import stage_of
@@ -122,6 +125,39 @@ def test_given_answers_are_scored_without_a_model(tiny_run, tmp_path):
     ]  # and the end
     assert [line["response_length"] for line in lines] == lengths
     assert {"policy", "reference", "win_rate"}.isdisjoint(result)
+
+
+def test_a_file_may_have_the_column_that_the_run_was_trained_on(tiny_run, tmp_path):
+    """The answers are those to a column `prompt`, and rewards read the row as in training; a template has no column."""
+    rows = [{"question": p, "answer": str(i)} for i, p in enumerate(PROMPTS)]
+    own = write_prompts(tmp_path / "own.jsonl", rows)
+    same = write_prompts(tmp_path / "same.jsonl", [{"prompt": row["question"]} for row in rows])
+    config = compose(["data=custom", "data.path=x.jsonl", "data.columns.prompt=question"])
+    assert own_column(config) == "question"
+    assert [row.prompt for row in read_prompts(str(own), "question").rows] == PROMPTS
+    assert [row.metadata for row in read_prompts(str(own), "question").rows] == rows
+    settings = ["data=custom", "data.path=x.jsonl", "data.columns.prompt=question"]
+    found = [
+        read(evaluate(str(tiny_run[0]), [f"prompts={path}", f"out={tmp_path}/{path.stem}", *settings]))[1]
+        for path in (own, same)
+    ]
+    assert found[0] == found[1]
+    for change in ("data.template=t.jinja", "data.chat=true"):
+        assert own_column(compose([*settings, change])) == "prompt"
+    assert own_column(compose([])) == "prompt"
+
+
+def test_a_file_with_neither_column_says_what_to_rename(tmp_path):
+    path = write_prompts(tmp_path / "p.jsonl", [{"question": "a", "id": 1}])
+    rename = "; rename the one with the prompts to prompt"
+    with pytest.raises(DataError, match=rf"p.jsonl:1 has no column 'prompt', only \['id', 'question'\]{rename}$"):
+        read_prompts(str(path), "q")
+    path = write_prompts(tmp_path / "p.jsonl", [{"question": "a"}, {"prompt": "b"}, {"question": 3}])
+    with pytest.raises(DataError, match=r"p.jsonl:2 has no column 'question', only \['prompt'\]$"):
+        read_prompts(str(path), "question")
+    path = write_prompts(tmp_path / "p.jsonl", [{"question": 3}])
+    with pytest.raises(DataError, match=r"p.jsonl:1: column 'question' must be a text that is not empty, not 3"):
+        read_prompts(str(path), "question")
 
 
 def test_a_plain_folder_needs_a_reward_and_compares_with_a_reference_only_if_given(tiny_run, tmp_path):

@@ -1,0 +1,44 @@
+"""Lengths that the model cannot read: the override that mends them, in the stage that reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from src.config.compose import compose
+from src.config.schema import Run
+from src.errors import ConfigError
+from src.stages.builders import stage_of
+from tests.tiny import write_lm
+
+
+def refusal(run: Run) -> str:
+    with pytest.raises(ConfigError) as refused:
+        stage_of(run).check()
+    return str(refused.value)
+
+
+def test_the_override_is_named_and_mends_it(tmp_path: Path) -> None:
+    lm = f"model.path={write_lm(tmp_path / 'lm')}"  # reads 48 tokens
+    for given, mend in (
+        (["stage=sft", "sft.max_tokens=49"], "sft.max_tokens=48"),
+        (["rollout.max_prompt_tokens=40", "rollout.max_new_tokens=9", "reward=vader"], "rollout.max_new_tokens=8"),
+        (["stage=reward", "reward_net=adapter", "reward_model.max_tokens=49"], "reward_model.max_tokens=48"),
+    ):
+        overrides = ["experiment=none", "model=gpt2", lm, *given]
+        assert refusal(compose(overrides)).endswith(f"; give {mend}")
+        stage_of(compose([*overrides, mend])).check()
+    overrides = ["experiment=none", "model=gpt2", lm, "reward=vader", "rollout.max_prompt_tokens=48"]
+    assert refusal(compose(overrides)).endswith("; give a smaller rollout.max_prompt_tokens")
+
+
+def test_of_a_stage_that_another_needs_first_the_command_is_named(tmp_path: Path) -> None:
+    """In the run that was asked for, nothing reads the override."""
+    overrides = ["stage=sft", "experiment=none", "model=tiny", f"log_dir={tmp_path}"]
+    run = compose(overrides).model_copy(update={"run_dir": str(tmp_path / "artifacts" / "sft-0.tmp")})
+    wrong = "sft.max_tokens (512) may reach 512 tokens, but model 'tiny' reads at most 64"
+    assert refusal(run) == (
+        f"the SFT stage that this run needs first: {wrong}; train it with `python -m src.train {' '.join(overrides)} "
+        f"sft.max_tokens=64`, then give model.path=FOLDER"
+    )
