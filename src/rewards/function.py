@@ -40,7 +40,7 @@ def as_reward(reward: Any, name: str = "reward") -> AnyReward:
         return reward
     is_function = callable(reward) and not isinstance(reward, nn.Module)
     method = getattr(reward, "score", reward if is_function else None)
-    if method is None:
+    if method is None or isinstance(method, nn.Module):  # transformers' classifiers have a layer of that name
         raise ConfigError(f"{name}: {kind} has no method score; give a function, or an object with score{PARAMETERS}")
     label = getattr(reward, "__qualname__", kind)
     if not takes_texts(method):

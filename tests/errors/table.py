@@ -278,6 +278,7 @@ REWARDS = [
     Case("a module that raises when it is imported", f"{MINE}.score", "reward.target=mine.score: importing {tmp}/mine.py raised RuntimeError('no key set') (line 1)", make=lambda p: p.write("mine.py", "raise RuntimeError('no key set')"), within=importable),
     Case("a function of two parameters", f"{REWARD}.two", "reward.target='tests.errors.rewards.two': must be a function of (prompts, responses, metadata)"),
     Case("a function that returns nothing", f"{REWARD}.nothing", "reward tests.errors.rewards.nothing returned None for 2 responses: one number for each is needed (tried with 2 made-up rows)"),
+    Case("the same in a pipeline", "pipeline reward=function reward.target=tests.errors.rewards.nothing", "reward tests.errors.rewards.nothing returned None for 2 responses: one number for each is needed (tried with 2 made-up rows)", base="log_dir={tmp}/logs"),
     Case("a function that raises", f"{REWARD}.raises", "reward tests.errors.rewards.raises raised KeyError('stars') for prompt …; a score must be a finite number", kept=FIRST),
     Case("a score that is no number", f"{REWARD}.not_a_number", "reward tests.errors.rewards.not_a_number gave nan for prompt …; a score must be a finite number", kept=FIRST),
     Case("too few scores", f"{REWARD}.one_score", "reward tests.errors.rewards.one_score returned 1 number for 2 responses: one number for each is needed (tried with 2 made-up rows)"),

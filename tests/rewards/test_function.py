@@ -63,6 +63,13 @@ def test_a_plain_function_is_a_reward() -> None:
     assert Scorer(None).score(reward, ragged_rollout()).scores.tolist() == [-2.0] * 7
 
 
+def classifier() -> nn.Module:
+    """As transformers' have it: a layer that is called score."""
+    module = nn.Module()
+    module.score = nn.Linear(1, 1)
+    return module
+
+
 def test_what_is_no_reward_is_refused_with_what_one_is() -> None:
     give = "give a function, or an object with score(prompts, responses, metadata)"
     takes = "takes (prompts: 'list[str]', responses: 'list[str]') -> 'list[float]'; a reward takes (prompts, responses,"
@@ -70,6 +77,7 @@ def test_what_is_no_reward_is_refused_with_what_one_is() -> None:
         (5, f"reward: int has no method score; {give}"),
         (None, f"reward: NoneType has no method score; {give}"),
         (nn.Linear(1, 1), f"reward: Linear has no method score; {give}"),
+        (classifier(), f"reward: Module has no method score; {give}"),
         (Two, "reward: Two is a class; give an object, such as Two()"),
         (Two(), f"reward: Two {takes}"),
         (two, f"reward: two {takes}"),
