@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from src.config.errors import explain, explain_validation, format_value, owners_of, readable, unknown_key
-from src.config.files import CONF, brings, key_of, leaves, setter, sources
+from src.config.files import CONF, Source, brings, key_of, leaves, sources
 from src.config.schema import OPTIONS, RUNS, Node, Run, run_type
 from src.config.validate import wrong
 from src.errors import ConfigError
@@ -55,7 +55,7 @@ def typed(config: DictConfig, choices: Mapping[str, str | None], overrides: list
             raise ConfigError(f"{override}: stage={stage} does not read {key_of(override)}, only {only} does")
     kind = run_type(stage, chosen)
     plain = _resolved(config, [str(key) for key in config if key in kind.model_fields])
-    _drop_replaced(plain, kind, chosen, overrides)
+    _drop_replaced(plain, kind, sources(chosen, overrides), overrides)
     try:
         run = kind.model_validate(plain | {"overrides": overrides, "choices": chosen})
     except ValidationError as error:
@@ -109,23 +109,19 @@ def _resolved(config: DictConfig, nodes: list[str]) -> dict[str, Any]:
     return {str(key): value for key, value in resolved.items()}
 
 
-def _drop_replaced(plain: dict[str, Any], kind: type[Run], chosen: dict[str, str], overrides: list[str]) -> None:
+def _drop_replaced(plain: dict[str, Any], kind: type[Run], found: list[Source], overrides: list[str]) -> None:
     """Drop a value of the model, experiment or preset for an option that a stronger source has replaced.
 
     Raises `ConfigError` for any other key that no chosen option declares.
     """
-    found = sources(chosen, overrides)
     for *above, name in list(_undeclared(plain, kind)):
         key = ".".join([*above, name])
         owners = {owner.partition("=")[0] for owner in owners_of(key)}
         owners |= {parent for owner in owners for parent in brings().get(owner, {})}
         setters = [i for i, source in enumerate(found) if any(f"{k}.".startswith(f"{key}.") for k in source.keys)]
         if not setters or not any(owners & source.groups for source in found[setters[-1] + 1 :]):
-            file = None if setters else setter(key, chosen)
-            if file is not None:
-                raise ConfigError(f"{file} sets {key}, which its class in src/config/schema does not declare")
-            by = f"{key}, set by {found[setters[-1]].name if setters else 'its group'}"
-            raise ConfigError(unknown_key(key, next((o for o in overrides if key_of(o) == key), by)))
+            setter = f"{key}, set by {found[setters[-1]].name if setters else 'its group'}"
+            raise ConfigError(unknown_key(key, next((o for o in overrides if key_of(o) == key), setter)))
         del reduce(dict.__getitem__, above, plain)[name]
 
 

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import cache, reduce
-from itertools import zip_longest
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -24,23 +23,17 @@ from src.errors import ConfigError
 def readable(overrides: list[str], sweep: bool = False) -> list[str]:
     """The overrides in a form that Hydra reads. Raises `ConfigError` for one that it, or a single run, cannot read."""
     made = [quoted(override) for override in overrides]
-    for override, following in zip_longest(made, made[1:], fillvalue=""):
-        sentence = _without_value(override, following) or _unreadable(override, sweep)
-        if sentence is not None:
-            raise ConfigError(sentence)
+    found = (_unreadable(override, sweep, after) for override, after in zip(made, [*made[1:], ""], strict=False))
+    for sentence in filter(None, found):
+        raise ConfigError(sentence)
     return made
 
 
-def _without_value(override: str, following: str) -> str | None:
-    """What to write for a key or group alone; its value may be the next word."""
-    if override not in {*declared(), *groups()}:
-        return None
-    value, given = ("VALUE", override) if "=" in following or not following else (following, f"{override} {following}")
-    return f"{given}: write {override}={value}"
-
-
-def _unreadable(override: str, sweep: bool) -> str | None:
-    """What keeps Hydra, or a single run, from reading an override."""
+def _unreadable(override: str, sweep: bool, after: str = "") -> str | None:
+    """What keeps Hydra, or a single run, from reading an override; the value of a key alone may be the word after."""
+    if override in {*declared(), *groups()}:
+        value, given = ("VALUE", override) if "=" in after or not after else (after, f"{override} {after}")
+        return f"{given}: write {override}={value}"
     if override != override.encode("utf-8", "replace").decode("utf-8"):
         return f"{override.encode('utf-8', 'surrogateescape')!r} is not valid UTF-8"
     key, given = key_of(override), override[:200]
@@ -108,10 +101,9 @@ def explain_validation(error: ValidationError, plain: dict[str, Any], overrides:
     if wrong["type"] == "extra_forbidden":
         return unknown_key(key, f"{key}={format_value(wrong['input'])}")
     rules = dict.fromkeys(_rule(other) for place, other in found if place == key)
-    lists = any(rule.startswith("a list of ") for rule in rules)
     null = ", or null" if type(None) in get_args(declared().get(key, [None])[0]) else ""
     value = reduce(lambda node, part: node[part], key.split("."), plain)
-    return f"{key}={format_value(value)}: must be {(', or ' if lists else ' or ').join(rules)}{null}"
+    return f"{key}={format_value(value)}: must be {' or '.join(rules)}{null}"
 
 
 def _key_of(wrong: ErrorDetails, node: Any) -> str:
@@ -127,10 +119,7 @@ def _key_of(wrong: ErrorDetails, node: Any) -> str:
 def _rule(wrong: ErrorDetails) -> str:
     """What a value must be."""
     rule = reduce(lambda text, pair: re.sub(pair[0], pair[1], text), PLAIN.items(), wrong["msg"])
-    if not isinstance(wrong["loc"][-1], int):
-        return rule
-    one = re.fullmatch(r"a ([\w ]*(?:text|number))", rule)
-    return f"a list of {one[1]}s" if one else f"a list of which each is {rule}"
+    return f"a list in which each is {rule}" if isinstance(wrong["loc"][-1], int) else rule
 
 
 @cache

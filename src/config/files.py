@@ -61,17 +61,6 @@ def sources(choices: Mapping[str, str], overrides: list[str]) -> list[Source]:
     return [*files, Source("the command line", given, given & set(groups()))]
 
 
-def setter(key: str, choices: Mapping[str, str]) -> str | None:
-    """The file of a chosen option, or one that it builds on, that sets a key; None where there is no such file."""
-    for group, option in choices.items():
-        for source in _sources(group, option):
-            path = CONF / source.name.replace("=", "/")
-            path = path.with_name(f"{path.name}.yaml")
-            if any(f"{_package(path)}.{own}".lstrip(".") == key for own in source.keys):
-                return str(path.relative_to(CONF.parent))
-    return None
-
-
 def key_of(override: str) -> str:
     """The key or group of an override."""
     return re.split("[=@]", override.lstrip("+~"))[0]
@@ -91,20 +80,15 @@ def chosen_groups(path: Path) -> dict[str, str]:
 def commented_keys(path: Path) -> Iterator[tuple[str, str, str]]:
     """Dotted key, value and comment of each key that has both on its line; without Hydra's own."""
     text = path.read_text(encoding="utf-8").split("\nhydra:")[0] if path.exists() else ""
-    above: list[tuple[int, str]] = [(-1, part) for part in _package(path).split(".") if part]
+    package = re.search(r"^# @package (\S+)", text, flags=re.MULTILINE)
+    node = package[1].replace("_global_", "") if package else path.parent.name if path.parent != CONF else ""
+    above: list[tuple[int, str]] = [(-1, part) for part in node.split(".") if part]
     for indent, name, value, comment in KEY.findall(text):
         while above and above[-1][0] >= len(indent):
             above.pop()
         above.append((len(indent), name))
         if value and comment and not name.startswith("_"):
             yield ".".join(part for _, part in above), value, comment
-
-
-def _package(path: Path) -> str:
-    """The node that a file's keys belong to; empty for the root."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    package = re.search(r"^# @package (\S+)", text, flags=re.MULTILINE)
-    return package[1].replace("_global_", "") if package else path.parent.name if path.parent != CONF else ""
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

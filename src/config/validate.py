@@ -8,7 +8,7 @@ from typing import Any
 
 from src.config.errors import format_value
 from src.config.files import key_of
-from src.config.schema import NOT_OF_TRAINER, PPORun, Run
+from src.config.schema import KL_LOST, KL_UNEVEN, NOT_OF_TRAINER, UNEVEN, PPORun, Run
 from src.errors import ConfigError
 
 
@@ -76,35 +76,19 @@ def _wrong_choices(run: PPORun) -> Iterator[str]:
         yield f"old_kl_controller=doubling: {why}; {mend}"
     if ppo.ptx_coef == 0 and "ppo.ptx_max_tokens" in map(key_of, run.overrides):
         yield "ppo.ptx_coef=0 leaves the PPO-ptx loss out, so nothing reads ppo.ptx_max_tokens: remove it"
-    yield from _wrong_kl(run)
+    lost = KL_LOST.get((ppo.kl_in, choices.get("kl_estimator")))
+    if lost is not None:
+        yield f"kl_estimator={choices['kl_estimator']}: {lost}"
+    for setting in KL_UNEVEN if ppo.kl_in == "both" else ():
+        key, _, value = setting.rpartition("=")
+        if str(choices.get(key, getattr(ppo, key.removeprefix("ppo."), None))).lower() == value:
+            yield f"{setting}: {UNEVEN}"
     if (choices["policy_loss"], choices.get("old_kl_controller")) == ("kl_penalty", "none"):
         yield "old_kl_controller=none: policy_loss=kl_penalty would have no penalty; use doubling or fixed"
     if ppo.early_stop is not None and run.gold_reward is None:
         yield "early_stop=gold needs a gold score: choose one with gold_reward=vader or exact_match"
     if choices["reward"] == "adapter" and run.model.lora is None:
         yield "model.lora=null: policy and critic are whole models, so reward=adapter has no base to share"
-
-
-def _wrong_kl(run: PPORun) -> Iterator[str]:
-    """A KL to the reference that would regularize less than asked, or something else (docs/objectives.md)."""
-    place, choices = run.ppo.kl_in, run.choices
-    given = choices.get("kl_estimator")
-    if place == "reward" and given != "k1":
-        why = "a reward acts through the sampled token alone, and most of the gradient of this KL would be lost"
-        yield f"kl_estimator={given}: {why}; kl=reward needs k1, kl=both takes exact or k3"
-    if place == "loss" and given == "k1":
-        yield "kl_estimator=k1: the expected gradient of k1 is zero, so kl=loss needs k2, k3 or exact"
-    if place == "both" and given in ("k1", "k2"):
-        why = {"k1": "in the loss its expected gradient is zero: kl=reward", "k2": "it is biased: exact or k3"}[given]
-        yield f"kl_estimator={given}: kl=both needs another, as {why}"
-    uneven = {
-        "aggregation=sequence_mean": choices["aggregation"] == "sequence_mean",
-        "advantage=reinforce_pp": choices["advantage"] == "reinforce_pp",
-        "ppo.group_scale=true": getattr(run.ppo, "group_scale", False),
-    }
-    for setting in [setting for setting, given in uneven.items() if given and place == "both"]:
-        why = "weighs the reward's part of the KL and the loss's part differently"
-        yield f"{setting}: {why}, so kl=both would optimize something else; use kl=reward"
 
 
 def _wrong_with_trpo(run: PPORun) -> Iterator[str]:

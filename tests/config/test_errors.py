@@ -85,7 +85,7 @@ REFUSED = [
     ("seed=true", "seed=true: must be a whole number"),
     ("ppo.lr=inf", "ppo.lr=inf: must be a finite number"),
     ("ppo.num_iterations=99999999999999999999", "ppo.num_iterations=99999999999999999999: must be at most 9223372036"),
-    ("model.lora.targets=[1,2]", "model.lora.targets=[1, 2]: must be a text, or a list of texts"),
+    ("model.lora.targets=[1,2]", "model.lora.targets=[1, 2]: must be a text or a list in which each is a text"),
     ("reward=mix +reward.parts.x=1", "reward.parts.x=1: must be a group of keys"),
     ("data=tldr data.pairs.columns.text=5", "data.pairs.columns.text=5: must be a text"),
     ("resume=maybe", "resume='maybe': must be auto, never, or the path of a checkpoint or a run folder"),

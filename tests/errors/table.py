@@ -89,7 +89,7 @@ CONFIG = [
     Case("null where a number is needed", "train ppo.clip=null", "ppo.clip=null: must be a number"),
     Case("a number for a path", "train model.path=5", "model.path=5: must be a text, or null"),
     Case("a number for a group of keys", "train model.lora=5", "model.lora=5: must be a group of keys, or null"),
-    Case("a list of numbers for names of layers", "train model.lora.targets=[1,2]", "model.lora.targets=[1, 2]: must be a text, or a list of texts"),
+    Case("a list of numbers for names of layers", "train model.lora.targets=[1,2]", "model.lora.targets=[1, 2]: must be a text or a list in which each is a text"),
     Case("a reference that leads nowhere", "train ppo.clip=${nope}", "ppo.clip: Interpolation key 'nope' not found"),
     Case("a value that must be given", "train reward=keyword", "reward.keywords must be given with these choices: add reward.keywords=..."),
     Case("a key of another option", "train policy_loss=reinforce ppo.clip=0.2", "ppo.clip=0.2: nothing reads ppo.clip here, it belongs to policy_loss=clip or policy_loss=dual_clip"),

@@ -9,7 +9,17 @@ from __future__ import annotations
 
 from src.config.schema.algorithm import Critic
 from src.config.schema.model import Lora, Model
-from src.config.schema.names import MEANT, NOT_OF_TRAINER, OPEN, PLAIN, QUOTES, WHY_NOT
+from src.config.schema.names import (
+    KL_LOST,
+    KL_UNEVEN,
+    MEANT,
+    NOT_OF_TRAINER,
+    OPEN,
+    PLAIN,
+    QUOTES,
+    UNEVEN,
+    WHY_NOT,
+)
 from src.config.schema.nodes import Node, Target, Typed
 from src.config.schema.options import OPTIONS, OWN, run_type
 from src.config.schema.stages import (
@@ -32,6 +42,8 @@ from src.config.schema.stages import (
 )
 
 __all__ = [
+    "KL_LOST",
+    "KL_UNEVEN",
     "MEANT",
     "NOT_OF_TRAINER",
     "OPEN",
@@ -42,6 +54,7 @@ __all__ = [
     "QUOTES",
     "RUNS",
     "SFT",
+    "UNEVEN",
     "WHY_NOT",
     "Callbacks",
     "Checkpoint",

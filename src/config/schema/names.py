@@ -30,6 +30,20 @@ WHOLE = (
     "tokens are drawn from the whole distribution, whose log-probabilities are trained; rollout.temperature shapes it"
 )
 BASES = "model.dtype=bfloat16 halves the memory of the weights"
+LOST = (
+    "a reward acts through the sampled token alone, and most of the gradient of this KL would be lost; kl=reward needs "
+    "k1, kl=both takes exact or k3"
+)
+KL_LOST: dict[tuple[str | None, str | None], str] = {  # place and estimator that optimize something else: why
+    **{("reward", estimator): LOST for estimator in ("k2", "k3", "exact")},
+    ("loss", "k1"): "the expected gradient of k1 is zero, so kl=loss needs k2, k3 or exact",
+    ("both", "k1"): "kl=both needs another, as in the loss its expected gradient is zero: kl=reward",
+    ("both", "k2"): "kl=both needs another, as it is biased: exact or k3",
+}
+KL_UNEVEN = ("aggregation=sequence_mean", "advantage=reinforce_pp", "ppo.group_scale=true")  # refused with kl=both
+UNEVEN = (
+    "the KL's parts in reward and loss are weighed differently, so kl=both would optimize something else; kl=reward"
+)
 NOT_OF_TRAINER = {  # arguments of Lightning's Trainer that mean something else here, and what does it instead
     **dict.fromkeys(
         ("max_steps", "min_steps", "max_epochs", "min_epochs", "limit_train_batches", "overfit_batches"),
