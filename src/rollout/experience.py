@@ -103,7 +103,7 @@ class ExperienceMaker:
         self.shaping.scaling.update(scores)
         shaped = self.shaping(scores, rollout.finished)
         in_reward = kl_coef if self.reference_kl.in_reward else 0.0
-        rewards = token_rewards(shaped, scored.credit, outputs.kl, mask, in_reward)
+        rewards = token_rewards(shaped, self.shaping.of_credit(scores, scored.credit), outputs.kl, mask, in_reward)
         rewards, factor = _whitened(rewards, mask, self.whiten_rewards, shift_mean=False)
         # 6, 7
         episodes = Episodes(

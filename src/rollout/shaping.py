@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from src.core.moments import Moments, combined, of_batch
@@ -58,6 +59,8 @@ class SubtractMissingEos:
 class NoScaling:
     """Scores are not scaled."""
 
+    unit = 1.0  # what a score is divided by
+
     def update(self, scores: Tensor) -> None:
         """Nothing to update."""
 
@@ -83,7 +86,7 @@ class ScaleByStd(NoScaling):
         self.moments = Moments()
 
     @property
-    def unit(self) -> float:
+    def unit(self) -> float:  # type: ignore[override]
         """The running standard deviation; 1 while all scores are equal."""
         return self.moments.std or 1.0
 
@@ -128,7 +131,17 @@ class ScoreShaping:
 
     def __call__(self, scores: Tensor, finished: Tensor) -> Tensor:
         """Shapes: scores, finished (B,) -> (B,)."""
-        scores = self.scaling(scores)
-        if self.score_clip is not None:
-            scores = scores.clamp(-self.score_clip, self.score_clip)
-        return self.missing_eos(scores, finished)
+        return self.missing_eos(self._clipped(self.scaling(scores)), finished)
+
+    def of_credit(self, scores: Tensor, credit: Tensor) -> Tensor:
+        """Each token's part of a score, multiplied by what scale and clip multiply the score by.
+
+        The shift of `Normalize` and the missing-EOS rule are no factors: what they change is left to the last token.
+        Shapes: scores (B,), credit (B, T) -> (B, T).
+        """
+        scaled = self.scaling(scores)
+        factor = torch.where(scaled != 0, self._clipped(scaled) / scaled, 1) / self.scaling.unit
+        return credit * factor.unsqueeze(1)
+
+    def _clipped(self, scores: Tensor) -> Tensor:
+        return scores if self.score_clip is None else scores.clamp(-self.score_clip, self.score_clip)

@@ -26,6 +26,7 @@ from src.modules.ppo import PPOModule
 from src.modules.weighted_means import WeightedMeans
 from src.rollout.experience import ExperienceMaker, ReferenceKL
 from src.rollout.kl_controller import FixedKL
+from src.rollout.shaping import IgnoreMissingEos, NoScaling, ScoreShaping
 from src.types import Episodes, Experience, Rollout
 
 WORDS, LONGEST, STOP = 3, 3, 0  # word 0 ends a response
@@ -175,9 +176,9 @@ def gradient(
     """The gradient of the policy's loss at the first minibatch, which is the whole batch."""
     maker = Exact(
         reference_kl=reference_kl, kl_controller=FixedKL(BETA), advantage=Centered(advantage, greedy),
+        shaping=ScoreShaping(NoScaling(), None, IgnoreMissingEos()),
         whiten_rewards=whiten_rewards, whiten_advantages=whiten_advantages, batch_size=ROWS,
     )  # fmt: skip
-    maker.shaping = NoShaping()  # type: ignore[assignment]
     maker.batch = rollout(RESPONSES)
     reward = Score(roles.heads["reference"].weight.t().detach())
     prompts: Any = None
@@ -189,21 +190,6 @@ def gradient(
     loss = module.objective.loss(experience, aggregation(experience.mask).double(), WeightedMeans())
     (found,) = torch.autograd.grad(loss, roles.policy_parameters())
     return found, experience
-
-
-class NoShaping:
-    """Scores as they are."""
-
-    class scaling:  # noqa: N801
-        """No moments."""
-
-        @staticmethod
-        def update(_: Tensor) -> None:
-            """Nothing."""
-
-    def __call__(self, scores: Tensor, _: Tensor) -> Tensor:
-        """(B,)."""
-        return scores
 
 
 class Centered:

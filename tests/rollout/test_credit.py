@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import statistics
 from dataclasses import dataclass, fields, replace
 from math import nan
 from typing import Any
@@ -17,7 +18,7 @@ from src.models.roles import Roles
 from src.rollout.experience import ExperienceMaker
 from src.rollout.kl_controller import AdaptiveKL, FixedKL
 from src.rollout.scoring import Scorer
-from src.rollout.shaping import Normalize, NoScaling, ScoreShaping, SetMissingEos
+from src.rollout.shaping import Normalize, NoScaling, ScaleByStd, ScoreShaping, SetMissingEos
 from src.types import Episodes, Experience, Prompts, Rollout
 from tests.tiny import (
     EOS,
@@ -168,7 +169,7 @@ class Dense:
 
 
 def test_a_reward_per_token_stays_with_its_token(roles: Roles) -> None:
-    """Checklist 13, 16, 18, 19, 20. What shaping does to the sum is settled at the last token; the KL comes off."""
+    """Checklist 13, 16, 18, 19, 20. The clip shrinks all credits alike; the last token gets the rest; the KL."""
     reward = Dense()
     maker = make_maker(
         shaping=SHAPING, kl_controller=FixedKL(0.7), advantage=RewardToGo(0.9), whiten_advantages=False
@@ -177,8 +178,11 @@ def test_a_reward_per_token_stays_with_its_token(roles: Roles) -> None:
     mask, finished = experience.mask, experience.rollout.finished.tolist()
     credit = rows_of(reward.credit.double(), mask)
     kls = rows_of(experience.old_logprobs.double() - experience.ref_logprobs, mask)
-    rewards = [[c - 0.7 * k for c, k in zip(*pair, strict=True)] for pair in zip(credit, kls, strict=True)]
-    for row, own, ended in zip(rewards, credit, finished, strict=True):
+    shares = [shaped(sum(own), True) / sum(own) for own in credit]  # 1 where the clip does not bite
+    assert min(shares) < 0.9
+    kept = [[share * c for c in own] for share, own in zip(shares, credit, strict=True)]
+    rewards = [[c - 0.7 * k for c, k in zip(*pair, strict=True)] for pair in zip(kept, kls, strict=True)]
+    for row, own, ended in zip(rewards, kept, finished, strict=True):
         row[-1] += shaped(sum(own), ended) - sum(own)
     assert experience.scores.tolist() == pytest.approx([sum(row) for row in credit], abs=1e-5)
     assert_rows_close(rows_of(experience.rewards, mask), rewards, 1e-5)
@@ -186,6 +190,24 @@ def test_a_reward_per_token_stays_with_its_token(roles: Roles) -> None:
     assert_rows_close(rows_of(experience.advantages, mask), to_go, 1e-5)
     assert not experience.rewards[~mask].any()
     assert measures["rollout/score"] == pytest.approx(sum(map(sum, credit)) / 8, abs=1e-5)
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("scaling", [ScaleByStd, Normalize])
+def test_scale_and_clip_reach_every_credit(scaling: type[ScaleByStd], clip: float | None) -> None:
+    """By hand; the parts of a score keep their shares, and the sum is the shaped score but for the shift."""
+    scores, credit = torch.tensor([3.0, -1.0, 0.0]), torch.tensor([[1.0, 2.0, 0.0], [0.5, -1.5, 0.0], [1.0, -1.0, 0.0]])
+    shaping = ScoreShaping(scaling(), clip, SetMissingEos(-2.0))
+    shaping.scaling.update(scores)
+    std, mean = statistics.stdev(scores.tolist()), statistics.fmean(scores.tolist()) * (scaling is Normalize)
+    for row, score in enumerate(scores.tolist()):
+        scaled = (score - mean) / std
+        limited = scaled if clip is None else max(-clip, min(clip, scaled))
+        share = limited / scaled / std if scaled else 1 / std
+        found = shaping.of_credit(scores, credit)[row].tolist()
+        assert found == pytest.approx([share * part for part in credit[row].tolist()], abs=1e-6)
+        if scaling is ScaleByStd:
+            assert sum(found) == pytest.approx(limited, abs=1e-6)
 
 
 def test_a_reward_per_token_without_shaping_is_itself(roles: Roles) -> None:

@@ -241,6 +241,10 @@ class Noting:
     def __init__(self, scaling: NoScaling) -> None:
         self.scaling, self.calls = scaling, []
 
+    @property
+    def unit(self) -> float:
+        return self.scaling.unit
+
     def update(self, scores: Tensor) -> None:
         self.calls.append(("update", scores.tolist()))
         self.scaling.update(scores)
@@ -272,7 +276,7 @@ def test_scores_are_scaled_then_clipped_then_lowered_and_the_kl_comes_last(
     for seed in (5, 9):
         experience, measures = make(roles, maker, seed=seed)
         raw, finished = experience.scores.double().tolist(), experience.rollout.finished.tolist()
-        assert noting.calls == [("update", raw), ("apply", raw)]
+        assert noting.calls == [("update", raw), *[("apply", raw)] * 2]  # to the scores, and for their credits
         noting.calls.clear()
         past += raw
         mean = statistics.fmean(past) if scaling is Normalize else 0.0
