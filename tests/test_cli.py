@@ -93,8 +93,8 @@ def given(logs, artifacts):
 
 @pytest.fixture(scope="session")
 def sweep(logs):
-    """Four jobs in one process, each with wandb: (exit code, stdout, stderr, folders)."""
-    answer = finish("-m", "ppo.clip=0.1,0.2", "seed=1,2", *TINY, "logger=wandb", f"log_dir={logs}")
+    """Two jobs in one process, each with wandb: (exit code, stdout, stderr, folders)."""
+    answer = finish("-m", "ppo.clip=0.1,0.2", "seed=2", *TINY, "logger=wandb", f"log_dir={logs}")
     return *answer, folders(logs, "logger=wandb")
 
 
@@ -104,20 +104,20 @@ def sweep(logs):
 def test_a_sweep_runs_every_job_and_leaves_whole_folders(sweep, logs):
     code, _, err, made = sweep
     assert code == 0, err
-    assert len(made) == 4
+    assert len(made) == 2
     for folder in made:
         assert [name for name in FILES if not (folder / name).exists()] == []
         assert len(rows(folder / "metrics.csv")) == len(rows(folder / "timing.csv")) == 2
     configs = [OmegaConf.load(folder / "config.yaml") for folder in made]
-    assert sorted((c.ppo.clip, c.seed) for c in configs) == [(0.1, 1), (0.1, 2), (0.2, 1), (0.2, 2)]
+    assert sorted((c.ppo.clip, c.seed) for c in configs) == [(0.1, 2), (0.2, 2)]
     assert len(list(logs.glob("artifacts/*.tmp"))) == 0
     assert len([a for a in (logs / "artifacts").iterdir() if a.is_dir()]) == 2  # trained once for all of them
 
 
 def test_a_repeated_sweep_runs_no_job_again(sweep, logs):
-    code, out, err = finish("-m", "ppo.clip=0.1,0.2", "seed=1,2", *TINY, "logger=wandb", f"log_dir={logs}")
+    code, out, err = finish("-m", "ppo.clip=0.1,0.2", "seed=2", *TINY, "logger=wandb", f"log_dir={logs}")
     assert code == 0, err
-    assert [f"finished before: {folder}\n" in out for folder in sweep[3]] == [True] * 4
+    assert [f"finished before: {folder}\n" in out for folder in sweep[3]] == [True] * 2
     assert folders(logs, "logger=wandb") == sweep[3]
 
 
