@@ -131,7 +131,7 @@ def _finish(folder: Path, results: dict[str, Any], stages: dict[str, Stage[Any]]
         right, gap = result["reward_model"], stages["reward"].run.reward_model.min_gap
         lines = [
             f"reward model: {right['accuracy']:.3f} of the clear held-out pairs ordered correctly",
-            f"  (clear: gold scores at least {gap:g} apart; all pairs: {right['accuracy_all_pairs']:.3f})",
+            f"  (clear: gold scores at least {gap:g} apart, or unknown; all pairs: {right['accuracy_all_pairs']:.3f})",
         ]
     result["seconds"] = round(time.time() - psutil.Process().create_time(), 1)
     write_json(folder / FINISHED, result)

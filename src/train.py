@@ -32,6 +32,7 @@ import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -87,9 +88,12 @@ def _sweep(overrides: list[str]) -> None:
 
 
 def combinations(overrides: list[str]) -> list[list[str]]:
-    """The overrides of each job; empty where another sweeper than Hydra's own chooses them as it goes."""
+    """The overrides of each job; empty where they are known later: of another sweeper, by glob, in a file."""
     parsed = OverridesParser.create().parse_overrides(overrides)
-    if any(override.get_key_element() == "hydra/sweeper" for override in parsed):
+    keys = [override.get_key_element() for override in parsed]
+    if any(key.startswith(("hydra/sweeper", "hydra.sweeper")) for key in keys):
+        return []
+    if any(isinstance(override.value(), Glob) for override in parsed):
         return []
     (jobs,) = BasicSweeper.split_arguments(parsed, None)
     return [[override for override in job if not key_of(override).startswith("hydra")] for job in jobs]
@@ -98,9 +102,10 @@ def combinations(overrides: list[str]) -> list[list[str]]:
 def job(config: DictConfig) -> float:
     """One run of a sweep; returns the figure that sweepers maximize (`sweep_metric`).
 
-    A job that was finished before, with the same settings, is not run again unless `resume=never`.
+    A job that was finished before, with the same settings and revision, is not run again unless `resume=never`.
     """
     from src.runs.find import finished_before
+    from src.runs.report import git_revision
     from src.runs.start import start_run
 
     settings = HydraConfig.get()
@@ -108,11 +113,11 @@ def job(config: DictConfig) -> float:
     say(f"job {settings.job.num + 1}: {' '.join(overrides)}")
     with friendly_errors(overrides, job_of_sweep=True):
         run = typed(config, dict(settings.runtime.choices), overrides)
-        before = finished_before(run) if run.resume != "never" else None
+        before = finished_before(run, git_revision())
         if before is None:
             result = start_run(run)
         else:
-            say(f"finished before: {before.folder}")
+            say(f"finished before: {before.folder}\n  (own data and rewards are not compared; resume=never repeats it)")
             result = before.result()
     group, _, name = (run.sweep_metric or METRICS[run.stage]).partition(".")
     return float(result[group][name])

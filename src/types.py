@@ -156,7 +156,7 @@ class LoadedReward(Protocol):
         ...
 
 
-AnyReward = Reward | TokenReward | RolloutReward
+AnyReward = Reward | TokenReward | RolloutReward | PartedReward
 
 
 class Corpus(Protocol):

@@ -19,6 +19,7 @@ from src.data.embedded.reviews import Reviews
 from src.data.tokenizers import byte_level_bpe
 from src.rewards.vader import Vader
 from src.runs.start import start as run
+from src.train import combinations
 from src.utils.exits import JobFailedError, friendly_errors
 
 pytestmark = [
@@ -112,6 +113,15 @@ def test_a_sweep_runs_every_job_and_leaves_whole_folders(sweep, logs):
     assert sorted((c.ppo.clip, c.seed) for c in configs) == [(0.1, 2), (0.2, 2)]
     assert len(list(logs.glob("artifacts/*.tmp"))) == 0
     assert len([a for a in (logs / "artifacts").iterdir() if a.is_dir()]) == 2  # trained once for all of them
+
+
+def test_the_jobs_of_a_sweep_are_known_before_the_first_one_unless_hydra_finds_them_later():
+    assert combinations(["ppo.clip=0.1,0.2", "seed=3", "hydra/launcher=basic"]) == [
+        ["ppo.clip=0.1", "seed=3"],
+        ["ppo.clip=0.2", "seed=3"],
+    ]
+    for later in ("kl_estimator=glob(*)", "hydra/sweeper=other", "hydra.sweeper.params={seed: 1}"):
+        assert combinations(["ppo.clip=0.1,0.2", later]) == []
 
 
 def test_a_repeated_sweep_runs_no_job_again(sweep, logs):

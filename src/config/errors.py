@@ -109,8 +109,9 @@ def explain_validation(error: ValidationError, plain: dict[str, Any], overrides:
 def _key_of(wrong: ErrorDetails, node: Any) -> str:
     """The key that is wrong in a configuration: its place without the branches of a union and items of a list."""
     key = []
-    for part in wrong["loc"]:
-        if isinstance(node, dict) and (part in node or wrong["type"] == "missing"):
+    for number, part in enumerate(wrong["loc"], start=1):
+        missing = wrong["type"] == "missing" and number == len(wrong["loc"])
+        if isinstance(node, dict) and (part in node or missing):
             key.append(str(part))
             node = node.get(part)
     return ".".join(key)

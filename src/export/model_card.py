@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
+from omegaconf import OmegaConf
 
 from src.runs.find import RunFolder
 
@@ -34,7 +36,7 @@ def model_card(run: RunFolder, adapter: bool, iteration: int | None) -> ModelCar
     """The card of a run's model; `iteration` is that of its checkpoint, None when the run is finished."""
     base, task = run.before, "text-classification" if run.stage == "reward" else "text-generation"
     license = license_of(base)
-    on_hub = base is not None and not Path(base).exists()
+    on_hub = base is not None and not _is_local(base)
     data = ModelCardData(
         base_model=base if on_hub else None, license=license, library_name="transformers", pipeline_tag=task,
         tags=[run.stage, "lightning-ppo"],
@@ -47,9 +49,9 @@ def model_card(run: RunFolder, adapter: bool, iteration: int | None) -> ModelCar
         name=f"{settings['model']['name']}, {TITLES[run.stage]}",
         stage=run.stage,
         summary=KINDS[run.stage] + (f" Exported from the checkpoint of step {iteration} of an unfinished run." if iteration else ""),  # noqa: E501
-        data={k: v for k, v in settings["data"].items() if not (isinstance(v, dict) or k.startswith("_") or "${" in str(v))},  # noqa: E501
+        data={k: _without_folders(v) for k, v in settings["data"].items() if not (isinstance(v, dict) or k.startswith("_") or "${" in str(v))},  # noqa: E501
         choices={group: option for group, option in settings["choices"].items() if option != "none"},
-        command=" ".join([f"python -m src.train stage={run.stage}", *_without_stage(run)]),
+        command=" ".join([f"python -m src.train stage={run.stage}", *map(_without_folders, _without_stage(run))]),
         seed=run.config.seed,
         commit=result.get("git_revision"),
         rows=rows(result),
@@ -94,10 +96,21 @@ def _base_note(base: str | None) -> str:
     """Where the weights began; paths of this machine are not published."""
     if base is None:
         return "Trained from scratch, on the data named above."
-    if not Path(base).exists():
+    if not _is_local(base):
         return f"Started from `{base}`."
-    sft = (Path(base).parent / "config.yaml").is_file()
-    return "Started from " + ("the model of the SFT stage." if sft else f"a local model, `{Path(base).name}`.")
+    config = Path(base).parent / "config.yaml"
+    stage = OmegaConf.load(config).get("stage") if config.is_file() else None
+    return f"Started from {f'the model of a run of stage={stage}' if stage else f'a folder, `{Path(base).name}`'}."
+
+
+def _is_local(path: str) -> bool:
+    """Whether a path is a folder, also one that is gone, and not the name of a model on the hub."""
+    return Path(path).exists() or Path(path).is_absolute() or path.startswith((".", "~")) or path.count("/") > 1
+
+
+def _without_folders(text: Any) -> Any:
+    """A setting whose value is a path, with the last part of that path alone."""
+    return re.sub(r"(?<![\w.])[~.]?/[^\s'\"]*/(?=[^/\s'\"]+)", "", text) if isinstance(text, str) else text
 
 
 def _without_stage(run: RunFolder) -> list[str]:

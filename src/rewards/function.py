@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from src.errors import ConfigError, require
-from src.types import AnyReward, Reward, RolloutReward, TokenReward
+from src.types import AnyReward, PartedReward, Reward, RolloutReward, TokenReward
 
 PARAMETERS = "(prompts, responses, metadata)"
 
@@ -36,7 +36,7 @@ def as_reward(reward: Any, name: str = "reward") -> AnyReward:
     kind = type(reward).__name__
     if isinstance(reward, type):
         raise ConfigError(f"{name}: {reward.__name__} is a class; give an object, such as {reward.__name__}()")
-    if isinstance(reward, TokenReward | RolloutReward):
+    if isinstance(reward, TokenReward | RolloutReward | PartedReward):
         return reward
     is_function = callable(reward) and not isinstance(reward, nn.Module)
     method = getattr(reward, "score", reward if is_function else None)

@@ -259,8 +259,10 @@ class ExperienceMaker:
 
 
 def _whitened(x: Tensor, mask: Tensor, wanted: bool, shift_mean: bool = True) -> tuple[Tensor, float]:
-    """x (B, T), whitened if `wanted`, and the factor by which it was multiplied."""
-    return (whiten(x, mask, shift_mean=shift_mean), whitening_scale(x, mask).item()) if wanted else (x, 1.0)
+    """x (B, T), whitened if `wanted`, and the factor by which it was multiplied; 1 where it has no variance."""
+    if not wanted:
+        return x, 1.0
+    return whiten(x, mask, shift_mean=shift_mean), whitening_scale(x, mask).item() or 1.0
 
 
 def describe(scored: Scored, shaped: Tensor, rewards: Tensor) -> dict[str, float]:

@@ -140,8 +140,10 @@ class ScoreShaping:
         Shapes: scores (B,), credit (B, T) -> (B, T).
         """
         scaled = self.scaling(scores)
-        factor = torch.where(scaled != 0, self._clipped(scaled) / scaled, 1) / self.scaling.unit
-        return credit * factor.unsqueeze(1)
+        share = torch.ones_like(scaled)
+        if self.score_clip is not None:
+            share = (self.score_clip / scaled.abs()).clamp(max=1)  # 1 within the range, and at 0
+        return credit / self.scaling.unit * share.unsqueeze(1)
 
     def _clipped(self, scores: Tensor) -> Tensor:
         return scores if self.score_clip is None else scores.clamp(-self.score_clip, self.score_clip)

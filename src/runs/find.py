@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from src.config.compose import compose, restored, settings_hash, with_value
 from src.config.files import key_of
@@ -67,19 +68,31 @@ def find_run(given: str) -> RunFolder | None:
     raise ConfigError(f"{given}: neither a run (no config.yaml) nor a model (no config.json) is in this folder")
 
 
-def finished_before(run: Run) -> RunFolder | None:
-    """A finished run of the same settings, under the name that `run` would have; None: there is none."""
-    for folder in run_folders(Path(run.log_dir) / run.stage, run.name, run.overrides):
+def finished_before(run: Run, revision: str | None) -> RunFolder | None:
+    """A finished run of the same settings and revision of the code, under the name that `run` would have.
+
+    None: there is none. A run from a checkpoint that was named (`resume=PATH`) is never one of them.
+    """
+    for folder in run_folders(Path(run.log_dir) / run.stage, run.name, run.overrides) if run.resume == "auto" else ():
         if not folder.exists():
             return None
-        if (folder / FINISHED).is_file() and (folder / "config.yaml").is_file():
-            found = RunFolder(folder, load_config(folder / "config.yaml"))
-            asked = run
-            for node in [node for node in ("model", "reward") if hasattr(run, node)]:
-                asked = _filled(asked, found.config, node)  # a model that is trained for a run is not asked for
-            if settings_hash(found.config) == settings_hash(asked):
-                return found
+        if (folder / FINISHED).is_file() and _is_of(folder, run, revision):
+            return RunFolder(folder, load_config(folder / "config.yaml"))
     return None
+
+
+def _is_of(folder: Path, run: Run, revision: str | None) -> bool:
+    """Whether a folder holds a run of these settings; False for one that cannot be read."""
+    try:
+        saved = load_config(folder / "config.yaml")
+        same = RunFolder(folder, saved).result()["git_revision"] == revision
+    except (ConfigError, OSError, KeyError, TypeError, ValueError, YAMLError):
+        return False
+    if not same or saved.resume not in ("auto", "never") or saved.choices != run.choices:
+        return False
+    for node in [node for node in ("model", "reward") if hasattr(run, node)]:
+        run = _filled(run, saved, node)  # a model that is trained for a run is not asked for
+    return settings_hash(saved) == settings_hash(run)
 
 
 def load_config(path: Path) -> Run:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
 from src.checkpointing.checkpoint import checkpoints
@@ -51,9 +52,11 @@ def start_run(run: Run) -> dict[str, Any]:
         _refuse_what_ranks_cannot_share(run)
     find_checkpoint(run)  # its errors come before a model is trained for this run
     stage.set_paths(**train_missing(run, train))
-    log.info("stage %s -> %s", run.stage, folder)
+    if rank_zero_only.rank == 0:
+        say(f"stage {run.stage} -> {folder}")
     result = train(stage.run, stage)
-    say("\n".join(endings(folder)))
+    if rank_zero_only.rank == 0:
+        say("\n".join(endings(folder)))
     return result
 
 

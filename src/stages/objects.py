@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import reduce
 from typing import Any
 
 import hydra
@@ -62,9 +61,11 @@ def _bad_target(key: str, target: str, error: InstantiationException) -> str:
 
 
 def _target_of(content: Mapping[str, Any], place: str) -> str:
-    """The target of the node at a dotted place within another."""
-    node: Any = reduce(lambda node, name: node[name], filter(None, place.split(".")), content)
-    return str(node["_target_"])
+    """The target of the node at a dotted place within another; empty for one in a list, whose place Hydra garbles."""
+    node: Any = content
+    for name in filter(None, place.split(".")):
+        node = node.get(name) if isinstance(node, Mapping) else None
+    return str(node["_target_"]) if isinstance(node, Mapping) else ""
 
 
 def _target_key(where: str) -> str:

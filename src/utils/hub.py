@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import os
 import socket
-from functools import cache
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from huggingface_hub import constants
 
+ASKED = constants.HF_HUB_OFFLINE  # by the user's environment
+
 
 def for_hub(name: str) -> str:
     """The same name of a model or data set; before one of the hub is looked for, without a network, only its cache is.
 
-    The network is taken as absent when the hub's own name has no address; behind a proxy, nothing is assumed.
+    The network is absent while the hub's own name has no address; behind a proxy, nothing is assumed.
     """
-    if not os.path.exists(os.path.expanduser(name)) and not getproxies() and not _reachable(constants.ENDPOINT):
-        constants.HF_HUB_OFFLINE = True
+    proxied = {"http", "https", "all"} & set(getproxies())
+    if not os.path.exists(os.path.expanduser(name)) and not proxied:
+        constants.HF_HUB_OFFLINE = ASKED or not _has_address(constants.ENDPOINT)
     return name
 
 
-@cache
-def _reachable(address: str) -> bool:
+def _has_address(url: str) -> bool:
     try:
-        return bool(socket.getaddrinfo(urlsplit(address).hostname, None))
+        return bool(socket.getaddrinfo(urlsplit(url).hostname, None))
     except OSError:
         return False

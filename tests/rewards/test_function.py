@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from src.errors import ConfigError, SettingError
 from src.rewards.function import FunctionReward, as_reward
@@ -61,6 +61,19 @@ def test_a_plain_function_is_a_reward() -> None:
     assert reward.target.endswith("brevity")
     assert as_reward(reward) is reward
     assert Scorer(None).score(reward, ragged_rollout()).scores.tolist() == [-2.0] * 7
+
+
+def test_a_reward_in_parts_needs_no_score() -> None:
+    class Parts:
+        def score_parts(self, prompts: list[str], responses: list[str], metadata: list[Any]) -> dict[str, Tensor]:
+            return {"ones": torch.ones(len(prompts))}
+
+        def combine(self, parts: dict[str, Tensor]) -> Tensor:
+            return parts["ones"]
+
+    reward = Parts()
+    assert as_reward(reward) is reward
+    assert Scorer(None).score(reward, ragged_rollout()).scores.tolist() == [1.0] * 7
 
 
 def classifier() -> nn.Module:

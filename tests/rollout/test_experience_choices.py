@@ -16,6 +16,7 @@ from src.core.estimators import RewardToGo
 from src.core.kl import ExactKL, KLEstimator, SampledKL, k1, k2, k3
 from src.errors import ConfigError
 from src.models.roles import Roles
+from src.rollout import experience as experience_module
 from src.rollout.experience import ExperienceMaker, ReferenceKL
 from src.rollout.kl_controller import AdaptiveKL, FixedKL
 from src.rollout.shaping import (
@@ -210,6 +211,14 @@ def test_the_kl_of_the_loss_is_scaled_like_what_is_whitened(roles: Roles, reward
     settings = {"whiten_rewards": rewards, "whiten_advantages": advantages}
     experience, _ = make(roles, make_maker(**(both | settings)))
     assert experience.loss_kl_coef == pytest.approx(expected, rel=1e-4)
+
+
+def test_without_variance_the_kl_of_the_loss_keeps_its_coefficient() -> None:
+    """Equal advantages are whitened to 0, and the reference still pulls."""
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    whitened, factor = experience_module._whitened(torch.full((2, 3), 0.4), mask, wanted=True)
+    assert not whitened.any()
+    assert factor == 1
 
 
 # ------------------------------------------------------------------------------------------ whitened, scaled, shaped

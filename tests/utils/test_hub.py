@@ -24,10 +24,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             raise socket.gaierror(-2, "Name or service not known")
         return [name]
 
-    hub._reachable.cache_clear()
     monkeypatch.setattr(socket, "getaddrinfo", address)
     monkeypatch.setattr(hub, "getproxies", dict)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "ASKED", False)
     return names
 
 
@@ -36,9 +36,20 @@ def test_without_an_address_only_the_cache_is_read(
     endpoint: str, offline: bool, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    assert [for_hub("openai-community/gpt2") for _ in range(2)] == ["openai-community/gpt2"] * 2
+    assert for_hub("openai-community/gpt2") == "openai-community/gpt2"
     assert is_offline_mode() == offline
-    assert len(asked) == 1  # the answer is kept
+    assert len(asked) == 1
+
+
+def test_a_network_that_comes_back_is_used(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the user's environment asks for the cache alone."""
+    for endpoint, offline in (("https://hub.gone", True), ("https://hub.there", False)):
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        for_hub("openai-community/gpt2")
+        assert is_offline_mode() == offline
+    monkeypatch.setattr(hub, "ASKED", True)
+    for_hub("openai-community/gpt2")
+    assert is_offline_mode()
 
 
 def test_neither_a_local_folder_nor_a_proxy_asks(
