@@ -3,7 +3,7 @@
     python -m benchmarks.gpu                            on a CUDA GPU: some minutes
     python -m benchmarks.gpu --device cpu --small       the same script with small sizes on a CPU
 
-Writes benchmarks/results/gpu.json and gpu.md after each row.
+Writes gpu.json and gpu.md after each row: to benchmarks/results, a trial on a CPU or with small sizes to logs/gpu.
 """
 
 from __future__ import annotations
@@ -95,19 +95,19 @@ class Sizes:
 
 SMALL = Sizes(rows=4, shortest=4, longest=11, new=6, minibatch=2, iterations=2)
 SHAPES: dict[str, Callable[..., PretrainedConfig]] = {"GPT-2 124M": GPT2Config, "Llama 1B": LlamaConfig}
-SHAPE = {
-    "GPT-2 124M": {"n_layer": 12, "n_embd": 768, "n_head": 12, "n_positions": 1024, "vocab_size": 50257},
+SHAPE: dict[str, dict[str, Any]] = {
+    "GPT-2 124M": {
+        "num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "max_position_embeddings": 1024,
+        "vocab_size": 50257,
+    },
     "Llama 1B": {
-        "num_hidden_layers": 16, "hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": True, "max_position_embeddings": 4096,
+        "num_hidden_layers": 16, "hidden_size": 2048, "num_attention_heads": 32, "max_position_embeddings": 4096,
+        "vocab_size": 128256, "intermediate_size": 8192, "num_key_value_heads": 8, "tie_word_embeddings": True,
     },
 }  # fmt: skip
-SMALL_SHAPE = {
-    "GPT-2 124M": {"n_layer": 2, "n_embd": 64, "n_head": 2, "n_positions": 64, "vocab_size": 600},
-    "Llama 1B": {
-        "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": 600, "tie_word_embeddings": True, "max_position_embeddings": 64,
-    },
+SMALLER = {
+    "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 8, "max_position_embeddings": 64,
+    "vocab_size": 600,
 }  # fmt: skip
 
 
@@ -178,7 +178,7 @@ class Bench:
         """The architecture; token 0 pads, 1 ends."""
         ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
         dropout = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0} if shape.startswith("GPT") else {}
-        return SHAPES[shape](**(SMALL_SHAPE if self.small else SHAPE)[shape], **ids, **dropout)
+        return SHAPES[shape](**SHAPE[shape] | (SMALLER if self.small else {}), **ids, **dropout)
 
     def model(self, shape: str) -> PreTrainedModel:
         """Random weights in bfloat16 on the device."""
@@ -405,13 +405,15 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="small sizes, to try the script")
     parser.add_argument("--only", nargs="+", choices=("tests", "decode", "iterate"), metavar="PART")
     parser.add_argument("--shapes", nargs="+", choices=sorted(SHAPES), default=list(SHAPES))
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results", metavar="FOLDER")
+    parser.add_argument("--results", type=Path, metavar="FOLDER")
     arguments = parser.parse_args()
+    trial = arguments.small or arguments.device == "cpu"
+    results = arguments.results or ROOT / ("logs/gpu" if trial else "benchmarks/results")
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     card = torch.cuda.get_device_name() if arguments.device == "cuda" else "a CPU"
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    page = Page(arguments.results, f"    python -m benchmarks.gpu\n\n{card}; {versions}. {ABOUT}")
+    page = Page(results, f"    python -m benchmarks.gpu\n\n{card}; {versions}. {ABOUT}")
     bench = Bench(arguments.device, arguments.small, page)
     parts = arguments.only or ("tests", "decode", "iterate")
     if "tests" in parts:
@@ -421,7 +423,7 @@ def main() -> None:
             bench.decode(shape)
         if "iterate" in parts:
             bench.iterate(shape)
-    Console().print(f"Written: {arguments.results / 'gpu.md'}")
+    Console().print(f"Written: {results / 'gpu.md'}")
 
 
 if __name__ == "__main__":

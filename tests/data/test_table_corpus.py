@@ -148,7 +148,7 @@ def test_an_empty_set_says_what_fell_at_which_filter(tmp_path: Path) -> None:
 
 
 def test_too_few_prompts_to_hold_some_out_are_refused(tmp_path: Path) -> None:
-    """With three there is one for each split; repeated rows are one prompt, and a split of its own file needs none."""
+    """With three there is one for each split; repeated rows are one prompt, and a split that has a file needs none."""
     file = tmp_path / "rows.jsonl"
     ends = "one for each of validation and test, which leaves none to train on; give more rows, or files in "
     ends += "data.splits.validation and data.splits.test"

@@ -76,7 +76,7 @@ def test_both_parts_have_the_expected_gradient_of_k1(kind: str, whiten: bool) ->
         deviation = experience.advantages[experience.mask].std(correction=1)
         assert not whiten or float(deviation) == pytest.approx(1, abs=1e-4)
         found.append(slope / scale if place == "both" else slope)
-    if whiten:  # the two are divided by deviations of their own, so their directions are compared
+    if whiten:  # the two are each divided by another deviation, so their directions are compared
         found = [slope / slope.norm() for slope in found]
     assert float(found[0].abs().max()) > 0.01
     assert_close(found[0], found[1], atol=1e-10 if not whiten else 1e-7, rtol=0)
