@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from itertools import pairwise
 from random import Random
 from typing import Any
 
-from src.data.tables import SPLITS, check_split, cut_prompt, read_jsonl
+from src.data.tables import SPLITS, check_split, cut_prompt, read_jsonl, split_by_prompt
 from src.errors import DataError, require
 from src.types import PreferencePair, PromptRow
 
@@ -18,7 +17,7 @@ MAX_ROUNDS = 1_000
 
 
 class RatedSentences:
-    """Sentences of a file, split by sentence into 80 % train, 10 % validation and 10 % test, fixed by the seed.
+    """Sentences of a file, split by prompt: 80 % train, up to 10 % validation and up to 10 % test, fixed by the seed.
 
     White space is normalized to single spaces, so that prompt + rest is the sentence. `dropped` counts what is dropped:
     repeated sentences (the first is kept), sentences of more than `max_words` words, and sentences of at most
@@ -123,13 +122,16 @@ class RatedSentences:
         return "too short" if words <= self.prompt_words else None
 
     def _split(self, rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-        """Shuffle the rows and cut them into the three splits."""
-        held_out = len(rows) // 10
-        if held_out == 0:
-            raise DataError(f"{self.path} leaves the validation and test splits empty: {self._account(len(rows))}")
-        shuffled = Random(f"{self.seed}/splits").sample(rows, len(rows))
-        edges = [0, len(rows) - 2 * held_out, len(rows) - held_out, len(rows)]
-        return {split: shuffled[start:stop] for split, (start, stop) in zip(SPLITS, pairwise(edges), strict=True)}
+        """The rows of each split; sentences that begin with the same prompt stay together."""
+        prompts = [self._prompt(row).prompt for row in rows]
+        parts = split_by_prompt(prompts, len(rows) // 10, f"{self.seed}/splits")
+        empty = [split for split in SPLITS if not parts[split]]
+        if empty:
+            reason = f"{self._account(len(rows))}, with {len(set(prompts))} prompts"
+            raise DataError(
+                f"{self.path} leaves the {' and '.join(empty)} split{'s' * (len(empty) > 1)} empty: {reason}"
+            )
+        return {split: [rows[row] for row in parts[split]] for split in SPLITS}
 
     def _account(self, kept: int) -> str:
         """Return how many rows each filter dropped, in words."""

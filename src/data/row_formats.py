@@ -24,7 +24,6 @@ class Example:
     chosen: str | None = None
     rejected: str | None = None
     gap: float | None = None  # how far apart chosen and rejected are, on the scale of their scores
-    key: str | None = None  # rows with one key stay in one split; None: the prompt is the key
 
 
 class RowFormat(Protocol):
@@ -107,13 +106,13 @@ class PrefixPrompt:
         self.text, self.words = text, words
 
     def read(self, row: Row) -> Example | str:
-        """The text in two parts; a text with no more words than the prompt is dropped. The whole text is the key."""
+        """The text in two parts; a text with no more words than the prompt is dropped."""
         part = _part(row, self.text)
         if isinstance(part, list):
             raise DataError(f"{row.where}, column {self.text!r} must be a text, but is a list")
         text = " ".join(part.replace("<br />", " ").split())
         prompt, response = cut_prompt(text, self.words)
-        return Example(prompt, response, key=text) if response else "too short"
+        return Example(prompt, response) if response else "too short"
 
 
 class Dialogues:

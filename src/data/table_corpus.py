@@ -23,7 +23,6 @@ class Sample:
     """A row that was read: prompt and answers as the models read them."""
 
     where: str
-    key: str
     prompt: str
     answers: dict[str, str]  # response, chosen, rejected: those that the set has
     gap: float | None
@@ -146,7 +145,7 @@ class TableCorpus:
     def _why_empty(self, split: str, made: list[str]) -> str:
         """Why no row is left of a split; `made` are the splits that are cut from the train split."""
         if split == "train" and made and not self.filters.counts(split):
-            prompts = {sample.key for own in made for sample in self._rows[own]}
+            prompts = {sample.prompt for own in made for sample in self._rows[own]}
             splits = " and ".join(f"data.splits.{own}" for own in made)
             return (
                 f"{self.path} has too few prompts ({len(prompts)}): data.held_out={self.held_out:g} holds out at least "
@@ -176,21 +175,21 @@ class TableCorpus:
         given = {"response": example.response, "chosen": example.chosen, "rejected": example.rejected}
         answers = {k: self.writer.follow(prompt, v, messages, row) for k, v in given.items() if v is not None}
         metadata = row.columns if messages is None else {**row.columns, "prompt_messages": messages}
-        return Sample(row.where, example.key or prompt, prompt, answers, example.gap, metadata)
+        return Sample(row.where, prompt, answers, example.gap, metadata)
 
     def _with_all_splits(self, read: dict[str, list[Sample]]) -> dict[str, list[Sample]]:
         """The splits in `ORDER`; a missing one gets its share of the train split's prompts."""
         missing = [split for split in ORDER if split not in read]
-        keys = sorted({sample.key for sample in read["train"]}, key=self._place)
-        share = max(1, round(self.held_out * len(keys)))
-        places = {key: number // share for number, key in enumerate(keys[: share * len(missing)])}
+        prompts = sorted({sample.prompt for sample in read["train"]}, key=self._place)
+        share = max(1, round(self.held_out * len(prompts)))
+        places = {prompt: number // share for number, prompt in enumerate(prompts[: share * len(missing)])}
         for number, split in enumerate(missing):
-            read[split] = [sample for sample in read["train"] if places.get(sample.key) == number]
-        read["train"] = [sample for sample in read["train"] if sample.key not in places]
+            read[split] = [sample for sample in read["train"] if places.get(sample.prompt) == number]
+        read["train"] = [sample for sample in read["train"] if sample.prompt not in places]
         return {split: read[split] for split in ORDER}
 
-    def _place(self, key: str) -> bytes:
-        return hashlib.sha256(f"{self.seed}/{key}".encode()).digest()
+    def _place(self, prompt: str) -> bytes:
+        return hashlib.sha256(f"{self.seed}/{prompt}".encode()).digest()
 
     def _kept(self, read: dict[str, list[Sample]]) -> dict[str, list[Sample]]:
         """The rows that pass every filter."""
@@ -201,8 +200,8 @@ class TableCorpus:
             seen: set[tuple[str, ...]] = set()
             kept[split] = []
             for sample, reason in zip(samples, long, strict=True):
-                content = (sample.key, *sample.answers.values())
-                if sample.key in elsewhere:
+                content = (sample.prompt, *sample.answers.values())
+                if sample.prompt in elsewhere:
                     reason = "in another split"
                 elif content in seen:
                     reason = "repeated"
@@ -212,7 +211,7 @@ class TableCorpus:
                     self.filters.drop(split, reason, sample.where)
                 else:
                     kept[split].append(sample)
-            elsewhere |= {sample.key for sample in kept[split]}
+            elsewhere |= {sample.prompt for sample in kept[split]}
         return {split: kept[split] for split in SPLITS}
 
     def _too_long(self, samples: list[Sample]) -> list[str]:

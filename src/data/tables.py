@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import codecs
 import json
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from src.errors import DataError
@@ -68,6 +71,26 @@ def cut_prompt(text: str, words: int) -> tuple[str, str]:
     """Cut a text with single spaces after its first `words` words; the second part keeps its leading space."""
     prompt = " ".join(text.split(" ", words)[:words])
     return prompt, text[len(prompt) :]
+
+
+def split_by_prompt(
+    prompts: Sequence[str], held_out: int, seed: str, first: Collection[str] = ()
+) -> dict[str, list[int]]:
+    """The rows of each split, in random order: all rows of a prompt are in one split.
+
+    Prompts in random order, those of `first` before the others, go to test while their rows fit into `held_out` rows,
+    then to validation, then to train.
+    """
+    rng = Random(seed)
+    rows, left = Counter(prompts), {"test": held_out, "validation": held_out}
+    where = {}
+    for prompt in sorted(rng.sample(list(rows), len(rows)), key=lambda prompt: prompt not in first):
+        fits = [split for split, room in left.items() if rows[prompt] <= room]
+        where[prompt] = fits[0] if fits else "train"
+        if fits:
+            left[fits[0]] -= rows[prompt]
+    order = rng.sample(range(len(prompts)), len(prompts))
+    return {split: [row for row in order if where[prompts[row]] == split] for split in SPLITS}
 
 
 def _with(columns: list[str]) -> str:

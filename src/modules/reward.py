@@ -16,7 +16,7 @@ from src.models.reward_choices import RewardChoice
 from src.models.reward_net import RewardNet
 from src.modules.supervised import SupervisedModule
 from src.utils.distributed import all_reduce_sum, map_over_ranks, row_shard
-from src.utils.statistics import Figure, bootstrap_mean
+from src.utils.statistics import Figure, share
 
 
 class RewardModule(SupervisedModule):
@@ -100,7 +100,7 @@ class RewardModule(SupervisedModule):
         }
         for low, high in pairwise([*self.gap_edges, float("inf")]):
             figures[f"accuracy_gap_{low:g}_to_{high:g}"] = [right for gap, right in rows if low <= gap < high]
-        found = {name: bootstrap_mean(values) for name, values in figures.items() if values}
+        found = {name: share(values) for name, values in figures.items() if values}
         margins, (scores, lengths) = (
             torch.cat(self.margins).double(),
             torch.cat(self.scores_and_lengths, dim=1).double(),

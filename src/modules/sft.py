@@ -18,7 +18,7 @@ from src.models.settings import DTYPES, LoraSettings, ModelSettings
 from src.modules.supervised import SupervisedModule
 from src.utils.distributed import all_reduce_sum, map_over_ranks, row_shard
 from src.utils.seeding import stream_seed
-from src.utils.statistics import Figure, bootstrap_mean
+from src.utils.statistics import Figure, bootstrap_ratio
 
 
 class SFTModule(SupervisedModule):
@@ -32,7 +32,7 @@ class SFTModule(SupervisedModule):
         net = build_lm(model, lora, tokenizer, optimization["seed"])
         super().__init__(net, tokenizer, **optimization)
         self.checkpointing = model.gradient_checkpointing
-        self.test_rows: list[float] = []
+        self.test_rows: list[tuple[float, int]] = []  # (nats, tokens) of each held-out text
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """This rank's part of the mean over the tokens of the batch."""
@@ -47,12 +47,15 @@ class SFTModule(SupervisedModule):
         self.log("sft/val_loss", nats.mean(), batch_size=len(nats))
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Collect the negative logprob of each held-out token."""
-        self.test_rows += self._nats(batch).tolist()
+        """Collect the negative log-likelihood and the number of predicted tokens of each held-out text."""
+        tokens = (batch["mask"][:, :-1] & batch["mask"][:, 1:]).sum(dim=1).tolist()
+        nats = self._nats(batch).double().split(tokens)
+        self.test_rows += [(text.sum().item(), n) for text, n in zip(nats, tokens, strict=True)]
 
     def result(self) -> dict[str, dict[str, Figure]]:
-        """The test results."""
-        return {"sft": {"nll_per_token": bootstrap_mean(self.test_rows, resamples=200)}}
+        """The test results; the tokens of a text depend on each other, so the interval is over texts."""
+        nats, tokens = zip(*self.test_rows, strict=True)
+        return {"sft": {"nll_per_token": bootstrap_ratio(nats, tokens)}}
 
     def save(self, folder: Path) -> Path:
         """Write the fine-tuned model as a plain Hugging Face folder, an adapter merged in."""

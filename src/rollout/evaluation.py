@@ -15,9 +15,10 @@ from src.models.roles import Role, Roles
 from src.rollout.experience import ExperienceMaker
 from src.types import AnyReward, Corpus, Prompts, Rollout
 from src.utils.seeding import generator
-from src.utils.statistics import Figure, bootstrap_mean
+from src.utils.statistics import Figure, bootstrap_mean, share
 
 SCORED = ("score", "greedy_score", "gold")  # measures that a reward gives: NaN for an answer that it could not score
+AMOUNTS = ("kl", "response_length", "repetition")  # measures that are no shares, even if every row is 0 or 1
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,17 @@ class Answers:
     measures: dict[str, list[float]]
 
     def figures(self) -> dict[str, Figure]:
-        """The mean of each measure over the answers that have it, and the share of distinct responses."""
-        distinct = Figure(len(set(self.responses)) / len(self.responses), len(self.responses), None)
-        measures = with_figure(self.measures)
-        return {name: bootstrap_mean(present(name, rows)) for name, rows in measures.items()} | {"distinct": distinct}
+        """The mean of each measure over the answers that have it, the share of distinct responses, and of prompts.
+
+        Answers to equal prompts depend on each other: intervals are over distinct prompts.
+        """
+        figures = {name: self._figure(name, rows) for name, rows in with_figure(self.measures).items()}
+        n, texts = len(self.responses), {"distinct": self.responses, "distinct_prompts": self.prompts}
+        return figures | {name: Figure(len(set(each)) / n, n, None) for name, each in texts.items()}
+
+    def _figure(self, name: str, rows: list[float]) -> Figure:
+        at, interval = present(name, rows), bootstrap_mean if name in AMOUNTS else share
+        return interval([rows[i] for i in at], [self.prompts[i] for i in at])
 
 
 @dataclass(frozen=True)
@@ -59,23 +67,28 @@ class Evaluation:
 
     def improvement(self) -> dict[str, Figure]:
         """Policy minus reference, prompt by prompt, for the scores."""
-        return {name: bootstrap_mean([a - b for a, b in pairs]) for name, pairs in self._scores().items()}
+        return {
+            name: bootstrap_mean([a - b for _, a, b in rows], [prompt for prompt, _, _ in rows])
+            for name, rows in self._scores().items()
+        }
 
     def win_rate(self) -> dict[str, Figure]:
         """Share of prompts on which the policy's answer scores higher than the reference's, ties counted a half."""
         return {
-            name: bootstrap_mean([(a > b) + (a == b) / 2 for a, b in pairs]) for name, pairs in self._scores().items()
+            name: share([(a > b) + (a == b) / 2 for _, a, b in rows], [prompt for prompt, _, _ in rows])
+            for name, rows in self._scores().items()
         }
 
-    def _scores(self) -> dict[str, list[tuple[float, float]]]:
-        """Score name -> pairs (policy, reference) of the prompts scored for both; names without pairs are left out."""
+    def _scores(self) -> dict[str, list[tuple[str, float, float]]]:
+        """Score name -> (prompt, policy, reference) of the prompts scored for both; names without any are left out."""
         before, after = self.reference.measures, self.policy.measures
         scores = {
-            name: [(a, b) for a, b in zip(after[name], before[name], strict=True) if not isnan(a - b)]
+            name: list(zip(self.policy.prompts, after[name], before[name], strict=True))
             for name in ("score", "gold")
             if name in after
         }
-        return {name: pairs for name, pairs in scores.items() if pairs}
+        scored = {name: [row for row in rows if not isnan(row[1] - row[2])] for name, rows in scores.items()}
+        return {name: rows for name, rows in scored.items() if rows}
 
 
 class Evaluator:
@@ -149,6 +162,6 @@ def with_figure(measures: Mapping[str, list[float]]) -> dict[str, list[float]]:
     return left
 
 
-def present(name: str, rows: list[float]) -> list[float]:
-    """The rows of a measure without the answers that a reward could not score."""
-    return [row for row in rows if not isnan(row)] if name in SCORED else rows
+def present(name: str, rows: list[float]) -> list[int]:
+    """The answers with this measure: all but those that a reward could not score."""
+    return [i for i, row in enumerate(rows) if name not in SCORED or not isnan(row)]

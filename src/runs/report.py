@@ -105,7 +105,10 @@ def pictures(*folders: Path) -> list[str]:
 def comparison_table(evaluation: Evaluation) -> Table:
     """SFT policy and PPO policy on the same held-out prompts, with the same random numbers."""
     sft, ppo = evaluation.reference.figures(), evaluation.policy.figures()
-    table = Table(title=f"{len(evaluation.policy.prompts)} held-out prompts, same sampling seed (95% intervals)")
+    prompts = evaluation.policy.prompts
+    table = Table(
+        title=f"{len(prompts)} answers to {len(set(prompts))} held-out prompts, same sampling seed (95% intervals)"
+    )
     for column in ("", "SFT policy", "PPO policy"):
         table.add_column(column, justify="left" if not column else "right")
     for name, title in ROWS.items():

@@ -29,7 +29,7 @@ def gsm8k(start: int = 0) -> Rows:
 def imdb(start: int = 0) -> Rows:
     """stanfordnlp/imdb: text and label."""
     return [
-        {"text": f"I saw this film on day {i}.<br /><br />It was  {('bad', 'good')[i % 2]} fun.", "label": i % 2}
+        {"text": f"On day {i} I saw this film.<br /><br />It was  {('bad', 'good')[i % 2]} fun.", "label": i % 2}
         for i in range(start, start + N)
     ]
 

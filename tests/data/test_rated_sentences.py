@@ -41,6 +41,26 @@ def test_splits_are_disjoint_and_complete(corpus: RatedSentences) -> None:
     assert {text for split in SPLITS for text in corpus.texts(split)} == {row["text"] for row in rated(500)}
 
 
+def test_sentences_with_one_prompt_stay_in_one_split(tmp_path: Path) -> None:
+    """Three sentences of each prompt: before, 27 of 30 prompts stood in two splits."""
+    rows = [{"text": f"the film number {i % 30} was good {i}", "rating": i % 5} for i in range(90)]
+    corpus = RatedSentences(write(tmp_path, rows))
+    prompts = {split: {row.prompt for row in corpus.prompts(split)} for split in SPLITS}
+    assert [len(prompts[split]) for split in SPLITS] == [24, 3, 3]
+    assert len(set().union(*prompts.values())) == 30
+
+
+def test_one_prompt_for_all_cannot_be_split(tmp_path: Path) -> None:
+    rows = [{"text": f"all start the same {i}", "rating": i} for i in range(40)]
+    path = write(tmp_path, rows)
+    message = (
+        f"{path} leaves the validation and test splits empty: "
+        "of 40 rows 40 are left after dropping 0 repeated, 0 too long, 0 too short, with 1 prompts"
+    )
+    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
+        RatedSentences(path)
+
+
 def test_seed_fixes_splits_and_pairs(corpus: RatedSentences) -> None:
     again = RatedSentences(corpus.path, n_pairs=2_000)
     other = RatedSentences(corpus.path, n_pairs=2_000, seed=2)
@@ -144,7 +164,7 @@ def test_empty_splits_say_what_fell(tmp_path: Path) -> None:
     path = write(tmp_path, rows)
     message = (
         f"{path} leaves the validation and test splits empty: "
-        "of 11 rows 9 are left after dropping 1 repeated, 0 too long, 1 too short"
+        "of 11 rows 9 are left after dropping 1 repeated, 0 too long, 1 too short, with 9 prompts"
     )
     with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
         RatedSentences(path)

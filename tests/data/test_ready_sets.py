@@ -85,11 +85,24 @@ def test_gsm8k_as_a_chat(tmp_path: Path, chat_tokenizer: str) -> None:
 
 def test_imdb(tmp_path: Path) -> None:
     made = corpus(tmp_path, "imdb")
-    texts = [f"I saw this film on day {i}. It was {('bad', 'good')[i % 2]} fun." for i in range(sets.N, 2 * sets.N)]
+    texts = [f"On day {i} I saw this film. It was {('bad', 'good')[i % 2]} fun." for i in range(sets.N, 2 * sets.N)]
     assert made.texts("test") == texts
     rows = made.prompts("test")
-    assert [row.prompt for row in rows] == ["I saw this film on day"] * sets.N
+    assert [row.prompt for row in rows] == [f"On day {i} I saw this" for i in range(sets.N, 2 * sets.N)]
     assert [row.metadata["label"] for row in rows] == [i % 2 for i in range(sets.N, 2 * sets.N)]
+
+
+def test_texts_that_begin_alike_stay_in_one_split(tmp_path: Path) -> None:
+    """The prompt is the first words: training on a text that begins like a held-out one would make it known."""
+    rows = [{"text": f"On day {i // 3} I saw {i % 3} films.", "label": 0} for i in range(90)]
+    sets.write_rows(tmp_path / "train.jsonl", rows)
+    cut = made_of("data=custom_texts", f"data.path={tmp_path}/train.jsonl")
+    sets.write_rows(tmp_path / "test.jsonl", [{"text": "On day 7 I saw 9 films.", "label": 1}])
+    own = made_of("data=imdb", f"data.path={tmp_path}", "data.columns.words=3")
+    assert own.account["train"]["dropped"] == {"in another split": 3}
+    for made in (cut, own):
+        prompts = [{row.prompt for row in made.prompts(split)} for split in SPLITS]
+        assert sum(map(len, prompts)) == len(set().union(*prompts)) == 30
 
 
 def test_hh_rlhf_keeps_the_published_form(tmp_path: Path) -> None:

@@ -91,8 +91,20 @@ def test_a_comparison_without_any_scored_answer_has_no_score(roles: Roles) -> No
 
 def test_a_measure_that_no_answer_has_is_left_out_unless_it_is_the_score() -> None:
     answers = Answers(("p", "q"), ("r", "s"), {"score": [1.0, 2.0], "gold": [math.nan, math.nan]})
-    assert set(answers.figures()) == {"score", "distinct"}
+    assert set(answers.figures()) == {"score", "distinct", "distinct_prompts"}
     assert set(Evaluation(answers, answers).improvement()) == {"score"}
+
+
+def test_answers_to_equal_prompts_count_as_one_in_the_interval() -> None:
+    """Prompts p and q, 50 answers each, whose scores follow the prompt: two rows, not a hundred."""
+    scores = [float(i % 2) + 0.5 for i in range(100)]
+    answers = Answers(("p", "q") * 50, tuple(map(str, range(100))), {"score": scores, "kl": [0.0] * 100})
+    better = Answers(answers.prompts, answers.responses, answers.measures | {"score": [2 * s for s in scores]})
+    assert answers.figures()["score"].interval == (0.5, 1.5)
+    assert Evaluation(answers, better).improvement()["score"].interval == (0.5, 1.5)
+    assert answers.figures()["kl"].interval == (0.0, 0.0)  # an amount, no share of 0 of 100
+    assert answers.figures()["distinct_prompts"].value == 0.02
+    assert Evaluation(answers, better).win_rate()["score"].interval == pytest.approx((0.025**0.01, 1.0))
 
 
 def test_rows_of_the_evaluation_without_a_score_are_null_and_count_for_no_prompt() -> None:

@@ -17,7 +17,7 @@ class Reviews(Typed):
     n_reviews: Annotated[int, Field(ge=12, le=LARGEST)]
     n_pairs: Count
     flip: Annotated[float, Field(ge=0, le=0.5)]
-    prompt_words: Annotated[int, Field(ge=1, le=4)]
+    prompt_words: Annotated[int, Field(ge=2, le=4)]
     seed: Whole
 
 

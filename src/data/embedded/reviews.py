@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from random import Random
 
 from src.data.embedded.grammar import MOODS, grammatical_share, write_review
-from src.data.tables import SPLITS, check_split, cut_prompt
+from src.data.tables import SPLITS, check_split, cut_prompt, split_by_prompt
 from src.errors import require
 from src.types import PreferencePair, PromptRow, Reward
 
@@ -20,8 +20,8 @@ MAX_ROUNDS = 20
 class Reviews:
     """Film reviews of two or three sentences whose tones follow the mood of the review.
 
-    Everything is made on first use, kept, and a function of the seed. A twelfth of the reviews is the validation split,
-    a twelfth the test split, the rest the train split; no two reviews are equal.
+    Everything is made on first use, kept, and a function of the seed. No two reviews are equal, and no prompt is in two
+    splits: about a twelfth of the reviews is the validation split, a twelfth the test split, the rest the train split.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Reviews:
         require(n_reviews >= len(SPLITS) * 4, "n_reviews", n_reviews, "at least 12")
         require(n_pairs >= 1, "n_pairs", n_pairs, "at least 1")
         require(0.0 <= flip <= 0.5, "flip", flip, "between 0 and 0.5")
-        require(1 <= prompt_words <= 4, "prompt_words", prompt_words, "between 1 and 4")
+        require(2 <= prompt_words <= 4, "prompt_words", prompt_words, "between 2 and 4")
         self.gold = gold
         self.n_reviews = n_reviews
         self.n_pairs = n_pairs
@@ -58,16 +58,10 @@ class Reviews:
     def texts(self, split: str) -> list[str]:
         """Return the reviews of a split, each once in the whole corpus."""
         check_split(split)
-        held_out = self.n_reviews // 12
-        edges = {
-            "train": slice(2 * held_out, None),
-            "validation": slice(held_out, 2 * held_out),
-            "test": slice(held_out),
-        }
-        return self._reviews[edges[split]]
+        return self._reviews[split]
 
     def prompts(self, split: str) -> list[PromptRow]:
-        """Return the first words of each review of a split, in the order of `texts`; prompts repeat."""
+        """Return the first words of each review of a split, in the order of `texts`; prompts repeat within a split."""
         return [PromptRow(cut_prompt(text, self.prompt_words)[0]) for text in self.texts(split)]
 
     def pairs(self, split: str) -> list[PreferencePair]:
@@ -86,13 +80,17 @@ class Reviews:
         return {"grammatical": [grammatical_share(text) for text in texts]}
 
     @cached_property
-    def _reviews(self) -> list[str]:
+    def _reviews(self) -> dict[str, list[str]]:
         rng = Random(f"{self.seed}/reviews")
         moods = list(MOODS)
         found: dict[str, None] = {}  # a set that keeps the order
         while len(found) < self.n_reviews:
             found[write_review(rng.choice(moods), rng)] = None
-        return list(found)
+        texts = list(found)
+        prompts = [cut_prompt(text, self.prompt_words)[0] for text in texts]
+        rows = split_by_prompt(prompts, self.n_reviews // 12, f"{self.seed}/splits", _of_known_words(set(prompts)))
+        require(all(rows.values()), "n_reviews", self.n_reviews, "large enough to hold out prompts for two splits")
+        return {split: [texts[row] for row in rows[split]] for split in SPLITS}
 
     def _make_pairs(self, split: str) -> list[PreferencePair]:
         """Pair the reviews of a split and, in the train split, flip some labels."""
@@ -112,6 +110,12 @@ class Reviews:
         """Return the gold score of each (prompt, response)."""
         prompts, responses = (list(part) for part in zip(*cuts, strict=True))
         return [float(score) for score in self.gold.score(prompts, responses, [{} for _ in cuts])]
+
+
+def _of_known_words(prompts: set[str]) -> set[str]:
+    """The prompts each of whose words is in another prompt too: training should know all words of a held-out one."""
+    uses = Counter(word for prompt in prompts for word in set(prompt.split()))
+    return {prompt for prompt in prompts if all(uses[word] > 1 for word in prompt.split())}
 
 
 def _matches(prompts: list[str], scores: list[float], wanted: int, rng: Random) -> list[tuple[int, int]]:

@@ -54,8 +54,25 @@ def full() -> dict[str, list[str]]:
 
 
 def test_default_size_has_distinct_reviews_and_disjoint_splits(full: dict[str, list[str]]) -> None:
-    assert [len(full[split]) for split in SPLITS] == [50_000, 5_000, 5_000]
-    assert len({text for split in SPLITS for text in full[split]}) == 60_000
+    """A twelfth each but for the last prompt, whose reviews no longer fit."""
+    assert len({text for split in SPLITS for text in full[split]}) == sum(map(len, full.values())) == 60_000
+    assert all(4_950 <= len(full[split]) <= 5_000 for split in ("validation", "test"))
+
+
+@pytest.mark.parametrize("words", [2, 3, 4])
+@pytest.mark.parametrize("n_reviews", [12, 24, 600])
+def test_no_prompt_is_in_two_splits(words: int, n_reviews: int) -> None:
+    corpus = Reviews(Vader(), n_reviews=n_reviews, prompt_words=words)
+    rows = [{row.prompt for row in corpus.prompts(split)} for split in SPLITS]
+    assert all(rows)
+    assert sum(map(len, rows)) == len(set().union(*rows))
+    assert sum(len(corpus.texts(split)) for split in SPLITS) == n_reviews
+
+
+def test_about_a_hundred_prompts_are_held_out_at_the_default_size(full: dict[str, list[str]]) -> None:
+    prompts = {split: {" ".join(text.split(" ")[:4]) for text in full[split]} for split in SPLITS}
+    assert sum(map(len, prompts.values())) == len(set().union(*prompts.values())) == 1_043
+    assert min(len(prompts["validation"]), len(prompts["test"])) >= 80
 
 
 def test_default_size_fits_the_token_budget_and_the_vocabulary(full: dict[str, list[str]]) -> None:
@@ -90,7 +107,7 @@ def test_mean_sentiment_is_near_zero_and_wide(full: dict[str, list[str]]) -> Non
 
 def test_prompts_leave_the_sentiment_open(full: dict[str, list[str]]) -> None:
     prompts = {" ".join(text.split(" ")[:4]) for text in full["train"]}
-    assert 500 <= len(prompts) <= 5_000
+    assert 500 <= len(prompts) <= 5_000  # of training
     assert {compound(prompt) for prompt in prompts} == {0.0}
 
 
@@ -143,7 +160,7 @@ def test_seed_fixes_everything_and_another_seed_changes_it() -> None:
         assert not set(first.texts(split)) & set(other.texts(split))
 
 
-@pytest.mark.parametrize("words", [1, 3, 4])
+@pytest.mark.parametrize("words", [2, 3, 4])
 def test_prompts_are_the_first_words_of_the_texts(words: int) -> None:
     corpus = Reviews(Vader(), n_reviews=120, prompt_words=words)
     texts, prompts = corpus.texts("train"), corpus.prompts("train")
@@ -174,9 +191,10 @@ def test_only_train_labels_are_flipped_and_the_gap_stays_true(small: Reviews, sp
 
 
 def test_pairs_are_as_many_as_asked_and_fewer_for_the_smaller_splits() -> None:
-    # 1,200 reviews: 100 of each held-out split, 1,000 of train.
-    corpus = Reviews(Vader(), n_reviews=1_200, n_pairs=600, prompt_words=1)
-    assert [len(corpus.pairs(split)) for split in SPLITS] == [600, 60, 60]
+    corpus = Reviews(Vader(), n_reviews=2_400, n_pairs=600, prompt_words=2)
+    sizes = [len(corpus.texts(split)) for split in SPLITS]
+    assert [len(corpus.pairs(split)) for split in SPLITS] == [600 * size // sizes[0] for size in sizes]
+    assert min(sizes) > 100
 
 
 def test_no_pairs_at_all_is_an_error_and_not_an_empty_list() -> None:
@@ -249,7 +267,7 @@ def test_all_rows_are_used_about_equally_often_in_pairs(small: Reviews) -> None:
         (lambda: Reviews(Vader(), n_pairs=0), "n_pairs must be at least 1, but is 0"),
         (lambda: Reviews(Vader(), flip=0.6), "flip must be between 0 and 0.5, but is 0.6"),
         (lambda: Reviews(Vader(), flip=float("nan")), "flip must be between 0 and 0.5, but is nan"),
-        (lambda: Reviews(Vader(), prompt_words=5), "prompt_words must be between 1 and 4, but is 5"),
+        (lambda: Reviews(Vader(), prompt_words=5), "prompt_words must be between 2 and 4, but is 5"),
         (lambda: Reviews(Vader()).texts("tests"), "split must be one of train, validation, test, but is 'tests'"),
     ],
 )
