@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Generic, TypeVar
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import get_scheduler
 
 from src.callbacks.progress import StageProgress
 from src.checkpointing.checkpoint import IterationCheckpoint
@@ -22,6 +21,7 @@ from src.config.schema import Optimization, Run
 from src.config.validate import refuse
 from src.errors import ConfigError
 from src.models.settings import ModelSettings
+from src.modules.lr_schedule import lr_schedule
 from src.stages.objects import instantiate
 from src.types import Corpus
 from src.utils.device import accelerator
@@ -122,7 +122,7 @@ class Stage(ABC, Generic[AnyRun]):
     def lr_schedule(self, steps: int) -> Callable[[Optimizer], LRScheduler]:
         """The learning-rate schedule of the stage over `steps` steps."""
         settings = self.optimization
-        return partial(get_scheduler, settings.lr_schedule, num_warmup_steps=settings.warmup, num_training_steps=steps)
+        return partial(lr_schedule, name=settings.lr_schedule, warmup=settings.warmup, steps=steps)
 
     def _tokenizer(self) -> dict[str, str]:
         """The tokenizer argument of a table of rows that names none."""

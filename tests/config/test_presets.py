@@ -188,7 +188,7 @@ SIZES = [
     *(f"ppo.num_iterations={ITERATIONS}", f"ppo.batch_size={BATCH}", f"ppo.minibatch_size={MINIBATCH}"),
 ]
 # share of the peak rate in each of two iterations
-SHARES = {"constant_with_warmup": [1.0, 1.0], "linear": [1.0, 0.5], "warmed up over 10": [0.0, 0.1]}
+SHARES = {"constant_with_warmup": [1.0, 1.0], "linear": [1.0, 0.5], "warmed up over 10": [0.1, 0.2]}
 
 
 @pytest.fixture(scope="module")
