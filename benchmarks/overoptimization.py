@@ -24,6 +24,9 @@ RESULTS = Path(__file__).parent / "results"
 WINDOW = 5  # iterations, as in conf/early_stop/gold.yaml
 ROWS = {
     "reward model: clear pairs ordered correctly": "accuracy",
+    "... of n pairs": "accuracy_n",
+    "... 95% interval, from": "accuracy_low",
+    "... to": "accuracy_high",
     "gold at the start": "start",
     "gold, highest window": "highest",
     "... at iteration": "highest_at",
@@ -65,8 +68,11 @@ def study(seed: int) -> dict[str, Any]:
     alpha, beta, turn = fit_of(rows)
     start, highest = rows[0][1], means[top][1]
     result, stopped = (json.loads((folder / "result.json").read_text()) for folder in (free, kept))
+    right = result["reward_model"]
+    low, high = right["interval"]["accuracy"]
     return {
-        "accuracy": result["reward_model"]["accuracy"], "start": start, "highest": highest,
+        "accuracy": right["accuracy"], "accuracy_n": right["n"]["accuracy"], "accuracy_low": low, "accuracy_high": high,
+        "start": start, "highest": highest,
         "highest_at": (top + 1) * WINDOW, "last": means[-1][1], "score_there": means[top][0],
         "score_last": means[-1][0],
         "alpha": alpha, "beta": beta, "turn": turn, "kl_last": means[-1][2],

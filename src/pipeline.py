@@ -130,14 +130,21 @@ def _finish(folder: Path, results: dict[str, Any], stages: dict[str, Stage[Any]]
         result["reward_model"] = results["reward"]["reward_model"]
         right, gap = result["reward_model"], stages["reward"].run.reward_model.min_gap
         lines = [
-            f"reward model: {right['accuracy']:.3f} of the clear held-out pairs ordered correctly",
-            f"  (clear: gold scores at least {gap:g} apart, or unknown; all pairs: {right['accuracy_all_pairs']:.3f})",
+            f"reward model: {written(right, 'accuracy')} clear held-out pairs ordered correctly",
+            f"  (clear: gold scores at least {gap:g} apart, or unknown)",
+            f"  all pairs: {written(right, 'accuracy_all_pairs')}",
         ]
     result["seconds"] = round(time.time() - psutil.Process().create_time(), 1)
     write_json(folder / FINISHED, result)
     lines += [f"{result['seconds']:.0f} s in all; results in {folder}/{FINISHED}, one folder per stage next to it"]
     say("\n".join([*lines, *pictures(folder / "ppo", folder / "reward"), *next_commands(folder)]))
     return result
+
+
+def written(figures: dict[str, Any], name: str) -> str:
+    """A share of a result with its 95% interval and n."""
+    low, high = figures["interval"][name]
+    return f"{figures[name]:.3f} ({low:.3f} to {high:.3f}) of {figures['n'][name]}"
 
 
 def next_commands(folder: Path) -> list[str]:

@@ -130,3 +130,9 @@ def test_the_pipeline_runs_and_goes_on_after_an_interruption(tmp_path, monkeypat
     assert trained == ["ppo"]
     assert capsys.readouterr().out.count("finished before") == 2
     assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in result.items() if k != "seconds"}
+
+
+def test_a_share_is_said_with_its_interval_and_n() -> None:
+    """Two of three of 24 pairs is no sure thing."""
+    figures = {"accuracy": 0.625, "n": {"accuracy": 24}, "interval": {"accuracy": [0.406, 0.812]}}
+    assert pipeline.written(figures, "accuracy") == "0.625 (0.406 to 0.812) of 24"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,7 +54,8 @@ def compare(gradients: dict[str, Tensor], truth: str) -> dict[str, dict[str, Fig
     """Variance, norm, noise and direction of each estimator's gradient, from N independent batches.
 
     variance: mean_n |g_n - mean g|^2 N / (N - 1), the trace of the covariance of one batch's estimate;
-    norm: |mean g| of the average over all batches; noise: variance / |mean g|^2, invariant to the estimator's scale;
+    norm: |E g|, with the unbiased |mean g|^2 - variance / N as its square, 0 if that is negative;
+    noise: variance / norm^2, invariant to the estimator's scale, infinite where the norm is 0;
     cosine: mean_n cos(g_n, m_n), with m_n the mean of the *other* batches' gradients by `truth`, an unbiased estimator.
     Shapes: gradients (N, P) -> figures with 95% bootstrap intervals over the batches, but for the norm and the noise.
     """
@@ -66,11 +68,12 @@ def _figures(g: Tensor, others: Tensor) -> dict[str, Figure]:
     count = len(g)
     mean = g.mean(dim=0)
     deviations = (g - mean).square().sum(dim=1) * count / (count - 1)
-    norm = mean.norm().item()
+    variance = deviations.mean().item()
+    squared = max(mean.square().sum().item() - variance / count, 0.0)
     return {
         "variance": bootstrap_mean(deviations.tolist()),
-        "norm": Figure(norm, count, None),
-        "noise": Figure(deviations.mean().item() / max(norm, 1e-12) ** 2, count, None),
+        "norm": Figure(math.sqrt(squared), count, None),
+        "noise": Figure(variance / squared if squared else math.inf, count, None),
         "cosine": bootstrap_mean(torch.cosine_similarity(g, others, dim=1).tolist()),
     }
 

@@ -241,7 +241,11 @@ def test_whitened_rewards_have_variance_one_and_keep_their_mean(roles: Roles) ->
     assert not experience.rewards[~experience.mask].any()
     to_go = [[sum(row[t:]) for t in range(len(row))] for row in expected]
     assert_rows_close(rows_of(experience.advantages, experience.mask), to_go, 1e-4)
+    # the metric is what its description says, score minus KL: the mean over tokens is kept, and so is that of the sums
     assert measures["rollout/reward"] == pytest.approx(statistics.fmean(map(sum, expected)), abs=1e-4)
+    assert measures["rollout/reward"] == pytest.approx(
+        statistics.fmean(map(sum, rows_of(raw.rewards.double(), raw.mask))), abs=1e-4
+    )
 
 
 class Noting:

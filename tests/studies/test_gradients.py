@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import Any
 
@@ -64,11 +65,13 @@ def test_the_figures_are_those_of_numpy() -> None:
     """Each batch is held against the mean of the others' true estimates, never against a mean that holds itself."""
     draws = np.random.default_rng(3)
     truth = draws.normal(size=(6, 9)) + 0.5
-    gradients = {"truth": truth, "small": 0.1 * truth, "other": draws.normal(size=(6, 9)) - 0.2}
+    gradients = {"truth": truth, "small": 0.1 * truth, "other": draws.normal(size=(6, 9)) - 0.7}
     found = compare({name: torch.tensor(g) for name, g in gradients.items()}, "truth")
     assert list(found) == list(gradients)
     for name, g in gradients.items():
-        variance, norm = np.trace(np.cov(g, rowvar=False)), np.linalg.norm(g.mean(0))
+        variance = np.trace(np.cov(g, rowvar=False))
+        pairs = [row @ other for i, row in enumerate(g) for j, other in enumerate(g) if i != j]
+        norm = np.sqrt(np.mean(pairs))  # the product of two independent estimates has |E g|^2 as its mean
         others = [np.delete(truth, n, axis=0).mean(0) for n in range(6)]
         cosines = [row @ o / np.linalg.norm(row) / np.linalg.norm(o) for row, o in zip(g, others, strict=True)]
         expected = {
@@ -83,6 +86,13 @@ def test_the_figures_are_those_of_numpy() -> None:
     assert found["small"]["noise"].value == pytest.approx(found["truth"]["noise"].value)
     with_itself = [row @ truth.mean(0) / np.linalg.norm(row) / np.linalg.norm(truth.mean(0)) for row in truth]
     assert found["truth"]["cosine"].value < statistics.fmean(with_itself) - 0.05
+
+
+def test_a_gradient_lost_in_its_noise_has_norm_0() -> None:
+    """Two batches that point against each other: the product of two estimates is negative."""
+    gradients = torch.tensor([[1.0, 0.0], [-0.9, 0.1], [0.0, -0.1]])
+    found = compare({"truth": gradients}, "truth")["truth"]
+    assert (found["norm"].value, found["noise"].value) == (0.0, math.inf)
 
 
 # ---------------------------------------------------------------------------------------------------- how they are made
