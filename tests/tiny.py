@@ -115,11 +115,16 @@ def model_settings(path: str | None, lora: LoraSettings | None = LORA, **changes
 def make_roles(
     path: str, lora: LoraSettings | None = LORA, *, spread: float = 0.0, critic: bool = True, **changes: Any
 ) -> Roles:
-    """Roles on a folder; `spread` > 0 moves policy and critic away from the reference, each by noise of its own."""
+    """Roles on a folder; `spread` > 0 moves policy and critic away from the reference, each by noise of its own.
+
+    The value head, which starts at 0, is made random, so that values tell one state from another.
+    """
     roles = build_roles(model_settings(path, lora, **changes), tokenizer(), seed=5, critic=critic)
-    if spread:
-        noise = torch.Generator().manual_seed(11)
-        with torch.no_grad():
+    noise = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        if roles.value_head is not None:
+            roles.value_head.weight.normal_(std=0.25, generator=noise)
+        if spread:
             for parameter in [*roles.policy_parameters(), *roles.critic_parameters()]:
                 parameter += spread * torch.randn(parameter.shape, generator=noise).to(parameter)
     return roles

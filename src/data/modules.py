@@ -135,6 +135,7 @@ class PromptData(LightningDataModule):
         iterations: int = 100,
         eval_prompts: int = 512,
         eval_batch_size: int = 64,
+        held_out_prompts: int = 64,
         max_prompt_tokens: int = 36,
         max_text_tokens: int = 128,
         ptx_coef: float = 0.0,
@@ -152,6 +153,7 @@ class PromptData(LightningDataModule):
         self.samples_per_prompt, self.prompts = samples_per_prompt, batch_size // samples_per_prompt
         self.batch_size, self.iterations = batch_size, iterations
         self.eval_prompts, self.eval_batch_size = eval_prompts, eval_batch_size
+        self.held_out_prompts = held_out_prompts
         self.max_prompt_tokens, self.max_text_tokens = max_prompt_tokens, max_text_tokens
         self.with_texts, self.seed = ptx_coef > 0, seed
 
@@ -172,7 +174,14 @@ class PromptData(LightningDataModule):
 
     def test_dataloader(self) -> OrderedLoader[PromptRow]:
         """The first `eval_prompts` prompts of the test split."""
-        rows = rows_of(self.corpus, "prompts", "test")[: self.eval_prompts]
+        return self._ordered("test", self.eval_prompts)
+
+    def held_out_dataloader(self) -> OrderedLoader[PromptRow]:
+        """The first `held_out_prompts` prompts of the validation split, to measure a policy that still trains."""
+        return self._ordered("validation", self.held_out_prompts)
+
+    def _ordered(self, split: str, prompts: int) -> OrderedLoader[PromptRow]:
+        rows = rows_of(self.corpus, "prompts", split)[:prompts]
         return OrderedLoader(rows, lambda part, at: {"prompts": self.collate(part, at)}, self.eval_batch_size)
 
     def _repeated(self, rows: list[PromptRow], indices: list[int]) -> Batch:

@@ -25,14 +25,18 @@ class AdaptedLinear(peft_lora.Linear):
         return low_rank(base, x.to(base.dtype), a.to(base.dtype), b.to(base.dtype), self.scaling[name])
 
     def _only_adapter(self, x: Tensor) -> str | None:
-        """The active adapter if there is exactly one, plain, without dropout and in the dtype of `x`; else None."""
+        """The active adapter if there is exactly one, plain, without dropout; else None.
+
+        Its weights may be wider than `x`: on a base in half precision peft would compute the adapter in float32, which
+        takes four times as long.
+        """
         active = [name for name in self.active_adapters if name in self.lora_A]
         if self.disable_adapters or self.merged or len(active) != 1 or active[0] in self.lora_variant:
             return None
-        behind, dropout = self.lora_B[active[0]], self.lora_dropout[active[0]]
-        plain = behind.bias is None and (isinstance(dropout, nn.Identity) or not self.training)
-        alike = torch.is_autocast_enabled(x.device.type) or behind.weight.dtype == x.dtype
-        return active[0] if plain and alike else None
+        weight, dropout = self.lora_B[active[0]].weight, self.lora_dropout[active[0]]
+        plain = self.lora_B[active[0]].bias is None and (isinstance(dropout, nn.Identity) or not self.training)
+        fits = torch.promote_types(weight.dtype, x.dtype) == weight.dtype or torch.is_autocast_enabled(x.device.type)
+        return active[0] if plain and fits else None
 
 
 def adapt(model: nn.Module) -> None:

@@ -53,12 +53,13 @@ def score_bias(model: PreTrainedModel) -> float:
 
 
 def value_head(hidden_size: int) -> nn.Linear:
-    """V = w h + b, w ~ N(0, 1 / (H + 1)), b = 0; a zero head would give the critic's adapter a zero gradient.
+    """V = w h + b with w = 0, b = 0: V(s) = 0, at the scale of no reward and of every one.
 
-    Source: detail 6 of "The N implementation details of RLHF with PPO"
-    (https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo).
+    The explained variance of the first iteration is then 0; a head of random weights, as in "The N implementation
+    details of RLHF with PPO" (https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo), starts with
+    values of size 1, whatever the returns are. The critic's adapter gets its first gradient in the second step.
     """
     head = nn.Linear(hidden_size, 1)
-    nn.init.normal_(head.weight, std=1 / (hidden_size + 1) ** 0.5)
+    nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head

@@ -16,9 +16,10 @@ from src.rollout.experience import ExperienceMaker
 from src.types import AnyReward, Corpus, Prompts, Rollout
 from src.utils.seeding import generator
 from src.utils.statistics import Figure, bootstrap_mean, share
+from src.utils.text_metrics import distinct_ngrams
 
 SCORED = ("score", "greedy_score", "gold")  # measures that a reward gives: NaN for an answer that it could not score
-AMOUNTS = ("kl", "response_length", "repetition")  # measures that are no shares, even if every row is 0 or 1
+AMOUNTS = ("kl", "reference_nats", "response_length", "repetition")  # measures that are no shares, even if every row is 0 or 1
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,15 @@ class Answers:
     measures: dict[str, list[float]]
 
     def figures(self) -> dict[str, Figure]:
-        """The mean of each measure over the answers that have it, the share of distinct responses, and of prompts.
+        """The mean of each measure over the answers, and the shares of distinct responses, prompts and bigrams.
 
         Answers to equal prompts depend on each other: intervals are over distinct prompts.
         """
         figures = {name: self._figure(name, rows) for name, rows in with_figure(self.measures).items()}
         n, texts = len(self.responses), {"distinct": self.responses, "distinct_prompts": self.prompts}
-        return figures | {name: Figure(len(set(each)) / n, n, None) for name, each in texts.items()}
+        shares = {name: len(set(each)) / n for name, each in texts.items()}
+        shares["distinct_bigrams"] = distinct_ngrams(self.responses, 2)
+        return figures | {name: Figure(value, n, None) for name, value in shares.items()}
 
     def _figure(self, name: str, rows: list[float]) -> Figure:
         at, interval = present(name, rows), bootstrap_mean if name in AMOUNTS else share
@@ -123,20 +126,21 @@ class Evaluator:
         greedy = self.maker.sample(roles, role, prompts, 0, None)
         measures |= {
             "greedy_score": scorer.scores(rewards["score"], greedy).tolist(),
-            **({"kl": self._kl(roles, role, rollout).tolist()} if kl else {}),
+            **(self._distances(roles, role, rollout) if kl else {}),
             "response_length": rollout.response_mask.sum(1).float().tolist(),
             "eos_fraction": rollout.finished.float().tolist(),
         }
         return Answers(rollout.prompts, rollout.responses, measures | self.corpus.quality(texts))
 
-    def _kl(self, roles: Roles, role: Role, rollout: Rollout) -> Tensor:
-        """Sampled log-ratio to the reference, summed over each response, (B,) nats."""
-        temperature, maker = self.maker.sampler.temperature, self.maker
-        mine = maker.in_micro_batches(lambda micro: roles.distribution(micro, temperature, role).logprobs(), rollout)
-        reference = maker.in_micro_batches(
-            lambda micro: roles.distribution(micro, temperature, "reference").logprobs(), rollout
+    def _distances(self, roles: Roles, role: Role, rollout: Rollout) -> dict[str, list[float]]:
+        """`kl`: the sampled log-ratio to the reference, in nats per sequence; `reference_nats`: -log pi_ref per token."""
+        temperature, maker, mask = self.maker.sampler.temperature, self.maker, rollout.response_mask
+        mine, reference = (
+            maker.in_micro_batches(lambda micro, who=who: roles.distribution(micro, temperature, who).logprobs(), rollout)
+            for who in (role, "reference")
         )
-        return masked(k1(mine, reference), rollout.response_mask).sum(1)
+        kl, nats = masked(k1(mine, reference), mask).sum(1), -masked(reference, mask).sum(1) / mask.sum(1)
+        return {"kl": kl.tolist(), "reference_nats": nats.tolist()}
 
 
 def merge(evaluations: Sequence[Evaluation]) -> Evaluation:

@@ -25,10 +25,12 @@ ROWS = {
     "greedy_score": "the same, greedy decoding",
     "gold": "gold score",
     "kl": "KL to the reference (nats per sequence)",
+    "reference_nats": "nats per token under the reference",
     "response_length": "response length (tokens)",
     "eos_fraction": "share ended by EOS",
     "grammatical": "share of grammatical sentences",
     "distinct": "share of distinct responses",
+    "distinct_bigrams": "share of distinct bigrams",
 }
 
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from src.callbacks.curves import Curves
 from src.callbacks.gold import GoldCurve
+from src.callbacks.held_out import HeldOut
 from src.callbacks.rollout import RolloutCallback
 from src.callbacks.samples import SampleTable
 from src.config.schema import PPO, PPORun
@@ -77,9 +78,10 @@ class PPOStage(Stage[PPORun]):
 
     def own_callbacks(self, folder: Path) -> list[Callback]:
         """The rollout, its tables and plots."""
-        samples = self.run.ppo.samples
+        samples, held_out = self.run.ppo.samples, self.run.ppo.held_out
         return [
             RolloutCallback(self.maker, self.run.seed),
+            *([HeldOut(self.maker, self.run.seed, held_out.every, held_out.best, held_out.patience)] if held_out.every else []),
             SampleTable(str(folder / "samples"), samples.every, samples.rows),
             Curves(str(folder)),
             GoldCurve(str(folder)),
@@ -123,6 +125,7 @@ class PPOStage(Stage[PPORun]):
             # each batch of the evaluation has its own random stream, so this size decides what is drawn;
             # rollout.scoring_batch_size is chosen by memory and must not change it
             eval_batch_size=ppo.batch_size,
+            held_out_prompts=ppo.held_out.prompts,
             max_prompt_tokens=run.rollout.max_prompt_tokens,
             max_text_tokens=ppo.ptx_max_tokens,
             ptx_coef=ppo.ptx_coef,

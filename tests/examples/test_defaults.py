@@ -79,6 +79,7 @@ def test_of_prompts() -> None:
         "iterations": PPO["num_iterations"],
         "eval_prompts": PPO["eval_prompts"],
         "eval_batch_size": PPO["batch_size"],
+        "held_out_prompts": PPO["held_out"]["prompts"],
         "max_prompt_tokens": ROLLOUT["max_prompt_tokens"],
         "max_text_tokens": PPO["ptx_max_tokens"],
         "ptx_coef": PPO["ptx_coef"],

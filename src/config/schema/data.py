@@ -43,6 +43,21 @@ class RatedSentences(Typed):
     seed: Whole
 
 
+class ReasoningGym(Typed):
+    """A task of the package reasoning-gym."""
+
+    task: str
+    params: dict[str, Any]
+    questions: Annotated[int, Field(ge=10, le=LARGEST)]
+    held_out: Annotated[float, Field(gt=0, lt=0.5)]
+    answer_format: str
+    chat: bool
+    system: str | None
+    chat_template: str | None
+    tokenizer: str | None
+    seed: Whole
+
+
 class Columns(Typed):
     """A column for each part of a row."""
 

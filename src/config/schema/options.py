@@ -36,7 +36,15 @@ from src.config.schema.algorithm import (
     ValueEstimator,
     WeightClip,
 )
-from src.config.schema.data import Arithmetic, ColumnTable, DialogueTable, RatedSentences, Reviews, TextTable
+from src.config.schema.data import (
+    Arithmetic,
+    ColumnTable,
+    DialogueTable,
+    RatedSentences,
+    ReasoningGym,
+    Reviews,
+    TextTable,
+)
 from src.config.schema.nodes import Node, Target
 from src.config.schema.rewards import (
     ExactMatch,
@@ -49,6 +57,7 @@ from src.config.schema.rewards import (
     NoArguments,
     NumericMatch,
     RegexReward,
+    TaskVerifier,
 )
 from src.config.schema.stages import RUNS, AdapterRewardModel, Ddp, PretrainedRewardModel, Run, ScratchRewardModel
 from src.errors import ConfigError
@@ -65,6 +74,7 @@ OPTIONS: dict[str, tuple[str, dict[str, type[Node]]]] = {
             "reviews": Reviews,
             "arithmetic": Arithmetic,
             "movie_reviews": RatedSentences,
+            "reasoning_gym": ReasoningGym,
             "imdb": TextTable,
             "hh_rlhf": DialogueTable,
             **dict.fromkeys(("gsm8k", "tldr", "ultrafeedback_binarized"), ColumnTable),
@@ -82,6 +92,7 @@ OPTIONS: dict[str, tuple[str, dict[str, type[Node]]]] = {
             "regex": RegexReward,
             "exact_match": ExactMatch,
             "numeric": NumericMatch,
+            "reasoning_gym": TaskVerifier,
             "mix": MixReward,
             "http": HttpReward,
         },

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from src.config.schema.nodes import Count, NonNegative, Positive, Target, Typed
 
 
@@ -56,6 +58,14 @@ class NumericMatch(Typed):
     answer_column: str
     marker: str
     tolerance: NonNegative
+
+
+class TaskVerifier(Typed):
+    """The verifier of a task of reasoning-gym."""
+
+    task: str
+    params: dict[str, Any]
+    pattern: str | None
 
 
 class MixReward(Typed):

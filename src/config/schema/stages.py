@@ -106,6 +106,15 @@ class Samples(Node):
     rows: Count
 
 
+class HeldOut(Node):
+    """Measuring the policy while it trains."""
+
+    every: Count | None
+    prompts: Count
+    best: str | None
+    patience: Count | None
+
+
 class PPO(Optimization):
     """PPO. The objects that options choose come as `_target_` nodes; below are those that only some options bring."""
 
@@ -124,6 +133,7 @@ class PPO(Optimization):
     reward_timeout: Positive | None
     drop_failed: bool
     eval_prompts: Count
+    held_out: HeldOut
     samples: Samples
     advantage: Target
     policy_loss: Target

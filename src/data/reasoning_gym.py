@@ -1,0 +1,104 @@
+"""Tasks of the package reasoning-gym, each with questions without end and a verifier of its own."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any
+
+from src.data.prompts import PromptWriter
+from src.data.sources import Row
+from src.data.tables import SPLITS, check_split
+from src.errors import DataError, require
+from src.types import PromptRow
+
+
+class ReasoningGym:
+    """`questions` distinct questions of a task, of which the share `held_out` is each of validation and test.
+
+    A question is a user's message if `chat` is set, and the task's own answer, written in `answer_format`, is what SFT
+    imitates. Prompts carry the columns `answer` and `entry`, which the reward of the same name verifies with.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        params: dict[str, Any] | None = None,
+        questions: int = 2_000,
+        held_out: float = 0.1,
+        answer_format: str = "{answer}",
+        chat: bool = True,
+        system: str | None = None,
+        chat_template: str | None = None,
+        tokenizer: str | None = None,
+        seed: int = 1,
+    ) -> None:
+        """Make the questions.
+
+        Raises:
+            DataError: The package or the task is not there, `params` do not suit it, or it has too few questions.
+        """
+        require(questions >= 10, "questions", questions, "at least 10")
+        require(0 < held_out < 0.5, "held_out", held_out, "above 0 and below 0.5")
+        require("{answer}" in answer_format, "answer_format", answer_format, "a text with {answer} in it")
+        self.task, self.answer_format = task, answer_format
+        self.writer = PromptWriter(None, chat, system, chat_template, tokenizer)
+        entries = distinct(task_of(task, params, questions, seed), questions)
+        cut = max(1, round(len(entries) * held_out))
+        if len(entries) < 3 * cut or len(entries) < 10:
+            raise DataError(f"data.task={task}: only {len(entries)} distinct questions with data.params={params}")
+        self._entries = dict(zip(SPLITS, (entries[2 * cut :], entries[:cut], entries[cut : 2 * cut]), strict=True))
+
+    def texts(self, split: str) -> list[str]:
+        """Each question with its answer."""
+        check_split(split)
+        return [self._text(entry, number) for number, entry in enumerate(self._entries[split], start=1)]
+
+    def prompts(self, split: str) -> list[PromptRow]:
+        """The questions."""
+        check_split(split)
+        return [
+            PromptRow(self.writer.write(entry["question"], self._row(entry, number))[0], columns(entry))
+            for number, entry in enumerate(self._entries[split], start=1)
+        ]
+
+    def quality(self, texts: list[str]) -> dict[str, list[float]]:
+        """No measure: the verifier says it all."""
+        return {}
+
+    def _text(self, entry: dict[str, Any], number: int) -> str:
+        row = self._row(entry, number)
+        prompt, messages = self.writer.write(entry["question"], row)
+        answer = self.answer_format.replace("{answer}", str(entry["answer"]))
+        return prompt + self.writer.follow(prompt, answer, messages, row)
+
+    def _row(self, entry: dict[str, Any], number: int) -> Row:
+        return Row(f"reasoning-gym {self.task}, question {number}", columns(entry))
+
+
+def columns(entry: dict[str, Any]) -> dict[str, Any]:
+    """What a prompt carries: the task's answer, and the whole entry for its verifier."""
+    return {"answer": entry["answer"], "entry": entry}
+
+
+def task_of(task: str, params: dict[str, Any] | None, size: int = 1, seed: int = 1) -> Any:
+    """The data set of a task. Raises `DataError` for a task or parameters that the package does not know."""
+    try:
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
+    except ImportError as error:
+        raise DataError(
+            f"data.task={task}: the package reasoning-gym is not installed: pip install -e '.[real]'"
+        ) from error
+    if task not in DATASETS:
+        close = get_close_matches(task, DATASETS, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(close)}?" if close else "its gallery lists them"
+        raise DataError(f"data.task={task}: reasoning-gym has no such task; {hint}")
+    try:
+        return reasoning_gym.create_dataset(task, size=size, seed=seed, **(params or {}))
+    except (TypeError, ValueError, AssertionError) as error:
+        raise DataError(f"data.params={params}: the task {task} refuses them: {error}") from error
+
+
+def distinct(task: Any, questions: int) -> list[dict[str, Any]]:
+    """The entries whose question has not come before."""
+    return list({entry["question"]: entry for entry in (task[number] for number in reversed(range(questions)))}.values())
