@@ -24,6 +24,7 @@ from transformers import (
 from src.errors import ModelError
 from src.kernels.fast_layers import with_fast_layers
 from src.models.forward import hidden_states
+from src.models.gguf import is_gguf, source, unquantized
 from src.models.settings import ModelSettings
 from src.types import Corpus
 from src.utils.hub import for_hub
@@ -78,7 +79,7 @@ def load_config(path: str, key: str = "model.path", *, trusted: bool = False) ->
         base = adapter_base(path)
         if base is not None:
             return load_config(base, trusted=trusted)
-        return AutoConfig.from_pretrained(for_hub(path), trust_remote_code=trusted)
+        return AutoConfig.from_pretrained(**source(path, key), trust_remote_code=trusted)
     except UNUSABLE as error:
         raise absent(path, error, key) from error
 
@@ -91,7 +92,7 @@ def load_tokenizer(path: str, key: str = "model.path", *, trusted: bool = False)
     an end token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(for_hub(path), padding_side="left", trust_remote_code=trusted)
+        tokenizer = AutoTokenizer.from_pretrained(**source(path, key), padding_side="left", trust_remote_code=trusted)
     except UNUSABLE as error:
         raise absent(path, error, key) from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # transformers makes one even without files
@@ -152,7 +153,8 @@ def load_causal_lm(model: ModelSettings, path: str | None = None) -> PreTrainedM
     try:
         base = adapter_base(path)
         if base is None:
-            lm = AutoModelForCausalLM.from_pretrained(for_hub(path), **model.load_options())
+            lm = AutoModelForCausalLM.from_pretrained(**source(path), **model.load_options())
+            lm = unquantized(lm) if is_gguf(path) else lm
         else:
             lm = PeftModel.from_pretrained(load_causal_lm(model, base), path).merge_and_unload()
     except UNUSABLE as error:
