@@ -47,7 +47,7 @@ class ReasoningGym(Typed):
     """A task of the package reasoning-gym."""
 
     task: str
-    params: dict[str, Any]
+    params: dict[str, Any] | None
     questions: Annotated[int, Field(ge=10, le=LARGEST)]
     held_out: Annotated[float, Field(gt=0, lt=0.5)]
     answer_format: str

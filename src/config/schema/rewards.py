@@ -64,7 +64,7 @@ class TaskVerifier(Typed):
     """The verifier of a task of reasoning-gym."""
 
     task: str
-    params: dict[str, Any]
+    params: dict[str, Any] | None
     pattern: str | None
 
 
