@@ -15,7 +15,7 @@ test test-slow: export OMP_NUM_THREADS = 1
 REVIEWS ?=
 TRL ?=
 
-.PHONY: help setup demo test test-slow eval-check results mutants lint format lock audit clean
+.PHONY: help setup demo real test test-slow eval-check real-check results mutants lint format lock audit clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed 's/:.*## /:/' | awk -F: '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -32,6 +32,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## Run SFT, reward model and PPO on the embedded reviews
 	$(BIN)/python -m src.pipeline
 
+real: setup ## Fetch a real language model and film reviews rated by people, then SFT, reward model and PPO on them
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'
+	$(BIN)/python -m examples.real_model
+	$(BIN)/python -m src.pipeline experiment=movie_reviews model.path=logs/real/smollm2-135m-instruct \
+	data.path=logs/real/movie_reviews.jsonl
+
 test: setup ## Run the fast tests
 	$(BIN)/python -m pytest -n 2
 
@@ -42,6 +48,10 @@ test-slow: setup ## Run the slow tests
 eval-check: setup ## Let lm_eval (the extra `eval`) read an exported model
 	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[eval]'
 	$(BIN)/python -m pytest -n 0 tests/lm_eval_tasks/check.py
+
+real-check: setup ## Test tasks of reasoning-gym (the extra `real`)
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'
+	$(BIN)/python -m pytest -n 2 -m "slow or not slow" tests/data/test_reasoning_gym.py
 
 results: setup ## Repeat the studies of docs/results.md (some hours); REVIEWS=FILE adds the one on real text, TRL=PYTHON the one beside TRL
 	$(BIN)/python -m benchmarks.seeds sentiment --seeds 1 2 3 4 5
@@ -80,7 +90,7 @@ format: setup ## Format the code and mend what ruff can mend
 lock: ## Make constraints.txt anew from pyproject.toml
 	@set -e; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	$(PYTHON) -m venv "$$tmp/venv"; \
-	"$$tmp/venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check 'torch==$(TORCH)' -e '.[dev,eval,study,audit]'; \
+	"$$tmp/venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check 'torch==$(TORCH)' -e '.[dev,eval,real,study,audit]'; \
 	"$$tmp/venv/bin/python" -m pip freeze --all --exclude-editable --exclude pip > "$$tmp/freeze"; \
 	{ sed -n '/^#/p' constraints.txt; \
 	  sed -E -e '/^(nvidia|cuda|triton)/d' -e 's/\+[A-Za-z0-9.]+$$//' "$$tmp/freeze"; } > "$$tmp/constraints.txt"; \

@@ -101,4 +101,6 @@ def task_of(task: str, params: dict[str, Any] | None, size: int = 1, seed: int =
 
 def distinct(task: Any, questions: int) -> list[dict[str, Any]]:
     """The entries whose question has not come before."""
-    return list({entry["question"]: entry for entry in (task[number] for number in reversed(range(questions)))}.values())
+    return list(
+        {entry["question"]: entry for entry in (task[number] for number in reversed(range(questions)))}.values()
+    )

@@ -15,7 +15,6 @@ from src.callbacks.rollout import as_prompts
 from src.config.schema import PPORun
 from src.core.padding import pad_left
 from src.evaluate.prompt_file import PromptFile, given_responses, read_prompts
-from src.utils.text_metrics import distinct_ngrams, repetition
 from src.models.inference_roles import load_inference_roles
 from src.models.loading import load_tokenizer
 from src.models.roles import Role
@@ -26,6 +25,7 @@ from src.stages.ppo import PPOStage
 from src.types import AnyReward, LoadedReward, Rollout
 from src.utils.device import device
 from src.utils.statistics import Figure, bootstrap_mean
+from src.utils.text_metrics import distinct_ngrams, repetition
 
 
 @dataclass(frozen=True)

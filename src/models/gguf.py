@@ -34,9 +34,7 @@ def is_gguf(path: str) -> bool:
 def unquantized(lm: PreTrainedModel) -> PreTrainedModel:
     """The same weights in a model that has forgotten the file: transformers refuses to save one that came from GGUF."""
     config = type(lm.config).from_dict({k: v for k, v in lm.config.to_dict().items() if k != "quantization_config"})
-    plain = AutoModelForCausalLM.from_config(
-        config, dtype=lm.dtype, attn_implementation=lm.config._attn_implementation
-    )
+    plain = AutoModelForCausalLM.from_config(config, dtype=lm.dtype, attn_implementation=lm.config._attn_implementation)
     plain.load_state_dict(lm.state_dict())
     plain.generation_config = lm.generation_config
     return plain

@@ -153,8 +153,8 @@ def load_causal_lm(model: ModelSettings, path: str | None = None) -> PreTrainedM
     try:
         base = adapter_base(path)
         if base is None:
-            lm = AutoModelForCausalLM.from_pretrained(**source(path), **model.load_options())
-            lm = unquantized(lm) if is_gguf(path) else lm
+            stored = AutoModelForCausalLM.from_pretrained(**source(path), **model.load_options())
+            lm = unquantized(stored) if is_gguf(path) else stored
         else:
             lm = PeftModel.from_pretrained(load_causal_lm(model, base), path).merge_and_unload()
     except UNUSABLE as error:

@@ -133,14 +133,17 @@ class Evaluator:
         return Answers(rollout.prompts, rollout.responses, measures | self.corpus.quality(texts))
 
     def _distances(self, roles: Roles, role: Role, rollout: Rollout) -> dict[str, list[float]]:
-        """`kl`: the sampled log-ratio to the reference, in nats per sequence; `reference_nats`: -log pi_ref per token."""
-        temperature, maker, mask = self.maker.sampler.temperature, self.maker, rollout.response_mask
-        mine, reference = (
-            maker.in_micro_batches(lambda micro, who=who: roles.distribution(micro, temperature, who).logprobs(), rollout)
-            for who in (role, "reference")
-        )
+        """`kl`: the sampled log-ratio to the reference, nats per sequence; `reference_nats`: -log pi_ref per token."""
+        mine, reference = self._logprobs(roles, role, rollout), self._logprobs(roles, "reference", rollout)
+        mask = rollout.response_mask
         kl, nats = masked(k1(mine, reference), mask).sum(1), -masked(reference, mask).sum(1) / mask.sum(1)
         return {"kl": kl.tolist(), "reference_nats": nats.tolist()}
+
+    def _logprobs(self, roles: Roles, role: Role, rollout: Rollout) -> Tensor:
+        temperature = self.maker.sampler.temperature
+        return self.maker.in_micro_batches(
+            lambda micro: roles.distribution(micro, temperature, role).logprobs(), rollout
+        )
 
 
 def merge(evaluations: Sequence[Evaluation]) -> Evaluation:

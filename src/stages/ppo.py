@@ -81,7 +81,11 @@ class PPOStage(Stage[PPORun]):
         samples, held_out = self.run.ppo.samples, self.run.ppo.held_out
         return [
             RolloutCallback(self.maker, self.run.seed),
-            *([HeldOut(self.maker, self.run.seed, held_out.every, held_out.best, held_out.patience)] if held_out.every else []),
+            *(
+                [HeldOut(self.maker, self.run.seed, held_out.every, held_out.best, held_out.patience)]
+                if held_out.every
+                else []
+            ),
             SampleTable(str(folder / "samples"), samples.every, samples.rows),
             Curves(str(folder)),
             GoldCurve(str(folder)),

@@ -16,6 +16,8 @@ from src.types import PromptRow
 from tests.conftest import TINY_RUN
 from tests.tiny import FOREIGN_WARNINGS, write_lm
 
+pytest.importorskip("reasoning_gym", reason="the extra `real` is not installed (make real-check)")
+
 pytestmark = FOREIGN_WARNINGS
 TASKS: dict[str, dict[str, Any]] = {
     "chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
@@ -135,7 +137,9 @@ def test_a_pattern_needs_one_group() -> None:
         TaskVerifier("chain_sum", None, "a|b")
 
 
-@pytest.mark.parametrize("task", ["chain_sum", *(pytest.param(t, marks=pytest.mark.slow) for t in TASKS if t != "chain_sum")])
+@pytest.mark.parametrize(
+    "task", ["chain_sum", *(pytest.param(t, marks=pytest.mark.slow) for t in TASKS if t != "chain_sum")]
+)
 def test_a_task_trains(task: str, tmp_path: Path) -> None:
     """Two iterations through the command line's own road; each part of the verdict is logged."""
     params = ",".join(f"{key}: {value}" for key, value in TASKS[task].items())

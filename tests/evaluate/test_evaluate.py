@@ -19,9 +19,9 @@ from src.evaluate import __main__ as command
 from src.evaluate.__main__ import evaluate
 from src.evaluate.prompt_file import read_prompts
 from src.evaluate.prompts import own_column
-from src.utils.text_metrics import distinct_ngrams, repetition
 from src.runs.find import RunFolder, load_config, settings_of
 from src.stages.builders import stage_of
+from src.utils.text_metrics import distinct_ngrams, repetition
 from tests.tiny import FOREIGN_WARNINGS, PROMPTS
 
 pytestmark = FOREIGN_WARNINGS
