@@ -44,8 +44,13 @@ def run(experiment: str, study: str, seed: int, overrides: list[str]) -> dict[st
     name = f"seeds-{study}-{seed}"
     command = [sys.executable, "-m", "src.pipeline", f"experiment={experiment}", f"seed={seed}", f"name={name}"]
     subprocess.run([*command, "resume=never", *overrides], check=True)
-    newest = max(Path("logs/pipeline").glob(f"{name}*/result.json"), key=lambda path: path.stat().st_mtime)
-    return json.loads(newest.read_text(encoding="utf-8"))
+    return json.loads(newest(study, seed).read_text(encoding="utf-8"))
+
+
+def newest(study: str, seed: int) -> Path:
+    """The result.json of the study's last pipeline with that seed."""
+    found = Path("logs/pipeline").glob(f"seeds-{study}-{seed}*/result.json")
+    return max(found, key=lambda path: path.stat().st_mtime)
 
 
 def cell(result: dict[str, Any], group: str | None, name: str) -> str:
