@@ -12,8 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from src.callbacks.curves import Curves
 from src.callbacks.gold import GoldCurve
+from src.callbacks.resources import Resources
 from src.callbacks.rollout import RolloutCallback
-from src.callbacks.samples import SampleTable
+from src.callbacks.run_page import RunPage
+from src.callbacks.samples import ComparisonTable, SampleTable
 from src.config.schema import PPO, PPORun
 from src.data.modules import PromptData
 from src.errors import ConfigError
@@ -80,9 +82,12 @@ class PPOStage(Stage[PPORun]):
         samples = self.run.ppo.samples
         return [
             RolloutCallback(self.maker, self.run.seed),
+            Resources(),
             SampleTable(str(folder / "samples"), samples.every, samples.rows),
+            ComparisonTable(str(folder)),
             Curves(str(folder)),
             GoldCurve(str(folder)),
+            RunPage(str(folder), samples.every),
             *([self.early_stop] if self.early_stop is not None else []),
         ]
 
