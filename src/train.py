@@ -28,7 +28,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from pathlib import Path
 
 import hydra
@@ -80,7 +79,7 @@ def main() -> None:
 
 def _sweep(overrides: list[str]) -> None:
     """Check all combinations, and hand over to Hydra, whose sweeper and launcher run `job` for each; then compare them."""
-    from src.report.sweep import compare_jobs, sweep_folder
+    from src.report.sweep import begin, compare_jobs, sweep_folder
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes errors on to `friendly_errors`
     folder = sweep_folder(overrides)
@@ -88,13 +87,19 @@ def _sweep(overrides: list[str]) -> None:
     try:
         for combination in combinations(overrides):
             compose(combination)
-        started = time.time()
+        started = begin(folder, swept_keys(overrides))
         try:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(job)()
         finally:
             attempt("the comparison of the sweep", lambda: compare_jobs(folder, started))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error, overrides)) from error
+
+
+def swept_keys(overrides: list[str]) -> list[str]:
+    """The keys and groups with several values."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return [override.get_key_element() for override in parsed if override.is_sweep_override()]
 
 
 def combinations(overrides: list[str]) -> list[list[str]]:
@@ -114,9 +119,9 @@ def job(config: DictConfig) -> float:
 
     A job that was finished before, with the same settings and revision, is not run again unless `resume=never`.
     """
-    from src.report.sweep import recorded
+    from src.report.sweep import recorded, swept_in
     from src.runs.find import finished_before
-    from src.runs.folder import run_folder
+    from src.runs.folder import name_in_sweep, run_folder
     from src.runs.report import git_revision
     from src.runs.start import start_run
 
@@ -125,6 +130,8 @@ def job(config: DictConfig) -> float:
     say(f"job {settings.job.num + 1}: {' '.join(overrides)}")
     with recorded(settings.sweep.dir, overrides) as record, friendly_errors(overrides, job_of_sweep=True):
         run = typed(config, dict(settings.runtime.choices), overrides)
+        if run.name is None:
+            run = run.model_copy(update={"name": name_in_sweep(overrides, swept_in(settings.sweep.dir))})
         before = finished_before(run, git_revision())
         if before is None:
             record.folder = str(run_folder(Path(run.log_dir) / run.stage, run.name, run.overrides, run.resume))

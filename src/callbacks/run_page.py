@@ -11,11 +11,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from src.report.page import PAGE, write_page
 from src.utils.exits import attempt
 
-LEAST_SECONDS = 60.0  # between two pages: one takes about a second
+LEAST_SECONDS = 180.0  # between two pages; one takes about two seconds of a CPU, so about a hundredth of the run
 
 
 class RunPage(Callback):
-    """Writes the page every `every` iterations, at most once a minute, and when the run is interrupted or fails.
+    """Writes the page every `every` iterations, at most every three minutes, and when the run is interrupted or fails.
 
     The page of a finished run is written after its result (`src/runs/start.py`).
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from src.utils.exits import one_sentence
 from src.utils.terminal import say
 
 JOBS = "jobs"
+SWEPT = "swept.json"
 SHOWN = ("score", "gold", "kl")  # figures of a PPO job in the terminal's table; of other stages the first three
 
 
@@ -41,6 +43,19 @@ def sweep_folder(overrides: list[str]) -> Path:
     swept = "_".join("".join(c if c.isalnum() or c in ".-" else "-" for c in o.split("/")[-1]) for o in named if "," in o)
     digest = hashlib.sha256("\0".join(sorted(named)).encode()).hexdigest()[:8]
     return Path(values.get("log_dir", "logs").strip("'\"")) / "sweeps" / f"{swept[:60] or 'sweep'}-{digest}"
+
+
+def begin(folder: Path, swept: list[str]) -> float:
+    """Note which keys have several values, for jobs in other processes; returns the time, in seconds since 1970."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SWEPT).write_text(json.dumps(swept) + "\n", encoding="utf-8")
+    return time.time()
+
+
+def swept_in(folder: str) -> list[str]:
+    """The keys that `begin` has noted; empty for a sweep that another command has started."""
+    path = Path(folder) / SWEPT
+    return list(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else []
 
 
 @contextmanager
