@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def _sweep(overrides: list[str]) -> None:
-    """Check all combinations, and hand over to Hydra, whose sweeper and launcher run `job` for each; then compare them."""
+    """Check all combinations, let Hydra's sweeper and launcher run `job` for each, and compare them."""
     from src.report.sweep import begin, compare_jobs, sweep_folder
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes errors on to `friendly_errors`

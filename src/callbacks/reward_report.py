@@ -20,10 +20,10 @@ NUMBERS = "reward.json"
 
 
 class RewardReport(Callback):
-    """Plots `reward.png` when the test ends: a histogram of the margins and a reliability curve; `reward.json` has both.
+    """Plots `reward.png` when the test ends: a histogram of the margins and a reliability curve.
 
-    In it: `edges` and `pairs` of the histogram; `bins`, those with pairs, each with the mean probability `p` that the model
-    gives to its own order, the share `right` and the number of `pairs`.
+    `reward.json` has both as numbers: `edges` and `pairs` of the histogram; `bins`, those with pairs, each with the
+    mean probability `p` that the model gives to its own order, the share `right` and the number of `pairs`.
     """
 
     def __init__(self, folder: str) -> None:

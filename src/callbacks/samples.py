@@ -92,7 +92,8 @@ class ComparisonTable(Callback):
             return
         whole = merge(pl_module.evaluations)
         before, after = _answers(whole.reference), _answers(whole.policy)
-        rows = [{"prompt": prompt, "sft": sft, "ppo": ppo} for (prompt, sft), (_, ppo) in zip(before, after, strict=True)]
+        both = zip(before, after, strict=True)
+        rows = [{"prompt": prompt, "sft": sft, "ppo": ppo} for (prompt, sft), (_, ppo) in both]
         (self.folder / COMPARISON).write_text(lines(rows), encoding="utf-8")
 
 

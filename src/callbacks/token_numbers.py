@@ -25,7 +25,7 @@ def token_numbers(module: PPOModule, experience: Experience) -> list[dict[str, l
 
     `logprob` and `ref_logprob` in nats, of the policy that sampled and of the reference; `kl`, their difference (k1);
     `reward`, `value` and `advantage` as learned from; `ratio` of the policy after the update to the one that sampled;
-    `clipped`: 1 where the loss would now be clipped. What a run does not have (a reference, a critic, a clip) is absent.
+    `clipped`: 1 where the loss would now be clipped. What a run lacks (a reference, a critic, a clip) is absent.
     """
     mask, old = experience.mask, experience.old_logprobs
     new = _logprobs_now(module, experience)

@@ -89,7 +89,9 @@ def against(title: str, x_label: str, y_label: str, curves: Sequence[Curve], joi
     return _chart(f"against-{title}", title, "; ".join(f"{c.label} {_from_to(c.points)}" for c in curves), plot)
 
 
-def bars(title: str, x_label: str, y_label: str, edges: Sequence[float], heights: Sequence[float], mark: float) -> Chart:
+def bars(
+    title: str, x_label: str, y_label: str, edges: Sequence[float], heights: Sequence[float], mark: float
+) -> Chart:
     """A histogram, with a line at `mark`."""
     plot = _plot(x_label, y_label, mode="mouse")
     source = ColumnDataSource({"left": list(edges[:-1]), "right": list(edges[1:]), "top": list(heights)})

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from src.config.files import key_of
 from src.report import charts
 from src.report.charts import Chart, Curve, column, thinned
 from src.report.findings import TITLES, Finding, findings
@@ -45,7 +46,9 @@ class Difference:
     difference: Figure
 
 
-def write_comparison(given: Sequence[str | Path], target: Path | None = None, failed: Mapping[str, str] | None = None) -> Path:
+def write_comparison(
+    given: Sequence[str | Path], target: Path | None = None, failed: Mapping[str, str] | None = None
+) -> Path:
     """Write the page to `target`, or into the folder that the runs have in common; `failed`: name -> why.
 
     Raises `ConfigError` where one of them is no run.
@@ -77,11 +80,19 @@ def comparison(runs: Sequence[RunData], failed: Mapping[str, str]) -> dict[str, 
 
 
 def differing(configs: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
-    """Key -> its value in each configuration, for the keys that do not have one value in all of them."""
+    """Key -> its value in each configuration, for the keys that do not have one value in all of them.
+
+    Of keys with the same values everywhere, as where one sets others, it is the one that a command gave, or the first.
+    """
     plain = [flat(config) for config in configs]
-    keys = dict.fromkeys(key for config in plain for key in config)
+    given = {key_of(str(override)) for config in configs for override in config.get("overrides") or []}
+    keys = sorted(dict.fromkeys(key for config in plain for key in config), key=lambda key: key not in given)
     rows = {key: [config.get(key, ABSENT) for config in plain] for key in keys}
-    return {key: values for key, values in rows.items() if len(set(values)) > 1}
+    named: dict[tuple[str, ...], str] = {}
+    for key, values in rows.items():
+        if len(set(values)) > 1:
+            named.setdefault(tuple(values), key)
+    return {key: list(values) for values, key in named.items()}
 
 
 def over_seeds(compared: Sequence[Compared]) -> list[tuple[list[str], dict[str, Figure]]]:

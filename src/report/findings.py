@@ -19,7 +19,7 @@ TITLES = {
     "grammatical": "share of grammatical sentences",
     "distinct": "share of distinct responses",
 }
-LOGGED = {"score": "rollout/score", "gold": "rollout/gold", "kl": "rollout/kl", "response_length": "rollout/response_length"}
+LOGGED = ("score", "gold", "kl", "response_length")  # those of them that each iteration logs, as `rollout/NAME`
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,15 @@ def reached(run: RunData) -> list[Reached]:
     """The figures of the final comparison; without one, the first logged row and the mean of the last tenth."""
     groups = figures(run.result)
     if {"sft", "ppo"} <= set(groups):
-        change = groups.get("improvement", {})
+        before, change = groups["sft"], groups.get("improvement", {})
         return [
-            Reached(name, TITLES.get(name, name), _text(groups["sft"].get(name)), _text(after), _text(change.get(name), "+"))
+            Reached(name, TITLES.get(name, name), _text(before.get(name)), _text(after), _text(change.get(name), "+"))
             for name, after in groups["ppo"].items()
         ]
     rows = [row for _, row in sorted(run.metrics.items())]
     found = []
-    for name, logged in LOGGED.items():
-        values = [row[logged] for row in rows if logged in row]
+    for name in LOGGED:
+        values = [row[f"rollout/{name}"] for row in rows if f"rollout/{name}" in row]
         if values:
             last = mean(at_end(values))
             found.append(Reached(name, TITLES[name], f"{values[0]:.3f}", f"{last:.3f}", f"{last - values[0]:+.3f}"))
@@ -62,7 +62,7 @@ def reached(run: RunData) -> list[Reached]:
 
 
 def findings(run: RunData) -> list[Finding]:
-    """What left its healthy range over the last tenth of the rows, numbers that are not finite, scores that did not move."""
+    """What left its healthy range over the last tenth of the rows, what is not finite, scores that did not move."""
     names = sorted({name for row in run.metrics.values() for name in row})
     columns = {name: [row[name] for _, row in sorted(run.metrics.items()) if name in row] for name in names}
     found = []

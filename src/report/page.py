@@ -77,14 +77,18 @@ def write(path: Path, template: str, content: dict[str, Any]) -> Path:
     found = [chart for value in content.values() for chart in _charts_in(value)]
     data = {"charts": {chart.id: chart.item for chart in found}, "tokens": content.get("tokens")}
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
-    text = _environment().get_template(template).render(
-        content,
-        data=Markup(json.dumps(data, ensure_ascii=True).replace("<", "\\u003c")),
-        script=Markup(script),
-        library=base64.b64encode(gzip.compress(_bokeh().encode(), mtime=0)).decode(),
-        policy=" ".join(f"'sha256-{_digest(text)}'" for text in (script, _bokeh())),
-        style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
-        written=time.strftime("%Y-%m-%d %H:%M:%S"),
+    text = (
+        _environment()
+        .get_template(template)
+        .render(
+            content,
+            data=Markup(json.dumps(data, ensure_ascii=True).replace("<", "\\u003c")),
+            script=Markup(script),
+            library=base64.b64encode(gzip.compress(_bokeh().encode(), mtime=0)).decode(),
+            policy=" ".join(f"'sha256-{_digest(text)}'" for text in (script, _bokeh())),
+            style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
+            written=time.strftime("%Y-%m-%d %H:%M:%S"),
+        )
     )
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
@@ -203,4 +207,4 @@ def _figure(figure: Figure, sign: str = "") -> Markup:
     if figure.interval is None:
         return Markup(f"{figure.value:{sign}.3f}")
     low, high = figure.interval
-    return Markup(f'{figure.value:{sign}.3f}<br><small>{low:{sign}.3f} to {high:{sign}.3f}</small>')
+    return Markup(f"{figure.value:{sign}.3f}<br><small>{low:{sign}.3f} to {high:{sign}.3f}</small>")

@@ -97,10 +97,10 @@ def read_run(folder: Path) -> RunData:
     run.timing = read("timing.csv", lambda path: _table(path, run.missing), {}, needed=run.stage == "ppo")
     run.result = read("result.json", _mapping, {}, needed=False)
     if run.result and run.result.get("format") != FORMAT:
-        run.missing.append(f"result.json has format {run.result.get('format')}, this version reads {FORMAT}: it is left out")
+        run.missing.append(f"result.json has format {run.result.get('format')}, not {FORMAT}: it is left out")
         run.result = {}
     if not run.result:
-        run.missing.append("there is no result: the run trains still, was interrupted or failed; the same command resumes it")
+        run.missing.append("there is no result: the run trains, was interrupted or failed; the same command resumes it")
     run.reward = read("reward.json", _reward, {}, needed=run.stage == "reward" and run.finished)
     if run.stage == "ppo":
         run.comparison = read("comparison.jsonl", lambda path: _lines(path, run.missing), [], needed=run.finished)

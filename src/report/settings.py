@@ -50,8 +50,7 @@ def compared(configs: dict[str, dict[str, Any]]) -> list[Difference]:
 def flat(config: dict[str, Any]) -> dict[str, str]:
     """Dotted key -> value in YAML, without what names a run and without classes, which the choices name."""
     plain = {key: value for key, value in config.items() if key not in (*NOT_SETTINGS, "choices")}
-    options = {group: option for group, option in (config.get("choices") or {}).items() if not group.startswith("stages")}
-    return {key: str(value) for key, value in options.items()} | {
+    return {key: str(value) for key, value in (config.get("choices") or {}).items()} | {
         key: yaml.safe_dump(value, default_flow_style=True).replace("\n...\n", "").strip()
         for key, value in leaves(plain)
         if not key.endswith(("_target_", "_partial_"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ def sweep_folder(overrides: list[str]) -> Path:
     if "hydra.sweep.dir" in values:
         return Path(values["hydra.sweep.dir"].strip("'\""))
     named = [o for o in overrides if not o.startswith(("log_dir=", "resume=", "hydra"))]
-    swept = "_".join("".join(c if c.isalnum() or c in ".-" else "-" for c in o.split("/")[-1]) for o in named if "," in o)
+    swept = "_".join(re.sub(r"[^\w.-]+", "-", override) for override in named if "," in override)
     digest = hashlib.sha256("\0".join(sorted(named)).encode()).hexdigest()[:8]
     return Path(values.get("log_dir", "logs").strip("'\"")) / "sweeps" / f"{swept[:60] or 'sweep'}-{digest}"
 
@@ -77,7 +78,8 @@ def recorded(folder: str, overrides: list[str]) -> Iterator[Job]:
 def compare_jobs(folder: Path, started: float) -> None:
     """Print the table of the jobs that ended since `started` (seconds since 1970), and write their page."""
     paths = sorted((folder / JOBS).glob("*.json"), key=lambda path: path.stat().st_mtime)
-    jobs = [Job(**json.loads(path.read_text(encoding="utf-8"))) for path in paths if path.stat().st_mtime >= started - 1]
+    ended = [path for path in paths if path.stat().st_mtime >= started - 1]
+    jobs = [Job(**json.loads(path.read_text(encoding="utf-8"))) for path in ended]
     runs = {job.folder: read_run(Path(job.folder)) for job in jobs if job.folder and Path(job.folder).is_dir()}
     if not jobs:
         return
@@ -108,5 +110,6 @@ def _table(jobs: list[Job], names: list[str], runs: dict[str | None, RunData]) -
 def _of_job(run: RunData) -> dict[str, str]:
     found = figures(run.result).get(OF_STAGE.get(run.stage, "ppo"), {})
     return {
-        name: f"{value:.3f}" + (f"\n{ends[0]:.3f} to {ends[1]:.3f}" if ends else "") for name, (value, ends) in found.items()
+        name: f"{value:.3f}" + (f"\n{ends[0]:.3f} to {ends[1]:.3f}" if ends else "")
+        for name, (value, ends) in found.items()
     }

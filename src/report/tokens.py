@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 from src.report.visible import visible
 
 MOST_BYTES = 350_000
 QUANTITIES = {  # name in the samples -> title, unit
-    "kl": ("KL to the reference", "nats: log pi - log pi_ref, of one sample, so negative where the reference likes it better"),
+    "kl": ("KL to the reference", "nats: log pi - log pi_ref of the token, so negative where the reference prefers it"),
     "reward": ("reward", "units of the reward: the score on the last token, the KL term on every one"),
     "value": ("value", "what the critic expected from here on"),
     "advantage": ("advantage", "what the update multiplies the gradient with"),
@@ -52,7 +52,7 @@ def _spread(count: int) -> list[int]:
     order = list(dict.fromkeys([0, count - 1])) if count else []
     while len(order) < count:
         known = sorted(order)
-        low, high = max(zip(known, known[1:], strict=False), key=lambda gap: gap[1] - gap[0])
+        low, high = max(pairwise(known), key=lambda gap: gap[1] - gap[0])
         order.append((low + high) // 2)
     return order
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +34,7 @@ def test_it_is_due_every_so_many_iterations_and_every_three_minutes_at_most(
     monkeypatch.setattr(run_page, "write_page", lambda folder: written.append(next(clock)))
     go(RunPage(str(tmp_path), every=2), trainer(tmp_path), 48)
     assert len(written) >= 2
-    assert all(later - earlier > 180 for earlier, later in zip(written, written[1:], strict=False))
+    assert all(later - earlier > 180 for earlier, later in pairwise(written))
 
 
 def test_the_page_has_what_was_logged_so_far_when_the_run_is_cut_short(tmp_path: Path) -> None:

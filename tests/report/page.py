@@ -1,5 +1,7 @@
 """docs/metrics.md, written from src/report/metrics.yaml."""
 
+# ruff: noqa: E501, the lines of the page
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -32,7 +34,12 @@ def page() -> str:
     lines = [INTRO]
     for group in groups():
         about = f": {group.about}" if group.about else ""
-        lines += [f"## {group.name}{about}", "", "| name | meaning, unit | healthy | a bad value means |", "|---|---|---|---|"]
+        lines += [
+            f"## {group.name}{about}",
+            "",
+            "| name | meaning, unit | healthy | a bad value means |",
+            "|---|---|---|---|",
+        ]
         lines += [*map(_row, group.metrics), ""]
     return "\n".join(lines)[:-1] + OUTRO
 

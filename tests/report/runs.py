@@ -60,7 +60,8 @@ def result(score: float = 2.0, interval: tuple[float, float] = (1.5, 2.2)) -> di
     """A result of format 2."""
 
     def group(**values: float) -> dict[str, Any]:
-        return {**values, "n": dict.fromkeys(values, 8), "interval": {name: [x - 0.1, x + 0.1] for name, x in values.items()}}
+        interval = {name: [x - 0.1, x + 0.1] for name, x in values.items()}
+        return {**values, "n": dict.fromkeys(values, 8), "interval": interval}
 
     improvement = group(score=score, gold=1.0)
     improvement["interval"]["score"] = list(interval)

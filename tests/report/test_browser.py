@@ -1,4 +1,4 @@
-"""The page in headless Chromium, without a network: it draws, it reacts, it is used by keyboard, on a phone, in the dark."""
+"""The page in headless Chromium, without a network: it draws and reacts, by keyboard, on a phone, in the dark."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tests.report.test_page import HOSTILE
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NETWORK = ("http", "ws", "ftp", "//")
 DESK, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 
 pytestmark = [
@@ -36,8 +37,9 @@ def pages(tmp_path_factory):
     tokens = [" that", " is", " great", ".", "<eos>"]
     mine = [sample(i, row, tokens) for i in (1, 20, 40) for row in range(3)]
     plain = write_run(folder / "plain", samples=mine, metrics=metrics(40, wide=True))
-    hostile = write_run(folder / "hostile", metrics=metrics(40, wide=True), samples=[sample(1, 0, [" a", HOSTILE, "\u202eb\x1b[2J"], prompt=HOSTILE)],
-                        comparison=answers(3, before=HOSTILE, after="\u202egnol"))  # fmt: skip
+    theirs = [sample(1, 0, [" a", HOSTILE, "\u202eb\x1b[2J"], prompt=HOSTILE)]
+    bad = answers(3, before=HOSTILE, after="\u202egnol")
+    hostile = write_run(folder / "hostile", metrics=metrics(40, wide=True), samples=theirs, comparison=bad)
     other = write_run(folder / "other", "ppo.clip=0.1", "seed=2", metrics=metrics(20, wide=True), iterations=20)
     return {
         "plain": write_page(plain),
@@ -58,7 +60,7 @@ def visit(browser, pages):
         page.on("console", lambda message: seen.append(message.text) if message.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: seen.append(str(error)))
         page.on("dialog", lambda dialog: (seen.append(f"a dialog: {dialog.message}"), dialog.dismiss()))
-        page.on("request", lambda request: None if request.url.startswith(("file:", "data:", "blob:")) else seen.append(request.url))
+        page.on("request", lambda request: seen.append(request.url) if request.url.startswith(NETWORK) else None)
         page.goto(pages[name].as_uri())
         page.wait_for_function("typeof Bokeh !== 'undefined'")
         return page
@@ -189,7 +191,7 @@ def test_tokens_are_walked_through_with_the_keyboard(visit):
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     cells = page.locator("#token-all tbody tr").nth(1).locator("th, td").all_inner_texts()
-    assert [cell.strip() for cell in cells] == ["is", "-0.05", "-0.05", "-0.05", "-0.05", "-0.05", "-0.05", "-0.05", "1"]
+    assert [cell.strip() for cell in cells] == ["is", *["-0.05"] * 7, "1"]
 
 
 def test_a_token_has_the_color_of_the_chosen_number_and_is_tapped_on_a_phone(visit):

@@ -37,6 +37,12 @@ def test_settings_that_differ_are_listed_for_every_run():
     assert differing(configs) == {"ppo.clip": ["0.1", "0.2"], "ppo.b": [ABSENT, "2"]}
 
 
+def test_of_keys_with_the_same_values_the_one_that_was_given_is_listed():
+    """`ppo.clip` sets `ppo.a_low` too."""
+    configs = [{"overrides": [f"ppo.clip={x}"], "ppo": {"a_low": x, "clip": x, "b": -x}} for x in (0.1, 0.2)]
+    assert differing(configs) == {"ppo.clip": ["0.1", "0.2"], "ppo.b": ["-0.1", "-0.2"]}
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """Two seeds of one setting, and a third run that failed on the way."""
@@ -55,9 +61,11 @@ def page(tmp_path_factory):
 
 
 def test_the_table_has_what_differs_and_what_came_of_it(page):
-    for cell in ("clip-0.1_seed-1", "clip-0.4_seed-1", "not finished, 7 of 100", "2.000<br><small>1.900 to 2.100</small>"):
+    score = "2.000<br><small>1.900 to 2.100</small>"
+    for cell in ("clip-0.1_seed-1", "clip-0.4_seed-1", "not finished, 7 of 100", score):
         assert cell in page, cell
-    assert "<th>ppo.clip</th><th>ppo" not in page.split("<th>seed</th>")[0]
+    header = page.split("<thead>")[1].split("</thead>")[0]
+    assert header.startswith("<tr><th>run</th><th>seed</th><th>ppo.clip</th><th>state</th>")  # no ppo.clip_low
     assert page.index("ppo.clip=0.5") < page.index("Results")
 
 

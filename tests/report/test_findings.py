@@ -23,19 +23,15 @@ def test_a_healthy_run_has_no_finding():
     ("name", "value"),
     [
         ("rollout/eos_fraction", 0.2), ("rollout/kl", -3.0), ("policy/clip_fraction", 0.9), ("policy/ratio", 2.0),
-        ("critic/explained_variance", -1.0), ("policy/old_kl", 3.0), ("policy/entropy", 0.01), ("train/skipped_steps", 2.0),
+        ("critic/explained_variance", -1.0), ("policy/old_kl", 3.0), ("policy/entropy", 0.01),
+        ("train/skipped_steps", 2.0),
     ],
 )  # fmt: skip
 def test_a_number_that_ends_out_of_its_range_is_named(name, value):
     """The last four of 40 rows count; before that it may have been anything."""
     rows = metrics(40)
-    healthy = {step: row | {name: value if step <= 36 else 0.5 if "ratio" not in name else 1.0} for step, row in rows.items()}
-    if name == "policy/old_kl":
-        healthy = {step: row | {name: 0.01} for step, row in rows.items()}
-    if name == "train/skipped_steps":
-        healthy = {step: row | {name: 0.0} for step, row in rows.items()}
-    if name == "rollout/eos_fraction":
-        healthy = {step: row | {name: 1.0} for step, row in rows.items()}
+    good = {"policy/ratio": 1.0, "policy/old_kl": 0.01, "train/skipped_steps": 0.0, "rollout/eos_fraction": 1.0}
+    healthy = {step: row | {name: value if step <= 36 else good.get(name, 0.5)} for step, row in rows.items()}
     assert findings(run_with(healthy)) == []
     sick = {step: row | {name: value} if step > 36 else row for step, row in rows.items()}
     (found,) = findings(run_with(sick))
@@ -58,9 +54,9 @@ def test_a_score_whose_interval_holds_zero_did_not_improve():
 
 def test_a_number_that_is_not_finite_is_named_with_its_rows():
     rows = metrics(40)
-    rows[7]["policy/ratio"] = math.nan
+    rows[7]["rollout/kl"] = math.nan
     (found,) = findings(run_with(rows))
-    assert (found.what, found.numbers) == ("policy/ratio is not finite", "in 1 of 40 rows")
+    assert (found.what, found.numbers) == ("rollout/kl is not finite", "in 1 of 40 rows")
 
 
 def test_what_was_reached_is_that_of_the_result_or_of_the_rows_so_far():
