@@ -87,6 +87,8 @@ def read_run(folder: Path) -> RunData:
             run.missing += [f"{name} is not there"] if needed else []
             return empty
         try:
+            if not path.read_bytes().endswith(b"\n"):
+                run.missing.append(f"{name} is not whole: its last line has no end")
             return parse(path)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error, yaml.YAMLError) as error:
             run.missing.append(f"{name} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})")

@@ -47,10 +47,15 @@ def compared(configs: dict[str, dict[str, Any]]) -> list[Difference]:
     return [Difference(*row) for row in values if row[1] != row[2]]
 
 
+def _options(config: dict[str, Any]) -> dict[str, Any]:
+    chosen = config.get("choices")
+    return chosen if isinstance(chosen, dict) else {}
+
+
 def flat(config: dict[str, Any]) -> dict[str, str]:
     """Dotted key -> value in YAML, without what names a run and without classes, which the choices name."""
     plain = {key: value for key, value in config.items() if key not in (*NOT_SETTINGS, "choices")}
-    return {key: str(value) for key, value in (config.get("choices") or {}).items()} | {
+    return {key: str(value) for key, value in _options(config).items()} | {
         key: yaml.safe_dump(value, default_flow_style=True).replace("\n...\n", "").strip()
         for key, value in leaves(plain)
         if not key.endswith(("_target_", "_partial_"))

@@ -51,11 +51,7 @@ def test_whatever_is_damaged_is_named_and_the_rest_is_read(name, damage, tmp_pat
         assert run.missing == [
             "there is no result: the run trains, was interrupted or failed; the same command resumes it"
         ]
-    elif (
-        (damage, name[-1]) != ("empty", "l")
-        and (damage, name[:3]) != ("gone", "sam")
-        and damage + name[-4:] != "empty.csv"
-    ):
+    elif (damage, name[:7]) != ("gone", "samples"):
         assert any(Path(name).name in sentence for sentence in run.missing), run.missing
     for piece, file in PIECES.items():
         assert name == file or getattr(run, piece) == getattr(whole, piece), piece
