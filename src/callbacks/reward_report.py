@@ -16,13 +16,13 @@ from src.modules.reward import RewardModule
 from src.utils.exits import attempt
 
 BINS = 10
-NUMBERS = "reward.json"
+NUMBERS = "margins.json"
 
 
 class RewardReport(Callback):
     """Plots `reward.png` when the test ends: a histogram of the margins and a reliability curve.
 
-    `reward.json` has both as numbers: `edges` and `pairs` of the histogram; `bins`, those with pairs, each with the
+    `margins.json` has both as numbers: `edges` and `pairs` of the histogram; `bins`, those with pairs, each with the
     mean probability `p` that the model gives to its own order, the share `right` and the number of `pairs`.
     """
 

@@ -103,7 +103,7 @@ def read_run(folder: Path) -> RunData:
         run.result = {}
     if not run.result:
         run.missing.append("there is no result: the run trains, was interrupted or failed; the same command resumes it")
-    run.reward = read("reward.json", _reward, {}, needed=run.stage == "reward" and run.finished)
+    run.reward = read("margins.json", _reward, {}, needed=run.stage == "reward" and run.finished)
     if run.stage == "ppo":
         run.comparison = read("comparison.jsonl", lambda path: _lines(path, run.missing), [], needed=run.finished)
         for path in sorted((folder / "samples").glob("iteration-*.jsonl")):

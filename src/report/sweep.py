@@ -41,7 +41,7 @@ def sweep_folder(overrides: list[str]) -> Path:
     if "hydra.sweep.dir" in values:
         return Path(values["hydra.sweep.dir"].strip("'\""))
     named = [o for o in overrides if not o.startswith(("log_dir=", "resume=", "hydra"))]
-    swept = "_".join(re.sub(r"[^\w.-]+", "-", override) for override in named if "," in override)
+    swept = "_".join(re.sub(r"[^\w.-]+", "-", override) for override in sorted(named) if "," in override)
     digest = hashlib.sha256("\0".join(sorted(named)).encode()).hexdigest()[:8]
     return Path(values.get("log_dir", "logs").strip("'\"")) / "sweeps" / f"{swept[:60] or 'sweep'}-{digest}"
 

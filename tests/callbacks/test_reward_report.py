@@ -27,7 +27,7 @@ def test_it_draws_the_margins_and_the_reliability_curve(tmp_path: Path, monkeypa
     assert drawn["margins"].tolist() == pytest.approx([0.1, -0.1, 0.1, -0.1, 4, 4, 4])
     assert drawn["x"].tolist() == pytest.approx([1 / (1 + 2.718281828**-0.1), 1 / (1 + 2.718281828**-4)])
     assert drawn["y"].tolist() == pytest.approx([0.5, 1.0])
-    numbers = json.loads((tmp_path / "reward.json").read_text())
+    numbers = json.loads((tmp_path / "margins.json").read_text())
     bins = [(round(row["p"], 3), row["right"], row["pairs"]) for row in numbers["bins"]]
     assert bins == [(0.525, 0.5, 4), (0.982, 1.0, 3)]
     assert (numbers["edges"][0], numbers["edges"][-1]) == pytest.approx((-0.1, 4.0))
