@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from src.report.alarms import mean, replayed
 from src.report.metrics import metric_of
 from src.report.read import RunData, figures
 
@@ -74,7 +75,23 @@ def findings(run: RunData) -> list[Finding]:
         elif not metric.inside(mean(last)):
             numbers = f"{mean(last):.4g} over the last {len(last)} rows, healthy: {metric.healthy}"
             found.append(Finding(f"{name} is out of its healthy range", numbers, metric.bad or ""))
-    return [*_of_scores(run, columns), *found]
+    return [*_of_scores(run), *_alarms(run), *found]
+
+
+def _alarms(run: RunData) -> list[Finding]:
+    """The alarms of the run, as they were or would have been given while it trained."""
+    steps, planned = sorted(run.metrics), run.config.get("ppo")
+    limit = planned.get("max_grad_norm") if isinstance(planned, dict) else None
+    known = {"policy/max_grad_norm": float(limit)} if isinstance(limit, int | float) else {}
+    return [
+        Finding(
+            f"{alarm.rule.name} ({alarm.numbers})",
+            f"at step {steps[alarm.row - 1]}; {alarm.rule.cause}",
+            alarm.rule.cure,
+        )
+        for alarm in replayed([run.metrics[step] | known for step in steps])
+        if alarm.rule.name != "not finite"  # said below, with the number of rows
+    ]
 
 
 def at_end(values: list[float]) -> list[float]:
@@ -82,28 +99,13 @@ def at_end(values: list[float]) -> list[float]:
     return values[-max(1, math.ceil(len(values) * END)) :]
 
 
-def mean(values: list[float]) -> float:
-    """The mean of some numbers."""
-    return sum(values) / len(values)
-
-
-def _of_scores(run: RunData, columns: dict[str, list[float]]) -> list[Finding]:
-    """A score that did not improve, and gold that fell while the score grew."""
+def _of_scores(run: RunData) -> list[Finding]:
+    """A score that did not improve."""
     found = []
     value, interval = figures(run.result).get("improvement", {}).get("score", (math.nan, None))
     if interval is not None and interval[0] <= 0:
         numbers = f"PPO minus SFT: {value:+.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
         found.append(Finding("the score did not improve", numbers, metric_of("rollout/score").bad or ""))
-    gold, score = columns.get("rollout/gold", []), columns.get("rollout/score", [])
-    size = max(1, len(gold) // 10)
-    windows = [(mean(score[i : i + size]), mean(gold[i : i + size])) for i in range(0, len(gold) - size + 1, size)]
-    if len(windows) >= 5 and len(score) == len(gold):
-        best = max(range(len(windows)), key=lambda i: windows[i][1])
-        (score_then, gold_then), (score_now, gold_now) = windows[best], windows[-1]
-        if score_now > score_then and gold_then - gold_now > 0.1 * (gold_then - min(g for _, g in windows)):
-            numbers = f"gold {gold_then:.3f} -> {gold_now:.3f} while the score went {score_then:.3f} -> {score_now:.3f}"
-            cure = "the reward model is exploited: early_stop=gold, or a larger ppo.kl_coef"
-            found.append(Finding("gold fell while the score grew", numbers, cure))
     return found
 
 

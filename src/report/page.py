@@ -55,7 +55,10 @@ def of_run(run: RunData, before: Sequence[RunData]) -> dict[str, Any]:
         "run": run,
         "stage": STAGE_TITLES.get(run.stage, run.stage),
         "command": command(run),
-        "seconds": [(STAGE_TITLES.get(r.stage, r.stage), r.result["seconds"]) for r in (run, *before) if r.finished],
+        "seconds": [
+            (STAGE_TITLES.get(r.stage, r.stage), r.result["seconds"]) for r in (run, *before) if "seconds" in r.result
+        ],
+        "compared": {"sft", "ppo"} <= set(figures(run.result)),
         "reached": reached(run),
         "findings": findings(run),
         "answers": answers,

@@ -47,8 +47,8 @@ class RunData:
 
     @property
     def finished(self) -> bool:
-        """Whether the result is there, which is written last."""
-        return bool(self.result)
+        """Whether the result is there, which is written last; it may be one that cannot be read."""
+        return (self.folder / "result.json").is_file()
 
     @property
     def steps(self) -> tuple[int, int | None]:
@@ -101,7 +101,7 @@ def read_run(folder: Path) -> RunData:
     if run.result and run.result.get("format") != FORMAT:
         run.missing.append(f"result.json has format {run.result.get('format')}, not {FORMAT}: it is left out")
         run.result = {}
-    if not run.result:
+    if not run.finished:
         run.missing.append("there is no result: the run trains, was interrupted or failed; the same command resumes it")
     run.reward = read("margins.json", _reward, {}, needed=run.stage == "reward" and run.finished)
     if run.stage == "ppo":

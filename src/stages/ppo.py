@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 from torch.optim import Adam
 from transformers import PreTrainedTokenizerBase
 
+from src.callbacks.alarms import Alarms
 from src.callbacks.curves import Curves
 from src.callbacks.gold import GoldCurve
 from src.callbacks.resources import Resources
@@ -83,6 +84,7 @@ class PPOStage(Stage[PPORun]):
         return [
             RolloutCallback(self.maker, self.run.seed),
             Resources(),
+            Alarms(self.run.ppo.stop_on_alarm),
             SampleTable(str(folder / "samples"), samples.every, samples.rows),
             ComparisonTable(str(folder)),
             Curves(str(folder)),

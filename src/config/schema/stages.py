@@ -125,6 +125,7 @@ class PPO(Optimization):
     drop_failed: bool
     eval_prompts: Count
     samples: Samples
+    stop_on_alarm: bool
     advantage: Target
     policy_loss: Target
     old_kl: Target
