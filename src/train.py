@@ -12,11 +12,12 @@ Without any, the embedded example: no network, some minutes. Others:
   --cfg job                                     print the configuration and stop
   stage=sft --help                              the keys of another stage
 
-The run lies in logs/STAGE/NAME: metrics.csv, samples, checkpoints, the model,
-result.json. The same command resumes a run that was interrupted.
+The run lies in logs/STAGE/NAME: report.html, metrics.csv, samples, checkpoints,
+the model, result.json. The same command resumes a run that was interrupted.
 
   python -m src.pipeline                        SFT, reward model and PPO
   python -m src.memory ...                      the memory that PPO takes
+  python -m src.report RUN ...                  a page about a run, or several
   python -m src.evaluate, src.chat, src.export RUN
 
 docs/options.md lists every option of every group with its keys.
@@ -27,6 +28,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -38,12 +40,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from src.config.compose import compose, typed
+from src.config.compose import compose, typed, with_value
 from src.config.errors import explain, readable, repeated
 from src.config.files import CONF, key_of
 from src.config.help import help_page
 from src.errors import ConfigError
-from src.utils.exits import friendly_errors
+from src.utils.exits import attempt, friendly_errors
 from src.utils.terminal import say
 
 METRICS = {"sft": "sft.nll_per_token", "reward": "reward_model.accuracy", "ppo": "ppo.score"}
@@ -76,15 +78,28 @@ def main() -> None:
 
 
 def _sweep(overrides: list[str]) -> None:
-    """Check all combinations, and hand over to Hydra, whose sweeper and launcher run `job` for each."""
+    """Check all combinations, let Hydra's sweeper and launcher run `job` for each, and compare them."""
+    from src.report.sweep import begin, compare_jobs, sweep_folder
+
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes errors on to `friendly_errors`
-    sys.argv[1:] = ["--multirun", *overrides]
+    folder = sweep_folder(overrides)
+    sys.argv[1:] = ["--multirun", *overrides, with_value("hydra.sweep.dir", str(folder))]
     try:
         for combination in combinations(overrides):
             compose(combination)
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(job)()
+        started = begin(folder, swept_keys(overrides))
+        try:
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(job)()
+        finally:
+            attempt("the comparison of the sweep", lambda: compare_jobs(folder, started))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error, overrides)) from error
+
+
+def swept_keys(overrides: list[str]) -> list[str]:
+    """The keys and groups with several values."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return [override.get_key_element() for override in parsed if override.is_sweep_override()]
 
 
 def combinations(overrides: list[str]) -> list[list[str]]:
@@ -104,19 +119,25 @@ def job(config: DictConfig) -> float:
 
     A job that was finished before, with the same settings and revision, is not run again unless `resume=never`.
     """
+    from src.report.sweep import recorded, swept_in
     from src.runs.find import finished_before
+    from src.runs.folder import name_in_sweep, run_folder
     from src.runs.report import git_revision
     from src.runs.start import start_run
 
     settings = HydraConfig.get()
     overrides = [str(override) for override in OmegaConf.to_container(settings.overrides.task, resolve=False) or ()]
     say(f"job {settings.job.num + 1}: {' '.join(overrides)}")
-    with friendly_errors(overrides, job_of_sweep=True):
+    with recorded(settings.sweep.dir, overrides) as record, friendly_errors(overrides, job_of_sweep=True):
         run = typed(config, dict(settings.runtime.choices), overrides)
+        if run.name is None:
+            run = run.model_copy(update={"name": name_in_sweep(overrides, swept_in(settings.sweep.dir))})
         before = finished_before(run, git_revision())
         if before is None:
+            record.folder = str(run_folder(Path(run.log_dir) / run.stage, run.name, run.overrides, run.resume))
             result = start_run(run)
         else:
+            record.folder = str(before.folder)
             say(f"finished before: {before.folder}\n  (own data and rewards are not compared; resume=never repeats it)")
             result = before.result()
     group, _, name = (run.sweep_metric or METRICS[run.stage]).partition(".")

@@ -25,6 +25,7 @@ ORDER = [  # an import goes from a later line to an earlier one, or stays in its
     ["loggers"],
     ["config"],
     ["checkpointing"],
+    ["report"],
     ["callbacks"],
     ["stages"],
     ["memory"],

@@ -1,26 +1,34 @@
-"""Tables of the policy's samples over time: prompt, response, score."""
+"""Tables of the policy's samples over time, with the numbers of their tokens, and of the final comparison."""
 
 from __future__ import annotations
 
 import json
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
 
+from src.callbacks.token_numbers import token_numbers
 from src.modules.ppo import PPOModule
-from src.types import Experience
+from src.rollout.evaluation import Answers, merge
+from src.types import Experience, select
+from src.utils.nonfinite import json_number
+
+COMPARISON = "comparison.jsonl"
 
 
 class SampleTable(Callback):
-    """Appends the first `rows` samples of every `every`-th iteration to `folder/iteration-N.jsonl`, and to wandb."""
+    """Writes the first `rows` samples of every `every`-th iteration to `folder/iteration-N.jsonl`, and to wandb.
+
+    A line is a sample: iteration, prompt, response, score, finished, and `tokens`, the numbers of its tokens.
+    """
 
     columns = ("iteration", "prompt", "response", "score", "finished")
 
     def __init__(self, folder: str, every: int, rows: int) -> None:
         self.folder, self.every, self.rows = Path(folder), every, rows
-        self.table: list[list[Any]] = []
+        self.tables: dict[int, str] = {}  # iteration -> content of its file
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: PPOModule, outputs: Any, batch: dict[str, Any], batch_idx: int
@@ -31,35 +39,73 @@ class SampleTable(Callback):
             return
         if done != 1 and done % self.every and done != trainer.num_training_batches:
             return
-        experience: Experience = batch["experience"]
-        rollout, scores = experience.rollout, experience.scores.tolist()
-        finished = rollout.finished.tolist()
-        columns = zip(rollout.prompts, rollout.responses, scores, finished, strict=True)
-        rows = [[done, *row] for row in list(columns)[: self.rows]]
-        self._write(done, rows)
-        self.table += rows
+        whole: Experience = batch["experience"]
+        experience = select(whole, torch.arange(min(self.rows, len(whole)), device=whole.scores.device))
+        with trainer.precision_plugin.forward_context():
+            tokens = token_numbers(pl_module, experience)
+        rollout = experience.rollout
+        columns = (rollout.prompts, rollout.responses, experience.scores.tolist(), rollout.finished.tolist(), tokens)
+        samples = [
+            dict(zip((*self.columns, "tokens"), (done, *row), strict=True)) for row in zip(*columns, strict=True)
+        ]
+        self.tables[done] = lines(samples)
+        self._write(done)
         for logger in trainer.loggers:
             if hasattr(logger, "log_table"):  # of wandb
-                logger.log_table("samples", columns=list(self.columns), data=self.table)
+                logger.log_table("samples", columns=list(self.columns), data=self._rows())
 
     def on_train_start(self, trainer: Trainer, pl_module: PPOModule) -> None:
         """Write the tables of the checkpoint and delete those that an interrupted run wrote later."""
-        by_iteration = {done: list(rows) for done, rows in groupby(self.table, key=lambda row: row[0])}
         for path in self.folder.glob("iteration-*.jsonl"):
-            if int(path.stem.removeprefix("iteration-")) not in by_iteration:
+            if int(path.stem.removeprefix("iteration-")) not in self.tables:
                 path.unlink()
-        for done, rows in by_iteration.items():
-            self._write(done, rows)
+        for done in self.tables:
+            self._write(done)
 
-    def _write(self, done: int, rows: list[list[Any]]) -> None:
+    def _write(self, done: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(dict(zip(self.columns, row, strict=True)), ensure_ascii=False) for row in rows]
-        (self.folder / f"iteration-{done:06d}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (self.folder / f"iteration-{done:06d}.jsonl").write_text(self.tables[done], encoding="utf-8")
+
+    def _rows(self) -> list[list[Any]]:
+        """All samples without the numbers of their tokens."""
+        samples = [json.loads(line) for table in self.tables.values() for line in table.splitlines()]
+        return [[sample[column] for column in self.columns] for sample in samples]
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows of all tables."""
-        return {"table": [list(row) for row in self.table]}
+        """The content of all tables."""
+        return {"tables": dict(self.tables)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore them."""
-        self.table = [list(row) for row in state_dict["table"]]
+        """Restore it."""
+        self.tables = dict(state_dict["tables"])
+
+
+class ComparisonTable(Callback):
+    """Writes the answers of the final comparison to `comparison.jsonl`: a line per prompt, with both responses."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_test_end(self, trainer: Trainer, pl_module: PPOModule) -> None:
+        """Write them, with the measures of each."""
+        if not trainer.is_global_zero:
+            return
+        whole = merge(pl_module.evaluations)
+        before, after = _answers(whole.reference), _answers(whole.policy)
+        both = zip(before, after, strict=True)
+        rows = [{"prompt": prompt, "sft": sft, "ppo": ppo} for (prompt, sft), (_, ppo) in both]
+        (self.folder / COMPARISON).write_text(lines(rows), encoding="utf-8")
+
+
+def lines(rows: list[dict[str, Any]]) -> str:
+    """A JSON object per line."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _answers(answers: Answers) -> list[tuple[str, dict[str, Any]]]:
+    """Each prompt with the response to it and its measures."""
+    measures = [dict(zip(answers.measures, row, strict=True)) for row in zip(*answers.measures.values(), strict=True)]
+    return [
+        (prompt, {"response": response} | {name: json_number(value) for name, value in row.items()})
+        for prompt, response, row in zip(answers.prompts, answers.responses, measures, strict=True)
+    ]

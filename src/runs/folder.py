@@ -15,6 +15,8 @@ from src.errors import ConfigError
 FINISHED = "result.json"  # written last: a folder with this file is a finished run
 NOT_IN_NAMES = ("resume=auto", "resume=never", "allow_config_change=", "stage=", "log_dir=", "name=")
 
+LONGEST_NAME = 80  # characters
+
 
 def run_folder(parent: Path, name: str | None, overrides: list[str], resume: str) -> Path:
     """`parent`/NAME, NAME_run-2, NAME_run-3...: the unfinished one to resume, or the first free one.
@@ -40,14 +42,34 @@ def name_of(overrides: list[str]) -> str:
     It has no `=` and no comma, so that a folder can be the value of an override. A long name, or one with replaced
     characters, ends in a hash of all overrides: different overrides never share a folder.
     """
-    chosen = sorted(override for override in overrides if not override.startswith(NOT_IN_NAMES))
+    chosen = _in_names(overrides)
     if not chosen:
         return "default"
-    name = "_".join(re.sub(r"[^\w.+-]+", "-", _short(override)) for override in chosen)
+    name = _joined(chosen)
     exact = all(re.fullmatch(r"[\w.+-]+=[\w.+-]+", override) for override in chosen)
-    if exact and len(name) <= 80:
-        return name
-    return f"{name[:71]}-{hashlib.sha256(chr(0).join(chosen).encode()).hexdigest()[:8]}"
+    return name if exact and len(name) <= LONGEST_NAME else _hashed(name, chosen)
+
+
+def name_in_sweep(overrides: list[str], swept: list[str]) -> str | None:
+    """The name of a job whose own would be cut: what the jobs differ in first; None: its own is short enough.
+
+    `swept` are the keys with several values.
+    """
+    chosen = _in_names(overrides)
+    own = [override for override in chosen if override.partition("=")[0] in swept]
+    return _hashed(_joined(own), chosen) if own and len(_joined(chosen)) > LONGEST_NAME else None
+
+
+def _in_names(overrides: list[str]) -> list[str]:
+    return sorted(override for override in overrides if not override.startswith(NOT_IN_NAMES))
+
+
+def _joined(chosen: list[str]) -> str:
+    return "_".join(re.sub(r"[^\w.+-]+", "-", _short(override)) for override in chosen)
+
+
+def _hashed(name: str, chosen: list[str]) -> str:
+    return f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(chr(0).join(chosen).encode()).hexdigest()[:8]}"
 
 
 def _short(override: str) -> str:

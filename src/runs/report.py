@@ -17,6 +17,7 @@ from src.config.compose import settings_hash
 from src.config.schema import Run
 from src.errors import UserError
 from src.modules.ppo import PPOModule
+from src.report.page import PAGE
 from src.rollout.evaluation import Evaluation, merge
 from src.utils.statistics import Figure, as_result
 
@@ -41,7 +42,8 @@ TITLES = {  # of figures whose names alone could be misread
     "reward_model.length_correlation": "correlation of score and length",
     "sft.nll_per_token": "nats per token of held-out text",
 }
-PICTURES = {  # pictures of a run, and what they show
+PICTURES = {  # pages and pictures of a run, and what they show
+    PAGE: "all of it on one page, for a browser: what came out, texts, curves, tokens, settings",
     "curves.png": "score, gold, KL and losses over iterations",
     "gold.png": "score and gold against the distance to the reference",
     "reward.png": "margins and calibration of the reward model",
@@ -98,8 +100,12 @@ def endings(folder: Path) -> list[str]:
 
 
 def pictures(*folders: Path) -> list[str]:
-    """The pictures in folders, each with what it shows; empty if there are none."""
+    """The page and the pictures in folders, each with what it shows; empty if there are none.
+
+    The page of the first folder shows the runs that made its models too, so no other page is named.
+    """
     found = [(folder / name, shows) for folder in folders for name, shows in PICTURES.items()]
+    found = [(path, shows) for path, shows in found if path.name != PAGE or path.parent == folders[0]]
     drawn = [line for path, shows in found if path.is_file() for line in (f"  {path}", f"    {shows}")]
     return [*(["open first"] if drawn else []), *drawn[:2], *(["then"] if drawn[2:] else []), *drawn[2:]]
 

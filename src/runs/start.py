@@ -23,11 +23,13 @@ from src.config.schema import PPORun, Run
 from src.data.table_corpus import TableCorpus
 from src.errors import ConfigError
 from src.memory.report import log_memory
+from src.report.page import PAGE, write_page
 from src.runs.folder import FINISHED, own_folder, run_folder
 from src.runs.prerequisites import train_missing
 from src.runs.report import MENDABLE, endings, git_revision, make_result, report, write_json
 from src.stages.base import Stage
 from src.stages.builders import stage_of
+from src.utils.exits import attempt
 from src.utils.launch import in_processes, launched
 from src.utils.output import set_up_output
 from src.utils.signals import Interrupted
@@ -113,6 +115,7 @@ def _train(stage: Stage[Any], folder: Path, held: ExitStack) -> dict[str, Any]:
     if trainer.is_global_zero:
         write_json(folder / FINISHED, result)
         report(module)
+        attempt(PAGE, lambda: write_page(folder))
     return result
 
 

@@ -10,11 +10,14 @@ from lightning.pytorch import Callback
 from torch.optim import Adam
 from transformers import PreTrainedTokenizerBase
 
+from src.callbacks.alarms import Alarms
 from src.callbacks.curves import Curves
 from src.callbacks.gold import GoldCurve
 from src.callbacks.held_out import HeldOut
+from src.callbacks.resources import Resources
 from src.callbacks.rollout import RolloutCallback
-from src.callbacks.samples import SampleTable
+from src.callbacks.run_page import RunPage
+from src.callbacks.samples import ComparisonTable, SampleTable
 from src.config.schema import PPO, PPORun
 from src.data.modules import PromptData
 from src.errors import ConfigError
@@ -78,19 +81,26 @@ class PPOStage(Stage[PPORun]):
 
     def own_callbacks(self, folder: Path) -> list[Callback]:
         """The rollout, its tables and plots."""
-        samples, held_out = self.run.ppo.samples, self.run.ppo.held_out
+        samples = self.run.ppo.samples
         return [
             RolloutCallback(self.maker, self.run.seed),
-            *(
-                [HeldOut(self.maker, self.run.seed, held_out.every, held_out.best, held_out.patience)]
-                if held_out.every
-                else []
-            ),
+            *self._held_out(),
+            Resources(),
+            Alarms(self.run.ppo.stop_on_alarm),
             SampleTable(str(folder / "samples"), samples.every, samples.rows),
+            ComparisonTable(str(folder)),
             Curves(str(folder)),
             GoldCurve(str(folder)),
+            RunPage(str(folder), samples.every),
             *([self.early_stop] if self.early_stop is not None else []),
         ]
+
+    def _held_out(self) -> list[Callback]:
+        """The measurement of the policy while it trains, if it is wanted."""
+        held_out = self.run.ppo.held_out
+        if held_out.every is None:
+            return []
+        return [HeldOut(self.maker, self.run.seed, held_out.every, held_out.best, held_out.patience)]
 
     def build(self, corpus: Corpus, folder: Path) -> tuple[PPOModule, PromptData]:
         """The module with its roles, and the corpus's prompts."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from src.errors import FULL_DISK, UserError
 from src.utils.signals import Interrupted
 from src.utils.terminal import say
+
+log = logging.getLogger(__name__)
 
 
 class JobFailedError(RuntimeError):
@@ -65,3 +68,12 @@ def _out_of_memory(error: RuntimeError) -> str | None:
         f"rollout.scoring_batch_size) or shorter texts take less; `python -m src.memory` estimates PPO's memory; the "
         f"last checkpoint is kept"
     )
+
+
+def attempt(what: str, work: Callable[[], object]) -> None:
+    """Do work that nothing depends on, as a picture of a run; what goes wrong is one sentence in the log."""
+    try:
+        work()
+    except Exception as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{error!r}"
+        log.warning("%s could not be written (%s); the run is not affected", what, reason)

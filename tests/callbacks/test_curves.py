@@ -40,3 +40,34 @@ def test_each_line_has_the_points_that_were_logged(tmp_path: Path, monkeypatch: 
         "rollout/score": [[1, 0.1], [3, 0.3]], "rollout/gold": [[1, 0.2]], "rollout/kl": [[3, 1.0]],
     }  # fmt: skip
     assert [axis.get_title() for axis in figure.axes] == list(PANELS)
+    assert figure.get_suptitle() == f"3 PPO iterations of {tmp_path.name}"
+    for axis in figure.axes:
+        assert axis.get_xlabel() == "PPO iteration"
+        assert axis.get_ylabel()
+        assert all(tick == round(tick) for tick in axis.get_xticks())
+
+
+def test_the_score_has_the_interval_of_its_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 responses with a deviation of 0.8: 1.96 * 0.8 / 8."""
+    shown: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: shown.append(figure))
+    row = {"rollout/score": 1.0, "rollout/score_std": 0.8, "train/episodes": 128.0, "train/iterations": 2.0}
+    draw({2: row, 4: row | {"train/episodes": 256.0, "train/iterations": 4.0}}, tmp_path / "curves.png")
+    (band,) = shown[0].axes[0].collections
+    ends = band.get_paths()[0].vertices[:, 1]
+    assert (ends.min(), ends.max()) == pytest.approx((1 - 0.196, 1 + 0.196))
+
+
+def test_it_is_drawn_when_the_run_is_cut_short(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A picture that cannot be written is one sentence, and the run's own error stays."""
+    logger = CsvTables(str(tmp_path))
+    logger.log_metrics({"rollout/score": 0.1}, 1)
+    curves = Curves(str(tmp_path))
+    curves.on_exception(trainer(logger), SimpleNamespace(), KeyboardInterrupt())  # type: ignore[arg-type]
+    assert (tmp_path / "curves.png").exists()
+    (tmp_path / "curves.png").unlink()
+    (tmp_path / "curves.png").mkdir()
+    curves.on_exception(trainer(logger), SimpleNamespace(), KeyboardInterrupt())  # type: ignore[arg-type]
+    assert "curves.png could not be written" in caplog.text
+    Curves(str(tmp_path / "none")).on_exception(trainer(logger), SimpleNamespace(), KeyboardInterrupt())  # type: ignore[arg-type]
+    assert not (tmp_path / "none").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from src.callbacks.samples import SampleTable
+from src.callbacks import samples
+from src.callbacks.samples import ComparisonTable, SampleTable
+from src.rollout.evaluation import Answers, Evaluation
 from tests.tiny import ragged_experience, ragged_rollout
 
 ITERATIONS = 7
+
+
+@pytest.fixture(autouse=True)
+def scores_as_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known of the tokens has its own tests (test_token_numbers.py)."""
+    monkeypatch.setattr(samples, "token_numbers", lambda _, rows: [{"kl": [s]} for s in rows.scores.tolist()])
 
 
 class Tables:
@@ -27,7 +36,10 @@ class Tables:
 
 
 def trainer(*loggers: Any, main: bool = True) -> Any:
-    return SimpleNamespace(is_global_zero=main, num_training_batches=ITERATIONS, loggers=[object(), *loggers])
+    plugin = SimpleNamespace(forward_context=nullcontext)
+    return SimpleNamespace(
+        is_global_zero=main, num_training_batches=ITERATIONS, loggers=[object(), *loggers], precision_plugin=plugin
+    )
 
 
 def go(table: SampleTable, trainer: Any, first: int = 1, last: int = ITERATIONS) -> None:
@@ -50,12 +62,13 @@ def test_the_first_every_so_many_and_the_last_are_written(every: int, kept: list
     assert list(files(tmp_path)) == [f"iteration-{done:06d}" for done in kept]
     experience = ragged_experience(ragged_rollout(rows=4, seed=7), torch.zeros(4, 6), torch.zeros(4, 6), seed=7)
     rows = [json.loads(line) for line in files(tmp_path)["iteration-000007"].splitlines()]
-    assert rows == [
+    expected = [
         {"iteration": 7, "prompt": f"p{i}", "response": f"r{i}", "score": experience.scores[i].item(),
          "finished": i % 2 == 0} for i in range(3)
     ]  # fmt: skip
+    assert rows == [row | {"tokens": {"kl": [row["score"]]}} for row in expected]
     assert [row["iteration"] for row in wandb.rows] == [done for done in kept for _ in range(3)]
-    assert wandb.rows[-3:] == rows
+    assert wandb.rows[-3:] == expected
 
 
 def test_a_resumed_run_has_the_tables_of_one_that_was_not_interrupted(tmp_path: Path) -> None:
@@ -63,16 +76,41 @@ def test_a_resumed_run_has_the_tables_of_one_that_was_not_interrupted(tmp_path: 
     go(SampleTable(str(tmp_path / "whole"), 2, rows=3), trainer())
     first, again = SampleTable(str(tmp_path / "cut"), 2, rows=3), SampleTable(str(tmp_path / "cut"), 2, rows=3)
     go(first, trainer(), last=3)
-    state = json.loads(json.dumps(first.state_dict()))
+    torch.save(first.state_dict(), tmp_path / "state")
+    state = torch.load(tmp_path / "state", weights_only=True)
     go(first, trainer(), first=4, last=6)
     again.load_state_dict(state)
     go(again, trainer(), first=4, last=5)
     assert list(files(tmp_path / "cut")) == [f"iteration-{done:06d}" for done in (1, 2, 4)]
     go(again, trainer(), first=6)
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
-    assert again.state_dict()["table"] == [[row[0], *row[1:]] for row in again.table]
 
 
 def test_one_rank_writes(tmp_path: Path) -> None:
     go(SampleTable(str(tmp_path / "samples"), 1, 3), trainer(main=False))
     assert not (tmp_path / "samples").exists()
+
+
+def test_the_final_comparison_is_a_line_per_prompt(tmp_path: Path) -> None:
+    """Of two batches; what the reward could not score in one role is in neither."""
+    nan = float("nan")
+
+    def answers(first: int, word: str, scores: list[float]) -> Answers:
+        texts = tuple(f"{word}{first + i}" for i in range(len(scores)))
+        prompts = tuple(f"p{first + i}" for i in range(len(scores)))
+        return Answers(prompts, texts, {"score": scores, "kl": [0.5] * len(scores)})
+
+    parts = [
+        Evaluation(answers(0, "a", [1.0, 2.0]), answers(0, "b", [3.0, nan])),
+        Evaluation(answers(2, "a", [4.0]), answers(2, "b", [5.0])),
+    ]
+    for main, name in ((True, "first"), (False, "other")):
+        (tmp_path / name).mkdir()
+        ComparisonTable(str(tmp_path / name)).on_test_end(trainer(main=main), SimpleNamespace(evaluations=parts))  # type: ignore[arg-type]
+    rows = [json.loads(line) for line in (tmp_path / "first" / "comparison.jsonl").read_text().splitlines()]
+    assert [(row["prompt"], row["sft"]["response"], row["ppo"]["response"]) for row in rows] == [
+        ("p0", "a0", "b0"), ("p1", "a1", "b1"), ("p2", "a2", "b2"),
+    ]  # fmt: skip
+    assert [(row["sft"]["score"], row["ppo"]["score"]) for row in rows] == [(1.0, 3.0), ("nan", "nan"), (4.0, 5.0)]
+    assert rows[2]["ppo"]["kl"] == 0.5
+    assert not (tmp_path / "other" / "comparison.jsonl").exists()

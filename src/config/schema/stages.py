@@ -135,6 +135,7 @@ class PPO(Optimization):
     eval_prompts: Count
     held_out: HeldOut
     samples: Samples
+    stop_on_alarm: bool
     advantage: Target
     policy_loss: Target
     old_kl: Target

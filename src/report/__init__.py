@@ -1,0 +1,1 @@
+"""What a run has done, on one page: curves, texts, tokens, settings; several runs compared."""
