@@ -19,7 +19,12 @@ from src.utils.statistics import Figure, bootstrap_mean, share
 from src.utils.text_metrics import distinct_ngrams
 
 SCORED = ("score", "greedy_score", "gold")  # measures that a reward gives: NaN for an answer that it could not score
-AMOUNTS = ("kl", "reference_nats", "response_length", "repetition")  # measures that are no shares, even if every row is 0 or 1
+AMOUNTS = (
+    "kl",
+    "reference_nats",
+    "response_length",
+    "repetition",
+)  # measures that are no shares, even if every row is 0 or 1
 
 
 @dataclass(frozen=True)
