@@ -15,7 +15,11 @@ test test-slow: export OMP_NUM_THREADS = 1
 REVIEWS ?=
 TRL ?=
 
+<<<<<<< HEAD
 .PHONY: help setup demo real test test-slow eval-check real-check results mutants lint format lock audit clean
+=======
+.PHONY: help setup demo test test-slow fixed-points eval-check results mutants lint format lock audit clean
+>>>>>>> objective
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed 's/:.*## /:/' | awk -F: '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -44,6 +48,9 @@ test: setup ## Run the fast tests
 # pytest exits with 5 when it collects nothing; that is fine only as long as no test is marked slow.
 test-slow: setup ## Run the slow tests
 	$(BIN)/python -m pytest -m slow || { test $$? -eq 5 && ! grep -rqs --include='*.py' 'mark\.slow' tests; }
+
+fixed-points: setup ## Train every KL setting to its known optimum, from samples (about twenty minutes)
+	$(BIN)/python -W ignore -m tests.objectives.fixed_points
 
 eval-check: setup ## Let lm_eval (the extra `eval`) read an exported model
 	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[eval]'

@@ -26,11 +26,14 @@ RESULTS = Path(__file__).parent / "results"
 SHARED = ("rollout.samples_per_prompt=4", "ppo.num_iterations=25", "ppo.eval_prompts=256", "resume=never")
 DEFAULT = {"advantage": "gae", "policy_loss": "clip"}
 EXTRA = {"gspo": ["aggregation=sequence_mean"]}
+# they differ by a constant and a factor for all tokens of a batch, which whitening takes away: one algorithm, one row
+EQUAL = {"reward_to_go": ("baseline_batch", "baseline_running", "reinforce_pp")}
 
 
 def options(group: str) -> list[str]:
-    """The options of a group, the default first."""
-    names = files.options(group)
+    """The options of a group, the default first, one of those that are equal under whitening."""
+    repeated = {name for others in EQUAL.values() for name in others}
+    names = [name for name in files.options(group) if name not in repeated]
     return [DEFAULT[group], *(name for name in names if name != DEFAULT[group])]
 
 
@@ -55,7 +58,8 @@ def table(results: dict[str, dict[int, dict[str, Any]]]) -> str:
         speed = ", ".join(f"{result['training_gold']:.2f}" for result in by_seed.values())
         kl = statistics.mean(result["ppo"]["kl"] for result in by_seed.values())
         after = " | ".join(with_interval(result["ppo"], "gold") for result in by_seed.values())
-        lines.append(f"| {choice} | {speed} | {after} | {kl:.1f} |")
+        same = "".join(f", {name}" for name in EQUAL.get(choice.partition("=")[2], ()))
+        lines.append(f"| {choice}{same} | {speed} | {after} | {kl:.1f} |")
     return "\n".join(lines)
 
 

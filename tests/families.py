@@ -30,6 +30,10 @@ BLOCKS: dict[str, dict[str, Any]] = {  # width 16, two layers, two heads
     "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     "pythia-160m": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32},
     "smollm2-135m": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32},
+    "smollm2-135m-instruct": {
+        "hidden_size": 16, "num_hidden_layers": 10, "num_attention_heads": 2, "intermediate_size": 32,
+        "num_key_value_heads": 1, "tie_word_embeddings": True,
+    },
     "qwen2.5-0.5b-instruct": {
         "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
         "num_key_value_heads": 1, "tie_word_embeddings": True,
@@ -43,11 +47,13 @@ CLASSES: dict[str, type[PretrainedConfig]] = {
     "gpt2": GPT2Config,
     "pythia-160m": GPTNeoXConfig,
     "smollm2-135m": LlamaConfig,
+    "smollm2-135m-instruct": LlamaConfig,
     "qwen2.5-0.5b-instruct": Qwen2Config,
     "llama-3.2-1b-instruct": LlamaConfig,
 }
-CONTEXT = {"gpt2": 1024, "pythia-160m": 2048, "smollm2-135m": 8192}  # of the true models; the others read far more
-CHATS = ("qwen2.5-0.5b-instruct", "llama-3.2-1b-instruct")
+# of the true models; the others read far more
+CONTEXT = {"gpt2": 1024, "pythia-160m": 2048, "smollm2-135m": 8192, "smollm2-135m-instruct": 8192}
+CHATS = ("smollm2-135m-instruct", "qwen2.5-0.5b-instruct", "llama-3.2-1b-instruct")
 ROOT = Path(__file__).parents[1]
 
 

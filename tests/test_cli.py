@@ -389,7 +389,7 @@ def test_a_language_model_is_no_reward_model(artifacts, tmp_path):
 
 
 def test_data_that_cannot_be_read(tmp_path):
-    base = ["experiment=movie_reviews", "stage=sft", f"log_dir={tmp_path}"]
+    base = ["data=movie_reviews", "stage=sft", f"log_dir={tmp_path}"]
     assert "data.path must be given" in refusal(base)
     assert "there is no file /no/such.jsonl" in refusal([*base, "data.path=/no/such.jsonl"])
     (tmp_path / "broken.jsonl").write_text('{"text": "a b c d e f", "rating": 1}\n{"text": broken\n')

@@ -14,7 +14,7 @@ def token_rewards(scores: PerSequence, credit: PerToken, kl: PerToken, mask: Mas
     Source: InstructGPT, eq. 2 (https://arxiv.org/abs/2203.02155), where credit_t = 0. A reward that credits tokens has
     score = sum_t credit_t before shaping, which scales and clips credits with the score; the last token gets what is
     left: the shift of a normalized score, and the missing-EOS rule. It is the last *valid* action (the stop token when
-    there is one), as in OpenRLHF, verl and torchtune; TRL puts the score one slot later.
+    there is one), as in OpenRLHF, verl and NeMo-RL; TRL and torchtune put the score one slot later.
     Shapes: scores (B,), credit (B, T), kl (B, T) nats, mask (B, T) bool -> (B, T), 0 outside the mask. A row without
     any counted token gets no reward at all.
     """

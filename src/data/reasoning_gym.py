@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Any
 
 from src.data.prompts import PromptWriter
@@ -10,13 +9,15 @@ from src.data.sources import Row
 from src.data.tables import SPLITS, check_split
 from src.errors import DataError, require
 from src.types import PromptRow
+from src.utils.gym import task_of
 
 
 class ReasoningGym:
     """`questions` distinct questions of a task, of which the share `held_out` is each of validation and test.
 
     A question is a user's message if `chat` is set, and the task's own answer, written in `answer_format`, is what SFT
-    imitates. Prompts carry the columns `answer` and `entry`, which the reward of the same name verifies with.
+    imitates. Prompts carry the columns `answer`, `entry`, `task` and `params`, by which the reward of the same name
+    finds the verifier.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class ReasoningGym:
         require(questions >= 10, "questions", questions, "at least 10")
         require(0 < held_out < 0.5, "held_out", held_out, "above 0 and below 0.5")
         require("{answer}" in answer_format, "answer_format", answer_format, "a text with {answer} in it")
-        self.task, self.answer_format = task, answer_format
+        self.task, self.params, self.answer_format = task, params, answer_format
         self.writer = PromptWriter(None, chat, system, chat_template, tokenizer)
         entries = distinct(task_of(task, params, questions, seed), questions)
         cut = max(1, round(len(entries) * held_out))
@@ -51,52 +52,32 @@ class ReasoningGym:
     def texts(self, split: str) -> list[str]:
         """Each question with its answer."""
         check_split(split)
-        return [self._text(entry, number) for number, entry in enumerate(self._entries[split], start=1)]
+        return [self._text(row) for row in self._rows(split)]
 
     def prompts(self, split: str) -> list[PromptRow]:
         """The questions."""
         check_split(split)
         return [
-            PromptRow(self.writer.write(entry["question"], self._row(entry, number))[0], columns(entry))
-            for number, entry in enumerate(self._entries[split], start=1)
+            PromptRow(self.writer.write(row.columns["entry"]["question"], row)[0], row.columns)
+            for row in self._rows(split)
         ]
 
     def quality(self, texts: list[str]) -> dict[str, list[float]]:
         """No measure: the verifier says it all."""
         return {}
 
-    def _text(self, entry: dict[str, Any], number: int) -> str:
-        row = self._row(entry, number)
-        prompt, messages = self.writer.write(entry["question"], row)
-        answer = self.answer_format.replace("{answer}", str(entry["answer"]))
+    def _text(self, row: Row) -> str:
+        prompt, messages = self.writer.write(row.columns["entry"]["question"], row)
+        answer = self.answer_format.replace("{answer}", str(row.columns["answer"]))
         return prompt + self.writer.follow(prompt, answer, messages, row)
 
-    def _row(self, entry: dict[str, Any], number: int) -> Row:
-        return Row(f"reasoning-gym {self.task}, question {number}", columns(entry))
-
-
-def columns(entry: dict[str, Any]) -> dict[str, Any]:
-    """What a prompt carries: the task's answer, and the whole entry for its verifier."""
-    return {"answer": entry["answer"], "entry": entry}
-
-
-def task_of(task: str, params: dict[str, Any] | None, size: int = 1, seed: int = 1) -> Any:
-    """The data set of a task. Raises `DataError` for a task or parameters that the package does not know."""
-    try:
-        import reasoning_gym
-        from reasoning_gym.factory import DATASETS
-    except ImportError as error:
-        raise DataError(
-            f"data.task={task}: the package reasoning-gym is not installed: pip install -e '.[real]'"
-        ) from error
-    if task not in DATASETS:
-        close = get_close_matches(task, DATASETS, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(close)}?" if close else "its gallery lists them"
-        raise DataError(f"data.task={task}: reasoning-gym has no such task; {hint}")
-    try:
-        return reasoning_gym.create_dataset(task, size=size, seed=seed, **(params or {}))
-    except (TypeError, ValueError, AssertionError) as error:
-        raise DataError(f"data.params={params}: the task {task} refuses them: {error}") from error
+    def _rows(self, split: str) -> list[Row]:
+        """The entries with what a prompt carries."""
+        own = {"task": self.task, "params": self.params}
+        return [
+            Row(f"reasoning-gym {self.task}, question {number}", {"answer": entry["answer"], "entry": entry, **own})
+            for number, entry in enumerate(self._entries[split], start=1)
+        ]
 
 
 def distinct(task: Any, questions: int) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ NEEDS = {
     "data=movie_reviews": "data.path=here",
     "data=custom": "data.path=here",
     "data=custom_texts": "data.path=here",
+    "data=reasoning_gym": "data.task=chain_sum",
     "experiment=movie_reviews": "data.path=here",
     "kl_estimator=exact": "kl=both",
     "kl_estimator=k2": "kl=loss",

@@ -139,7 +139,7 @@ def test_what_lies_just_beside_is_allowed() -> None:
         "trainer.precision=bf16-mixed",
         "trainer=ddp trainer.devices=4",
         "+trainer.benchmark=true",
-        "experiment=movie_reviews data.path=here kl=none",  # the experiment sets ppo.kl_coef
+        "experiment=arithmetic kl=none",  # the experiment sets ppo.kl_coef
     ):
         check(overrides)
 

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from src.data.reasoning_gym import ReasoningGym, task_of
+from src.data.reasoning_gym import ReasoningGym
 from src.errors import DataError, RewardError, SettingError
 from src.rewards.reasoning_gym import TaskVerifier
 from src.runs.start import start
 from src.types import PromptRow
+from src.utils.gym import task_of
 from tests.conftest import TINY_RUN
 from tests.tiny import FOREIGN_WARNINGS, write_lm
 
@@ -42,7 +43,7 @@ def test_no_question_is_in_two_splits_and_every_answer_is_right(task: str) -> No
     assert len(found["validation"]) == len(found["test"]) == round(len(questions) * 0.1)
     rows = found["test"]
     answers = [str(row.metadata["answer"]) for row in rows]
-    marks = TaskVerifier(task, TASKS[task]).score([], answers, [row.metadata for row in rows])
+    marks = TaskVerifier().score([], answers, [row.metadata for row in rows])
     assert marks.tolist() == [1.0] * len(rows)
 
 
@@ -102,7 +103,7 @@ def test_the_last_match_of_the_pattern_is_the_answer() -> None:
         f"<a>{right}</a> no, <a>7000</a>",
         f"it is {right}",
     ]
-    verifier = TaskVerifier("chain_sum", TASKS["chain_sum"], "<a>(.*?)</a>")
+    verifier = TaskVerifier("<a>(.*?)</a>")
     parts = verifier.score_parts([], responses, [row.metadata] * 3)
     assert parts["mark"].tolist() == [1.0, 0.0, 0.0]
     assert parts["without_answer"].tolist() == [0.0, 0.0, 1.0]
@@ -112,7 +113,7 @@ def test_the_last_match_of_the_pattern_is_the_answer() -> None:
 def test_an_answer_on_which_the_verifier_fails_is_counted() -> None:
     """The parser of prime factors raises on words; a whole empty response has no answer."""
     row = row_of("prime_factorization")
-    parts = TaskVerifier("prime_factorization").score_parts([], ["two times three", "  "], [row.metadata] * 2)
+    parts = TaskVerifier().score_parts([], ["two times three", "  "], [row.metadata] * 2)
     assert parts["mark"].tolist() == [0.0, 0.0]
     assert parts["failed"].tolist() == [1.0, 0.0]
     assert parts["without_answer"].tolist() == [0.0, 1.0]
@@ -122,19 +123,19 @@ def test_partial_marks_are_not_right() -> None:
     """For an answer that holds the right one the package's own rule gives the share of its letters."""
     row = row_of("chain_sum")
     right = row.metadata["answer"]
-    parts = TaskVerifier("chain_sum").score_parts([], [f"{right} it is"], [row.metadata])
+    parts = TaskVerifier().score_parts([], [f"{right} it is"], [row.metadata])
     assert parts["mark"].item() == pytest.approx(len(right) / len(f"{right} it is"))
     assert parts["right"].item() == 0.0
 
 
 def test_rows_of_another_data_set_are_refused() -> None:
     with pytest.raises(RewardError, match="entry"):
-        TaskVerifier("chain_sum").score([], ["1"], [{"answer": "1"}])
+        TaskVerifier().score([], ["1"], [{"answer": "1"}])
 
 
 def test_a_pattern_needs_one_group() -> None:
     with pytest.raises(SettingError, match="one group"):
-        TaskVerifier("chain_sum", None, "a|b")
+        TaskVerifier("a|b")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -65,6 +65,16 @@ def logits(seed: int) -> Tensor:
     return torch.randn(len(STATES), WORDS, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
+def states_of(response_ids: Tensor) -> Tensor:
+    """The number of the state before each word of responses (B, T); that of another state after a response's end."""
+    places = WORDS ** torch.arange(LONGEST)
+    numbers = torch.zeros(LONGEST, WORDS**LONGEST, dtype=torch.long)
+    for number, state in enumerate(STATES):
+        numbers[len(state), sum(word * WORDS**place for place, word in enumerate(state))] = number
+    before = (response_ids * places).cumsum(1) - response_ids * places
+    return numbers[torch.arange(LONGEST), before]
+
+
 class Table(Roles):
     """Policy and reference as tables; the value of each state is given."""
 
@@ -84,19 +94,13 @@ class Table(Roles):
     def distribution(self, rollout: Rollout, temperature: float, role: Role = "policy") -> TokenDistribution:
         """pi(. | s_t), from the state's row."""
         mask = rollout.response_mask
-        rows = [STATES.index(tuple(row[:t].tolist())) for row, m in zip(rollout.response_ids, mask, strict=True)
-                for t in range(int(m.sum()))]  # fmt: skip
-        hidden = torch.eye(len(STATES), dtype=torch.float64)[rows]
+        hidden = torch.eye(len(STATES), dtype=torch.float64)[states_of(rollout.response_ids)[mask]]
         return TokenDistribution(hidden, self.heads[role], rollout.response_ids[mask], mask, temperature)
 
     def values(self, rollout: Rollout) -> Tensor:
         """V(s_t) as given."""
         assert self.known is not None
-        mask, found = rollout.response_mask, torch.zeros(rollout.response_mask.shape, dtype=torch.float64)
-        for i, row in enumerate(rollout.response_ids):
-            for t in range(int(mask[i].sum())):
-                found[i, t] = self.known[STATES.index(tuple(row[:t].tolist()))]
-        return found
+        return self.known[states_of(rollout.response_ids)] * rollout.response_mask
 
     @contextmanager
     def acting(self, role: Role) -> Iterator[Any]:
@@ -134,9 +138,9 @@ class Score:
 
     def score_rollout(self, rollout: Rollout) -> Tensor:
         """(B,)."""
-        rows = [tuple(row[m].tolist()) for row, m in zip(rollout.response_ids, rollout.response_mask, strict=True)]
-        found = [BETA * sum(log_ratio(logits(0), self.reference, row)) + CONSTANT for row in rows]
-        return torch.tensor(found, dtype=torch.float64)
+        ratios = logits(0).log_softmax(-1) - self.reference.log_softmax(-1)
+        found = ratios[states_of(rollout.response_ids), rollout.response_ids] * rollout.response_mask
+        return BETA * found.sum(1) + CONSTANT
 
 
 def optimal_values(reference: Tensor) -> Tensor:
@@ -144,10 +148,9 @@ def optimal_values(reference: Tensor) -> Tensor:
     return torch.tensor([CONSTANT + BETA * sum(log_ratio(logits(0), reference, s)) for s in STATES]).double()
 
 
-def rollout(drawn: dict[Response, Fraction], samples: int = ROWS) -> Rollout:
-    """A batch that holds each response in its share."""
-    rows = [response for response, share in drawn.items() for _ in range(int(share * samples))]
-    assert len(rows) == samples
+def rollout(rows: Sequence[Response], group: int) -> Rollout:
+    """A batch of these responses, `group` in a row for a prompt of their own."""
+    samples = len(rows)
     lengths = torch.tensor([len(row) for row in rows])
     return Rollout(
         prompt_ids=torch.ones(samples, 1, dtype=torch.long), prompt_mask=torch.ones(samples, 1, dtype=torch.bool),
@@ -155,7 +158,7 @@ def rollout(drawn: dict[Response, Fraction], samples: int = ROWS) -> Rollout:
         response_mask=torch.arange(LONGEST) < lengths.unsqueeze(1),
         behavior_logprobs=torch.zeros(samples, LONGEST, dtype=torch.float64),
         finished=torch.tensor([row[-1] == STOP for row in rows]),
-        prompt_index=torch.zeros(samples, dtype=torch.long), group_ids=torch.zeros(samples, dtype=torch.long),
+        prompt_index=torch.zeros(samples, dtype=torch.long), group_ids=torch.arange(samples) // group,
         prompts=("",) * samples, responses=("",) * samples, metadata=({},) * samples, policy_version=0,
     )  # fmt: skip
 
@@ -179,7 +182,7 @@ def gradient(
         shaping=ScoreShaping(NoScaling(), None, IgnoreMissingEos()),
         whiten_rewards=whiten_rewards, whiten_advantages=whiten_advantages, batch_size=ROWS,
     )  # fmt: skip
-    maker.batch = rollout(RESPONSES)
+    maker.batch = rollout([row for row, share in RESPONSES.items() for _ in range(int(share * ROWS))], ROWS)
     reward = Score(roles.heads["reference"].weight.t().detach())
     prompts: Any = None
     experience, _ = maker.make(roles, reward, prompts, 0, torch.Generator())

@@ -80,7 +80,8 @@ constant to the reward of each token; with gamma below 1; and with `aggregation=
 the advantages, as it weighs the tokens of short responses more. `kl=both` is refused with
 `aggregation=sequence_mean`, `advantage=reinforce_pp` and `ppo.group_scale=true`, which weigh its two parts
 differently. With several minibatches the KL in the loss is that of states which the old policy has visited, and
-`policy_loss=clip` clips the policy's term alone.
+`policy_loss=clip` clips the policy's term alone. `make fixed-points` trains from samples, in two minibatches,
+with every setting of the table that reaches pi*, and measures the KL(pi, pi*) that is left.
 
 **Which to choose.** `kl=reward` with k1 is the default: at pi* reward and KL cancel in each sample, so its noise
 vanishes there, and it needs no pass over the vocabulary.

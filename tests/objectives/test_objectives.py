@@ -12,8 +12,9 @@ from torch.testing import assert_close
 from src.core.estimators import GAE
 from src.core.policy_losses import ClippedSurrogate
 from src.rollout.experience import ReferenceKL
-from tests.objectives.bandit import LONGEST, STATES, Table, gradient, logits, optimal_values
-from tests.objectives.enumeration import Problem, distance
+from tests.objectives.bandit import LONGEST, STATES, Table, gradient, logits, optimal_values, states_of
+from tests.objectives.enumeration import Problem, all_responses, distance
+from tests.objectives.fixed_points import START, train
 from tests.objectives.page import ADVANTAGES, AGGREGATIONS, ESTIMATORS, LOSSES, MEANING, PAIRS, SEED, measured, page
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +92,21 @@ def test_the_enumeration_finds_the_optimum_from_elsewhere() -> None:
     assert distance(problem, logits(4)) > 0.1
     assert distance(problem, table) < 1e-6
     assert float(Table(logits(0), logits(1), optimal_values(logits(1))).known.std()) > 0.01  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("place", "kind"), [("reward", "k1"), ("both", "exact")])
+def test_samples_lead_to_the_optimum(place: str, kind: str) -> None:
+    """What `make fixed-points` does for every setting, in few steps."""
+    start = distance(Problem(logits(SEED), place, kind), logits(START))
+    left = train(place, kind, 12, seed=1)
+    assert left < 0.7 * start
+
+
+def test_the_numbers_of_states_are_those_of_the_list() -> None:
+    responses = all_responses()
+    ids = torch.tensor([[*row, *[0] * (LONGEST - len(row))] for row in responses])
+    for row, found in zip(responses, states_of(ids), strict=True):
+        assert found[: len(row)].tolist() == [STATES.index(row[:t]) for t in range(len(row))]
 
 
 def test_the_page_is_what_the_code_does() -> None:

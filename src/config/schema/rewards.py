@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from src.config.schema.nodes import Count, NonNegative, Positive, Target, Typed
 
 
@@ -63,8 +61,6 @@ class NumericMatch(Typed):
 class TaskVerifier(Typed):
     """The verifier of a task of reasoning-gym."""
 
-    task: str
-    params: dict[str, Any] | None
     pattern: str | None
 
 
