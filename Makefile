@@ -15,11 +15,7 @@ test test-slow: export OMP_NUM_THREADS = 1
 REVIEWS ?=
 TRL ?=
 
-<<<<<<< HEAD
-.PHONY: help setup demo real test test-slow eval-check real-check results mutants lint format lock audit clean
-=======
-.PHONY: help setup demo test test-slow fixed-points eval-check results mutants lint format lock audit clean
->>>>>>> objective
+.PHONY: help setup demo real test test-slow fixed-points eval-check real-check results mutants lint format lock audit clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed 's/:.*## /:/' | awk -F: '{printf "  make %-10s %s\n", $$1, $$2}'

@@ -132,7 +132,11 @@ def test_without_an_adapter_in_ppo_the_reward_stage_is_run_all_the_same(
         given.append((run.stage, run.model.path, run.reward.path if run.stage == "ppo" else None))
         Path(run.run_dir).mkdir(parents=True)
         names = ("nll_per_token", "accuracy", "accuracy_all_pairs")
-        figures = {"n": dict.fromkeys(names, 9), "interval": dict.fromkeys(names, (1.0, 1.0)), **dict.fromkeys(names, 1.0)}
+        figures = {
+            "n": dict.fromkeys(names, 9),
+            "interval": dict.fromkeys(names, (1.0, 1.0)),
+            **dict.fromkeys(names, 1.0),
+        }
         return {"stage": run.stage, "sft": figures, "reward_model": figures}
 
     monkeypatch.setattr(pipeline, "train", pretend)

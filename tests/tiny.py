@@ -123,7 +123,7 @@ def make_roles(
     noise = torch.Generator().manual_seed(11)
     with torch.no_grad():
         if roles.value_head is not None:
-            roles.value_head.weight.normal_(std=0.25, generator=torch.Generator().manual_seed(5))
+            roles.value_head.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(5))
         if spread:
             for parameter in [*roles.policy_parameters(), *roles.critic_parameters()]:
                 parameter += spread * torch.randn(parameter.shape, generator=noise).to(parameter)

@@ -13,6 +13,7 @@ from src.callbacks.token_numbers import token_numbers
 from src.modules.ppo import PPOModule
 from src.rollout.evaluation import Answers, merge
 from src.types import Experience, select
+from src.utils.exits import attempt
 from src.utils.nonfinite import json_number
 
 COMPARISON = "comparison.jsonl"
@@ -63,8 +64,13 @@ class SampleTable(Callback):
             self._write(done)
 
     def _write(self, done: int) -> None:
+        """Write a table, which a checkpoint keeps too: a full disk does not end the run here."""
+        file = self.folder / f"iteration-{done:06d}.jsonl"
+        attempt(str(file), lambda: self._put(file, self.tables[done]))
+
+    def _put(self, file: Path, content: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / f"iteration-{done:06d}.jsonl").write_text(self.tables[done], encoding="utf-8")
+        file.write_text(content, encoding="utf-8")
 
     def _rows(self) -> list[list[Any]]:
         """All samples without the numbers of their tokens."""

@@ -37,9 +37,10 @@ def read(folder):
     return json.loads((folder / "result.json").read_text()), rows
 
 
-def bootstrap(values):
-    """Mean and 95% percentile interval, from resamples of our own."""
-    values, draws = np.array(values, dtype=float), np.random.default_rng(12345)
+def bootstrap(values, prompts):
+    """Mean and 95% percentile interval over distinct prompts, each as often as the others, from our own resamples."""
+    own = {prompt: [v for v, p in zip(values, prompts, strict=True) if p == prompt] for prompt in prompts}
+    values, draws = np.array([np.mean(each) for each in own.values()]), np.random.default_rng(12345)
     means = [values[draws.integers(len(values), size=len(values))].mean() for _ in range(20000)]
     return values.mean(), np.percentile(means, [2.5, 97.5])
 
@@ -57,7 +58,7 @@ def test_win_rate_and_its_interval_agree_with_a_direct_computation(answered):
     scores = {role: [row["score"] for row in rows if row["role"] == role] for role in ("reference", "policy")}
     wins = [1.0 if p > r else 0.5 if p == r else 0.0 for r, p in zip(*scores.values(), strict=True)]
     assert {0.5} < set(wins)  # ties and others
-    value, interval = bootstrap(wins)
+    value, interval = bootstrap(wins, [row["prompt"] for row in rows if row["role"] == "policy"])
     assert result["win_rate"]["score"] == pytest.approx(value)
     assert result["win_rate"]["n"]["score"] == 24
     assert result["win_rate"]["interval"]["score"] == pytest.approx(interval, abs=0.03)  # 2000 resamples, other draws
