@@ -19,7 +19,7 @@ from torch.testing import assert_close
 
 from src.core.aggregation import constant_length, sequence_mean, token_mean
 from src.core.estimators import GAE, GreedyBaseline, LeaveOneOut, RunningMeanBaseline
-from src.core.value_losses import SquaredError
+from src.core.value_losses import ClippedSquaredError, SquaredError
 from src.errors import RewardError
 from src.models.roles import Roles
 from src.rollout.kl_controller import AdaptiveKL
@@ -124,7 +124,8 @@ def learn(folder: Path, base: str, aggregation: str, lora: Any, settings: dict[s
     gradients = Gradients()
     module = make_module(
         roles, minibatch_size=3, micro_batch_size=2, entropy_coef=0.1, ptx_coef=0.3, batch_size=7,
-        aggregation=AGGREGATIONS[aggregation], **settings,
+        aggregation=AGGREGATIONS[aggregation],
+        value_loss=ClippedSquaredError(5.0), **settings,  # none is clipped, which would leave no gradient
     )  # fmt: skip
     recorder, _ = fit(module, folder, iterations=1, callbacks=(Inject(experience, text), gradients), **together())
     weights = snapshot([*roles.policy_parameters(), *roles.critic_parameters()])

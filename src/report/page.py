@@ -95,8 +95,12 @@ def write(path: Path, template: str, content: dict[str, Any]) -> Path:
         )
     )
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:  # half of it would fill a full disk
+        temporary.unlink(missing_ok=True)
+        raise
     return path
 
 
