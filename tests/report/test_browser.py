@@ -97,10 +97,8 @@ def test_every_chart_is_drawn_without_an_error_and_nothing_is_wider_than_the_scr
     visible = page.locator(".chart:visible")
     assert visible.count() > 10
     for index in range(visible.count()):
-        chart = visible.nth(index)
-        chart.scroll_into_view_if_needed()
-        page.wait_for_function("e => e.querySelector('.bk-Figure')?.shadowRoot?.querySelector('canvas')?.width > 100",
-                               arg=chart.element_handle())  # fmt: skip
+        visible.nth(index).scroll_into_view_if_needed()
+        visible.nth(index).locator("canvas").first.wait_for()
     assert colors_of(visible.nth(2)) > 20
     assert page.evaluate("document.documentElement.scrollWidth") == size["width"]
 
