@@ -57,6 +57,7 @@ def visit(browser, pages):
         context = browser.new_context(viewport=size, color_scheme=scheme, offline=True)
         contexts.append(context)
         page = context.new_page()
+        page.set_default_timeout(120_000)  # a busy machine
         page.on("console", lambda message: seen.append(message.text) if message.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: seen.append(str(error)))
         page.on("dialog", lambda dialog: (seen.append(f"a dialog: {dialog.message}"), dialog.dismiss()))
@@ -125,7 +126,7 @@ def test_a_chart_answers_the_pointer(visit):
     page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.5)
     page.mouse.move(box["x"] + box["width"] * 0.62, box["y"] + box["height"] * 0.5)
     tip = chart.locator(".bk-Tooltip")
-    tip.first.wait_for(timeout=5000)
+    tip.first.wait_for()
     assert "iteration" in tip.first.inner_text()
 
 
