@@ -65,7 +65,7 @@ def test_the_table_has_what_differs_and_what_came_of_it(page):
     for cell in ("clip-0.1_seed-1", "clip-0.4_seed-1", "not finished, 7 of 50", score):
         assert cell in page, cell
     header = page.split("<thead>")[1].split("</thead>")[0]
-    assert header.startswith("<tr><th>run</th><th>seed</th><th>ppo.clip</th><th>state</th>")  # no ppo.clip_low
+    assert header.startswith("<tr><th>run</th><th>ppo.clip</th><th>seed</th><th>state</th>")  # no ppo.clip_low
     assert page.index("ppo.clip=0.5") < page.index("Results")
 
 
