@@ -42,7 +42,7 @@ class Alarms(Callback):
         pl_module.log("rollout/distinct", distinct, batch_size=len(texts))
         logged = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
         row = {name: value for name, value in logged.items() if not name.startswith(NOT_SEEN)}
-        self.rows.append(row | {"rollout/distinct": distinct, "policy/max_grad_norm": pl_module.settings.max_grad_norm})
+        self.rows.append(row | {"rollout/distinct": distinct, "max_grad_norm": pl_module.settings.max_grad_norm})
         alarms = fired(self.rows, self.fired)
         self.rows[-1] = {name: value for name, value in self.rows[-1].items() if name in READ}
         for alarm in alarms:

@@ -15,7 +15,7 @@ SHORT, LONG = 5, 20  # rows
 READ = (  # what the rules read of earlier rows; the last one must be finite as a whole
     *("rollout/score", "rollout/score_std", "rollout/gold", "rollout/kl", "rollout/response_length"),
     *("rollout/eos_fraction", "rollout/distinct", "policy/ratio", "policy/old_kl", "policy/clip_fraction"),
-    *("policy/entropy", "policy/grad_norm", "policy/max_grad_norm", "critic/explained_variance"),
+    *("policy/entropy", "policy/grad_norm", "max_grad_norm", "critic/explained_variance"),
 )
 REPLAYED = 300  # rows of a long run after which the rules are asked again
 
@@ -163,7 +163,7 @@ def _eos(rows: Rows) -> str | None:
 
 
 def _gradient(rows: Rows) -> str | None:
-    norms, limit = _last(rows, "policy/grad_norm", LONG), _last(rows, "policy/max_grad_norm", 1)
+    norms, limit = _last(rows, "policy/grad_norm", LONG), _last(rows, "max_grad_norm", 1)
     clipped = norms and limit and min(norms) > 10 * limit[0]
     return f"gradient norm {min(norms):.3g} or more for {LONG} rows, clipped to {limit[0]:g}" if clipped else None
 

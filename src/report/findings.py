@@ -82,7 +82,7 @@ def _alarms(run: RunData) -> list[Finding]:
     """The alarms of the run, as they were or would have been given while it trained."""
     steps, planned = sorted(run.metrics), run.config.get("ppo")
     limit = planned.get("max_grad_norm") if isinstance(planned, dict) else None
-    known = {"policy/max_grad_norm": float(limit)} if isinstance(limit, int | float) else {}
+    known = {"max_grad_norm": float(limit)} if isinstance(limit, int | float) else {}
     return [
         Finding(
             f"{alarm.rule.name} ({alarm.numbers})",

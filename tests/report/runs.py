@@ -72,10 +72,12 @@ def result(score: float = 2.0, interval: tuple[float, float] = (1.5, 2.2)) -> di
     }  # fmt: skip
 
 
-def write_run(folder: Path, *overrides: str, iterations: int = 40, finished: bool = True, **changed: Any) -> Path:
+def write_run(
+    folder: Path, *overrides: str, iterations: int = 40, finished: bool = True, stage: str = "ppo", **changed: Any
+) -> Path:
     """A run's folder; `changed` replaces metrics, samples, comparison or result."""
     (folder / "samples").mkdir(parents=True)
-    (folder / "config.yaml").write_text(_config(("stage=ppo", *overrides)))
+    (folder / "config.yaml").write_text(_config((f"stage={stage}", *overrides)))
     write_table(folder / "metrics.csv", changed.get("metrics") or metrics(iterations))
     write_table(folder / "timing.csv", {step: {"time/rollout_seconds": 0.3} for step in range(1, iterations + 1)})
     kept = changed.get("samples") or [
@@ -86,7 +88,7 @@ def write_run(folder: Path, *overrides: str, iterations: int = 40, finished: boo
         write_lines(folder / "samples" / f"iteration-{iteration:06d}.jsonl", own)
     if finished:
         write_lines(folder / "comparison.jsonl", changed.get("comparison") or answers(9))
-        (folder / "result.json").write_text(json.dumps(changed.get("result") or result()))
+        (folder / "result.json").write_text(json.dumps(changed.get("result") or result()) + "\n")
     return folder
 
 

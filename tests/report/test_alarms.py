@@ -21,7 +21,7 @@ def healthy(count: int) -> list[dict[str, float]]:
             "rollout/score": 2 * grown, "rollout/score_std": 0.5, "rollout/gold": grown, "rollout/kl": 4 * grown,
             "rollout/response_length": 16 + 4 * grown, "rollout/eos_fraction": 1.0, "rollout/distinct": 1.0,
             "policy/ratio": 1.0, "policy/old_kl": 0.01, "policy/clip_fraction": 0.05,
-            "policy/entropy": 1.5 - 0.2 * grown, "policy/grad_norm": 0.3, "policy/max_grad_norm": 1.0,
+            "policy/entropy": 1.5 - 0.2 * grown, "policy/grad_norm": 0.3, "max_grad_norm": 1.0,
             "critic/explained_variance": 0.6 * grown - 0.1,
         })  # fmt: skip
     return rows

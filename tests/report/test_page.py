@@ -29,21 +29,23 @@ class Tags(HTMLParser):
         self.scripts: list[str] = []
         self.data: dict[str, str] = {}
         self._id: str | None = None
+        self._runs = False
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
         self._id = dict(attrs).get("id")
-        if tag == "script" and "type" not in dict(attrs):
+        self._runs = tag == "script" and "type" not in dict(attrs)
+        if self._runs:
             self.scripts.append("")
 
     def handle_endtag(self, tag):
-        self._id = None
+        self._id, self._runs = None, False
 
     def handle_data(self, data):
         if self._id:
             self.data[self._id] = self.data.get(self._id, "") + data
-        elif self.tags and self.tags[-1][0] == "script" and self.scripts:
+        elif self._runs:
             self.scripts[-1] += data
 
 
@@ -115,7 +117,7 @@ def test_the_largest_page_is_below_two_megabytes(tmp_path):
 
 
 def test_every_chart_of_the_page_has_its_data_and_a_name_for_those_who_do_not_see_it(tmp_path):
-    write_run(tmp_path / "all" / "sft")
+    write_run(tmp_path / "all" / "sft", stage="sft")
     tags = Tags(page_of(write_run(tmp_path / "all" / "ppo")))
     drawn = [attributes for _, attributes in tags.tags if "data-chart" in attributes]
     charts = json.loads(tags.data["data"])["charts"]
