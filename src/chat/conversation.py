@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
+from src.models.text import encode_prompts
+
 Message = dict[str, str]
 
 
@@ -58,7 +60,7 @@ class Conversation:
     def ids(self) -> list[int]:
         """Token ids of the messages, up to where the answer begins."""
         if not self.has_template:
-            return list(self.tokenizer(self.messages[-1]["content"])["input_ids"])
+            return encode_prompts(self.tokenizer, [self.messages[-1]["content"]])[0]
         first = [{"role": "system", "content": self.system}] if self.system else []
         text = self.tokenizer.apply_chat_template([*first, *self.messages], add_generation_prompt=True, tokenize=False)
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

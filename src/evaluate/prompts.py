@@ -16,10 +16,11 @@ from src.config.schema import PPORun
 from src.core.padding import pad_left
 from src.evaluate.prompt_file import PromptFile, given_responses, read_prompts
 from src.evaluate.text_metrics import distinct_ngrams, repetition
+from src.models.endings import endings
 from src.models.inference_roles import load_inference_roles
 from src.models.loading import load_tokenizer
 from src.models.roles import Role
-from src.models.text import encode_with_end
+from src.models.text import encode_prompts
 from src.rewards.adapter import AdapterReward
 from src.rollout.evaluation import Answers, Evaluation, Evaluator, joined, with_figure
 from src.stages.ppo import PPOStage
@@ -109,10 +110,11 @@ def as_rollout(prompts: PromptFile, responses: list[list[str]], model: str) -> R
     flat = [
         (i, row, text) for i, (row, texts) in enumerate(zip(prompts.rows, responses, strict=True)) for text in texts
     ]
-    prompt_ids, prompt_mask = pad_left(
-        tokenizer([row.prompt for _, row, _ in flat])["input_ids"], tokenizer.pad_token_id
-    )
-    rows = encode_with_end(tokenizer, [text for _, _, text in flat])
+    ends = endings(tokenizer)
+    prompts_of = [row.prompt for _, row, _ in flat]
+    prompt_ids, prompt_mask = pad_left(encode_prompts(tokenizer, prompts_of), tokenizer.pad_token_id)
+    answers = encode_prompts(tokenizer, [text for _, _, text in flat], special=False)
+    rows = [ends.closed(answer, prompt) for answer, prompt in zip(answers, prompts_of, strict=True)]
     width = max(map(len, rows))
     ids = torch.tensor([[*row, *[tokenizer.pad_token_id] * (width - len(row))] for row in rows])
     mask = torch.arange(width) < torch.tensor([len(row) for row in rows]).unsqueeze(1)
@@ -126,7 +128,7 @@ def as_rollout(prompts: PromptFile, responses: list[list[str]], model: str) -> R
         finished=torch.ones(len(flat), dtype=torch.bool),
         prompt_index=index,
         group_ids=index,
-        prompts=tuple(row.prompt for _, row, _ in flat),
+        prompts=tuple(prompts_of),
         responses=tuple(text for _, _, text in flat),
         metadata=tuple({k: v for k, v in row.metadata.items() if k != "responses"} for _, row, _ in flat),
         policy_version=0,
