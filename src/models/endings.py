@@ -17,14 +17,15 @@ class Endings:
     ids: frozenset[int]  # each of them ends a response
     eos: int  # of the tokenizer
     turn: int | None  # the special token that the chat template writes after an answer; None without any
-    sign: str = ""  # what every chat holds: the opening of an answer, or the turn's end as text
+    signs: tuple[str, ...] = ()  # of a chat: the opening of an answer, the end of a turn
     after: str = ""  # all that the chat template writes after an answer
 
     def closed(self, row: list[int], text: str) -> list[int]:
         """The token ids of a text, ended by exactly one of these tokens."""
         if row and row[-1] in self.ids:
             return row
-        return [*row, self.turn if self.turn is not None and self.sign in text else self.eos]
+        chat = any(sign in text for sign in self.signs)
+        return [*row, self.turn if self.turn is not None and chat else self.eos]
 
     def without_end(self, row: list[int]) -> list[int]:
         """The token ids of a response without the token that ends it, if one does."""
@@ -44,7 +45,8 @@ def endings(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | N
     if end is None:
         return Endings(frozenset(ids), tokenizer.eos_token_id, None)
     turn = tokenizer.convert_tokens_to_ids(end)
-    return Endings(frozenset({*ids, turn}), tokenizer.eos_token_id, turn, opening or end, after)
+    signs = (end, opening) if opening else (end,)
+    return Endings(frozenset({*ids, turn}), tokenizer.eos_token_id, turn, signs, after)
 
 
 def _around_an_answer(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
@@ -58,4 +60,5 @@ def _around_an_answer(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
         )
     except Exception:  # a template may raise anything; data that go through it say so
         return "", ""
-    return answered.rpartition(PROBE)[2] if PROBE in answered else "", opened.removeprefix(asked).strip()
+    opening = opened.removeprefix(asked).strip() if opened.startswith(asked) else ""
+    return answered.rpartition(PROBE)[2] if PROBE in answered else "", opening

@@ -10,9 +10,9 @@ from src.models.endings import Endings, endings
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool = True) -> list[list[int]]:
-    """The token ids of texts that go on: `special` adds what the tokenizer puts before a text, never what it puts after.
+    """The token ids of texts that are to be continued: without what some tokenizers put after every text.
 
-    Some tokenizers close every text by themselves, with an end token or a separator.
+    `special`: with what the tokenizer puts before a text.
     """
     rows = tokenizer(texts, add_special_tokens=special, return_attention_mask=False)["input_ids"] if texts else []
     closing = _closing(tokenizer) if special and texts else 0
