@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, Trainer
 
 from src.core.padding import pad_left
 from src.data.modules import PairData
+from src.models.chat_template import adopt
 from src.models.endings import endings
 from src.models.loading import load_causal_lm, load_tokenizer, readable_length
 from src.models.settings import ModelSettings
@@ -50,7 +51,8 @@ class NormalizeScores(Callback):
         A prompt that does not fit into the context together with the longest response loses its beginning.
         """
         trusted = self.model.trust_remote_code
-        lm, tokenizer = load_causal_lm(self.model), load_tokenizer(self.model.path or "", trusted=trusted)
+        lm = load_causal_lm(self.model)
+        tokenizer = adopt(load_tokenizer(self.model.path or "", trusted=trusted), corpus)
         prompts = [row.prompt for row in corpus.prompts("train")[: self.samples]]
         limit, ends = readable_length(lm.config, tokenizer), endings(tokenizer, lm.generation_config)
         stop = torch.tensor(sorted(ends.ids))

@@ -33,8 +33,11 @@ from typing import Any
 
 from rich.console import Console
 
+from src.config.files import key_of
+from src.config.schema import PPORun
 from src.errors import ConfigError
-from src.evaluate.prompts import Evaluated, generate, score_given
+from src.evaluate.prompt_file import PromptFile, read_prompts
+from src.evaluate.prompts import Evaluated, generate, own_column, score_given, writer_of
 from src.runs.find import RunFolder, find_run, own_settings, settings_of
 from src.runs.folder import FINISHED, make_folder, run_folder
 from src.runs.report import figures_table, make_result, write_json
@@ -62,7 +65,8 @@ def evaluate(given: str, arguments: list[str]) -> Path:
     policy = str(run.model if run is not None else Path(given).expanduser())
     reference = own["reference"] or (run.before if run is not None and run.stage == "ppo" else None)
     folder = target(run, own, overrides)
-    found = score_given(config, policy, own["prompts"]) or generate(config, policy, reference, own["prompts"])
+    prompts = prompts_of(run, config, policy, own["prompts"], overrides)
+    found = score_given(config, policy, prompts) or generate(config, policy, reference, prompts)
     make_folder(folder)
     write_rows(folder / "rows.jsonl", found)
     facts = {
@@ -76,6 +80,15 @@ def evaluate(given: str, arguments: list[str]) -> Path:
     Console().print(figures_table(found.figures, "your prompts"))
     say(f"{folder}: result.json, rows.jsonl")
     return folder
+
+
+def prompts_of(run: RunFolder | None, config: PPORun, policy: str, path: str, overrides: list[str]) -> PromptFile:
+    """The file's prompts, written as the run wrote its own; overrides of `data` change how."""
+    changed = {key_of(override) for override in overrides}
+    data = config.data if run is None or any(key.split(".")[0] == "data" for key in changed) else run.config.data
+    chats = run is not None and "data.chat" not in changed and run.chats
+    saved = run is not None and "data.chat_template" not in changed
+    return read_prompts(path, own_column(data), writer_of(data, policy, chats, saved))
 
 
 def target(run: RunFolder | None, own: dict[str, Any], overrides: list[str]) -> Path:

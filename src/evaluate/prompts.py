@@ -14,7 +14,8 @@ from torch import nn
 from src.callbacks.rollout import as_prompts
 from src.config.schema import PPORun
 from src.core.padding import pad_left
-from src.evaluate.prompt_file import PromptFile, given_responses, read_prompts
+from src.data.prompts import PromptWriter
+from src.evaluate.prompt_file import PromptFile, given_responses
 from src.evaluate.text_metrics import distinct_ngrams, repetition
 from src.models.endings import endings
 from src.models.inference_roles import load_inference_roles
@@ -37,9 +38,8 @@ class Evaluated:
     rows: list[dict[str, Any]]
 
 
-def generate(config: PPORun, policy: str, reference: str | None, path: str) -> Evaluated:
+def generate(config: PPORun, policy: str, reference: str | None, prompts: PromptFile) -> Evaluated:
     """The policy and, if there is one, the reference answer every prompt with the same random stream."""
-    prompts = read_prompts(path, own_column(config))
     stage = PPOStage(config)
     stage.check()
     tokenizer = load_tokenizer(policy, trusted=stage.model.trust_remote_code)
@@ -68,13 +68,12 @@ def generate(config: PPORun, policy: str, reference: str | None, path: str) -> E
     return Evaluated(figures, [row for role, found in whole.items() for row in rows_of(role, found)])
 
 
-def score_given(config: PPORun, model: str, path: str) -> Evaluated | None:
+def score_given(config: PPORun, model: str, prompts: PromptFile) -> Evaluated | None:
     """Score the answers in the file's column `responses`; None when it has no such column.
 
     Several answers to one prompt are averaged first, so that intervals are over prompts.
     """
-    prompts = read_prompts(path, own_column(config))
-    responses = given_responses(path, prompts)
+    responses = given_responses(prompts)
     if responses is None:
         return None
     stage = PPOStage(config)
@@ -97,11 +96,27 @@ def score_given(config: PPORun, model: str, path: str) -> Evaluated | None:
     return Evaluated({"given": figures | diversity(list(found.responses))}, rows_of("given", found))
 
 
-def own_column(config: PPORun) -> str:
+def own_column(data: Any) -> str:
     """The column of the prompts in the data that the run was trained on; `prompt` if its prompts are not a column."""
-    named = getattr(getattr(config.data, "columns", None), "prompt", None)
-    written = getattr(config.data, "template", None) is not None or getattr(config.data, "chat", False)
-    return "prompt" if named is None or written else str(named)
+    named = getattr(getattr(data, "columns", None), "prompt", None)
+    return "prompt" if named is None else str(named)
+
+
+def writer_of(data: Any, policy: str, chats: bool, saved_template: bool) -> PromptWriter | None:
+    """Writes prompts as the data set `data` of a run does; None for a set that is no table of rows.
+
+    `chats`: all its prompts were chats. `saved_template`: the chat template is the one in the policy's folder.
+    """
+    if not hasattr(data, "chat_template"):
+        return None
+    writer = PromptWriter(
+        data.template, data.chat or chats, data.system, None if saved_template else data.chat_template,
+        data.tokenizer or policy, data.chat_template_kwargs,
+    )  # fmt: skip
+    saved = load_tokenizer(policy) if saved_template else None
+    if saved is not None and saved.chat_template:
+        writer.own_chat_template = str(saved.get_chat_template())
+    return writer
 
 
 def as_rollout(prompts: PromptFile, responses: list[list[str]], model: str) -> Rollout:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from src.models.chat_template import render
+
 PROBE = "(answer)"  # stands for an answer, to find out what a chat template writes around one
 ASKED = [{"role": "user", "content": "(question)"}]
 
@@ -54,8 +56,9 @@ def _around_an_answer(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     if not tokenizer.chat_template:
         return "", ""
     try:
+        template = tokenizer.get_chat_template()
         answered, asked, opened = (
-            tokenizer.apply_chat_template([*ASKED, *answer], add_generation_prompt=opens, tokenize=False)
+            render(template, [*ASKED, *answer], opens, tokenizer)
             for answer, opens in (([{"role": "assistant", "content": PROBE}], False), ([], False), ([], True))
         )
     except Exception:  # a template may raise anything; data that go through it say so

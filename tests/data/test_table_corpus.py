@@ -141,7 +141,7 @@ def test_an_empty_set_says_what_fell_at_which_filter(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     message = refusal(tmp_path, content, PAIRS)
     assert re.fullmatch(
-        rf"{re.escape(str(file))} leaves the train split empty: 0 of 16 rows; dropped: 16 identical sides "
+        rf"{re.escape(str(file))} leaves the train split empty: 0 of 20 rows; dropped: 20 identical sides "
         rf"\(first: {re.escape(str(file))}:\d+\)",
         message,
     )

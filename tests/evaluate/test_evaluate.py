@@ -128,12 +128,12 @@ def test_given_answers_are_scored_without_a_model(tiny_run, tmp_path):
 
 
 def test_a_file_may_have_the_column_that_the_run_was_trained_on(tiny_run, tmp_path):
-    """The answers are those to a column `prompt`, and rewards read the row as in training; a template has no column."""
+    """The answers are those to a column `prompt`, and rewards read the row as in training."""
     rows = [{"question": p, "answer": str(i)} for i, p in enumerate(PROMPTS)]
     own = write_prompts(tmp_path / "own.jsonl", rows)
     same = write_prompts(tmp_path / "same.jsonl", [{"prompt": row["question"]} for row in rows])
     config = compose(["data=custom", "data.path=x.jsonl", "data.columns.prompt=question"])
-    assert own_column(config) == "question"
+    assert own_column(config.data) == "question"
     assert [row.prompt for row in read_prompts(str(own), "question").rows] == PROMPTS
     assert [row.metadata for row in read_prompts(str(own), "question").rows] == rows
     settings = ["data=custom", "data.path=x.jsonl", "data.columns.prompt=question"]
@@ -142,9 +142,7 @@ def test_a_file_may_have_the_column_that_the_run_was_trained_on(tiny_run, tmp_pa
         for path in (own, same)
     ]
     assert found[0] == found[1]
-    for change in ("data.template=t.jinja", "data.chat=true"):
-        assert own_column(compose([*settings, change])) == "prompt"
-    assert own_column(compose([])) == "prompt"
+    assert own_column(compose([]).data) == "prompt"
 
 
 def test_a_file_with_neither_column_says_what_to_rename(tmp_path):
