@@ -143,3 +143,30 @@ def test_splits_have_three_names(tmp_path: Path) -> None:
         source(tmp_path, {"train": "train", "valid": "x"}).read()
     with pytest.raises(DataError, match=r"data\.splits\.train=null"):
         source(tmp_path, {"train": None, "validation": None, "test": "x"}).read()
+
+
+def test_a_cell_of_a_table_is_the_text_that_it_is(tmp_path: Path) -> None:
+    """No cell is a number, and none stands for a missing value; a quoted one may go over lines."""
+    cells = ["007", "2.50", "1e3", "None", "NA", "nan", "null", "", " a ", 'say ""it""\ntwice', "true", "2026-11-26"]
+    lines = [f'"{cell}",{number}' for number, cell in enumerate(cells)]
+    file = tmp_path / "a.csv"
+    file.write_bytes(("\ufeffq,n\r\n" + "\r\n\r\n".join(lines) + "\r\n").encode())
+    found = read_file(file)
+    wanted = [cell.replace('""', '"') for cell in cells]
+    assert [row.columns for row in found] == [{"q": cell, "n": str(n)} for n, cell in enumerate(wanted)]
+    places = [int(row.where.rpartition(":")[2]) for row in found]
+    assert places == [2 + 2 * n + (n > 9) for n in range(12)]  # the tenth cell, counted from 0, has one line more
+
+
+def test_a_blank_line_is_no_row(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"q": 1}\n\n{"q": 2}\n')
+    assert [(row.where, row.columns) for row in read_file(file)] == [(f"{file}:1", {"q": 1}), (f"{file}:3", {"q": 2})]
+
+
+@pytest.mark.parametrize("suffix", ["", ".jsonl"])
+def test_a_path_that_no_system_can_look_for_is_one_sentence(tmp_path: Path, suffix: str) -> None:
+    for path in ("x" * 300 + suffix, f"~nosuchuser/set{suffix}"):
+        with pytest.raises(DataError, match=r"^data\.path=.{9,100}: there can be no such file: ") as refused:
+            source(path).read()
+        assert "\n" not in str(refused.value)
