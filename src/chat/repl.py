@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from transformers import TextStreamer
 
 from src.chat.conversation import Conversation, valid
@@ -21,6 +21,7 @@ from src.rollout.sampling import Sampler
 from src.rollout.scoring import Scorer
 from src.types import AnyReward, Rollout
 from src.utils.seeding import generator
+from src.utils.terminal import shown
 
 
 class Stream(TextStreamer):
@@ -31,8 +32,8 @@ class Stream(TextStreamer):
         self.console = console
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Print without markup; a new line only at the end."""
-        self.console.print(text, end="\n" if stream_end else "", markup=False, highlight=False, soft_wrap=True)
+        """Print as written; a new line only at the end."""
+        self.console.print(Text(shown(text)), end="\n" if stream_end else "", soft_wrap=True)
 
 
 class Talk:
@@ -123,7 +124,7 @@ class Talk:
         elif self._answered():
             table = Table("policy", "reference (before PPO)", show_lines=True)
             other = self._sample("reference", None, [])
-            table.add_row(*(escape(self._text(ids).strip()) for ids in (self.last, other)))
+            table.add_row(*(Text(shown(self._text(ids).strip())) for ids in (self.last, other)))
             self.console.print(table)
 
     def score(self, _: str) -> None:
@@ -202,4 +203,4 @@ class Talk:
         return "" if self.conversation.has_template else "; this model has no chat template and continues each line"
 
     def _print(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, style="dim", soft_wrap=True)
+        self.console.print(Text(shown(text)), style="dim", soft_wrap=True)
