@@ -146,7 +146,7 @@ def _check_table(table: dict[int, list[str]], file: Path) -> None:
         raise DataError(f"{file}:1 names the column {twice!r} twice")
     for number, cells in table.items():
         if len(cells) != len(names):
-            raise DataError(f"{file}:{number} has {len(cells)} cells, but the first line names {len(names)} columns")
+            raise DataError(f"{file}:{number} has {len(cells)} cells where the first line has {len(names)}")
 
 
 def _no_utf8(file: Path, content: bytes, error: UnicodeDecodeError) -> str:

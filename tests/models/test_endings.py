@@ -20,15 +20,10 @@ from src.models.text import decode, encode_completions, encode_prompts, encode_w
 from src.rewards.adapter import token_rows
 from src.rollout.sampling import Sampler
 from src.types import PreferencePair, PromptRow, Prompts
+from tests.chats import GEMMA, START, TURN, chat_tokenizer, write_chat_lm
 from tests.tiny import EOS, FOREIGN_WARNINGS, PROMPTS, TinyCorpus, make_maker, model_settings, tokenizer, write_lm
 
 pytestmark = FOREIGN_WARNINGS
-TURN, START = len(tokenizer()), len(tokenizer()) + 1  # ids of <turn|> and <|turn>
-GEMMA = (
-    "{% for m in messages %}<|turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
-    "{{ m.content | trim }}<turn|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|turn>model\n{% endif %}"
-)
 NO_USER_END = (  # as EXAONE's: only an answer has an end
     "{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ '<turn|>' if m.role == 'assistant' else '' }}{% endfor %}"
     "{% if add_generation_prompt %}[assistant] {% endif %}"
@@ -41,25 +36,12 @@ SPELLED = "{% for m in messages %}{{ m.content }}<end>\n{% endfor %}"  # no toke
 BROKEN = "{{ raise_exception('system first') }}"
 
 
-def chat_tokenizer(template: str | None = GEMMA) -> PreTrainedTokenizerBase:
-    made = tokenizer()
-    made.add_special_tokens({"additional_special_tokens": ["<turn|>", "<|turn>"]})
-    made.chat_template = template
-    return made
-
-
 def closing_tokenizer(template: str | None = None) -> PreTrainedTokenizerBase:
     """One that puts a token before every text and its end token after it, as with `add_eos_token`."""
     made = chat_tokenizer(template)
     special = [("<|turn>", START), ("<eos>", EOS)]
     made.backend_tokenizer.post_processor = TemplateProcessing(single="<|turn> $A <eos>", special_tokens=special)
     return made
-
-
-def write_chat_lm(folder: Path, template: str | None = GEMMA, **changes: Any) -> str:
-    path = write_lm(folder, vocab_size=START + 1, **changes)
-    chat_tokenizer(template).save_pretrained(path)
-    return path
 
 
 def roles_of(path: str) -> Roles:
