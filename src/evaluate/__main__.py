@@ -15,10 +15,12 @@ Answers that are in the file already, in the column `responses`:
   python -m src.evaluate logs/ppo/default prompts=answered.jsonl
 
 prompts=FILE is .jsonl (column `prompt`; the other columns go to the reward)
-or text with one prompt per line. All other key=value overrides are those of
-python -m src.train; they change the run's own settings. Writes result.json
-(every figure with n and 95% interval) and rows.jsonl (one line per answer) to
-out=FOLDER, by default RUN/evaluation/NAME-OF-THE-FILE.
+or text with one prompt per line. They are written as the run wrote its own, by
+its template or as chats; data.template=null or data.chat=false changes that.
+All other key=value overrides are those of python -m src.train; they change the
+run's own settings. Writes result.json (every figure with n and 95% interval)
+and rows.jsonl (one line per answer) to out=FOLDER, by default
+RUN/evaluation/NAME-OF-THE-FILE.
 """
 
 from __future__ import annotations

@@ -97,7 +97,8 @@ def write(run: RunFolder, source: Path, folder: Path, iteration: int | None) -> 
 def generation_config(run: RunFolder, folder: Path) -> GenerationConfig:
     """Sampling as in training: the whole distribution at the run's temperature (1 for SFT), until a token that ends."""
     tokenizer = load_tokenizer(str(folder))
-    ends = sorted(endings(tokenizer, GenerationConfig.from_pretrained(folder)).ids)
+    named = GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else None
+    ends = sorted(endings(tokenizer, named).ids)
     rollout = run.config.rollout if isinstance(run.config, PPORun) else None
     length = {} if rollout is None else {"max_new_tokens": rollout.max_new_tokens}
     return GenerationConfig(

@@ -18,7 +18,7 @@ from src.errors import DataError
 from src.evaluate import __main__ as command
 from src.evaluate.__main__ import evaluate
 from src.evaluate.prompt_file import read_prompts
-from src.evaluate.prompts import own_column
+from src.evaluate.prompts import own_column, writer_of
 from src.evaluate.text_metrics import distinct_ngrams, repetition
 from src.runs.find import RunFolder, load_config, settings_of
 from src.stages.builders import stage_of
@@ -143,6 +143,16 @@ def test_a_file_may_have_the_column_that_the_run_was_trained_on(tiny_run, tmp_pa
     ]
     assert found[0] == found[1]
     assert own_column(compose([]).data) == "prompt"
+
+
+def test_a_runs_template_writes_the_prompts_of_the_files_columns(tmp_path):
+    (tmp_path / "t.jinja").write_text("{{ q | upper }} by {{ who }}:")
+    data = compose(["data=custom", "data.path=x.jsonl", f"data.template={tmp_path}/t.jinja"]).data
+    path = write_prompts(tmp_path / "p.jsonl", [{"q": "a?", "who": "Ann"}, {"q": "b?", "who": "Bob"}])
+    found = read_prompts(str(path), own_column(data), writer_of(data, "no model", chats=False, saved_template=False))
+    assert [row.prompt for row in found.rows] == ["A? by Ann:", "B? by Bob:"]
+    assert found.rows[1].metadata == {"q": "b?", "who": "Bob"}
+    assert writer_of(compose([]).data, "no model", chats=False, saved_template=True) is None
 
 
 def test_a_file_with_neither_column_says_what_to_rename(tmp_path):
