@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from math import isfinite, isnan, nan
+from math import inf, isfinite, isnan, nan
 from typing import Any, Protocol
 
 from src.data.sources import Row
@@ -204,7 +204,7 @@ def prompt_of(row: Row, name: str) -> Prompt:
         return [_message(row, name, message) for message in value]
     if isinstance(value, float) and isnan(value):
         return ""
-    if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
+    if isinstance(value, int | float) and not isinstance(value, bool) and value not in (inf, -inf):
         return str(value)
     raise DataError(f"{row.where}, column {name!r} must be a text or a list of messages, but is {value!r}")
 

@@ -390,6 +390,6 @@ def test_a_set_without_answers_has_prompts_only(tmp_path: Path) -> None:
 
 
 def test_numbers_are_texts_and_nested_columns_are_reached(tmp_path: Path) -> None:
-    content = [{"x": {"q": f"what {i}"}, "a": i} for i in range(20)]
+    content = [{"x": {"q": f"what {i}"}, "a": i} for i in range(20)] + [{"x": {"q": 10**400}, "a": 1}]
     corpus = made(tmp_path, content, Columns("x.q", "a"))
     assert "what 7 7" in {text for split in SPLITS for text in corpus.texts(split)}
