@@ -7,9 +7,11 @@ from lightning.pytorch import Callback, Trainer
 
 from src.core.padding import pad_left
 from src.data.modules import PairData
+from src.models.chat_template import adopt
+from src.models.endings import endings
 from src.models.loading import load_causal_lm, load_tokenizer, readable_length
 from src.models.settings import ModelSettings
-from src.models.text import encode_completions, response_text, shorten
+from src.models.text import encode_completions, encode_prompts, response_text, shorten
 from src.modules.reward import RewardModule
 from src.rewards.learned import score_rows
 from src.rollout.sampling import Sampler
@@ -49,17 +51,18 @@ class NormalizeScores(Callback):
         A prompt that does not fit into the context together with the longest response loses its beginning.
         """
         trusted = self.model.trust_remote_code
-        lm, tokenizer = load_causal_lm(self.model), load_tokenizer(self.model.path or "", trusted=trusted)
+        lm = load_causal_lm(self.model)
+        tokenizer = adopt(load_tokenizer(self.model.path or "", trusted=trusted), corpus)
         prompts = [row.prompt for row in corpus.prompts("train")[: self.samples]]
-        limit, stop = readable_length(lm.config, tokenizer), torch.tensor([tokenizer.eos_token_id])
+        limit, ends = readable_length(lm.config, tokenizer), endings(tokenizer, lm.generation_config)
+        stop = torch.tensor(sorted(ends.ids))
         room = None if limit is None else limit - self.sampler.max_new_tokens
-        whole = tokenizer(prompts, return_attention_mask=False)["input_ids"]
-        rows = [shorten(row, room, tokenizer) for row in whole]
+        rows = [shorten(row, room, tokenizer) for row in encode_prompts(tokenizer, prompts)]
         answers: list[str] = []
         for index in torch.arange(len(rows)).split(batch_size):
             ids, mask = pad_left([rows[i] for i in index], tokenizer.pad_token_id)
             draws, share = generator(self.seed, "normalize"), RowShard(index, len(rows))
             responses, kept, *_ = self.sampler.sample(lm, ids, mask, stop, tokenizer.pad_token_id, draws, share)
             batch = zip(ids, mask, responses, kept, strict=True)
-            answers += [response_text(tokenizer, p[pm], r[rm]) for p, pm, r, rm in batch]
+            answers += [response_text(tokenizer, p[pm], r[rm], ends) for p, pm, r, rm in batch]
         return prompts, answers

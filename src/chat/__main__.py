@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import sys
 from pathlib import Path
+from typing import Any
 
 from src.chat.conversation import Conversation
 from src.chat.repl import Talk
@@ -67,13 +68,22 @@ def open_talk(given: str, arguments: list[str]) -> Talk:
     roles = load_inference_roles(stage.model, tokenizer, policy, before).to(device())
     return Talk(
         roles,
-        Conversation(tokenizer, None if limit is None else limit - own["max_new_tokens"]),
+        Conversation(
+            tokenizer,
+            None if limit is None else limit - own["max_new_tokens"],
+            *written_by(run.config.data if run else None),
+        ),
         load_rewards(stage) if scored else {},
         stage.maker.scorer,
         own["max_new_tokens"],
         own["temperature"],
         config.seed,
     )
+
+
+def written_by(data: Any) -> tuple[str | None, dict[str, Any]]:
+    """System message and further variables of the chat template in a run's data set; none for any other."""
+    return getattr(data, "system", None), dict(getattr(data, "chat_template_kwargs", None) or {})
 
 
 def main() -> None:

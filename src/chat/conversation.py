@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+
+from src.models.chat_template import render
+from src.models.text import encode_prompts
 
 Message = dict[str, str]
 
@@ -19,6 +23,7 @@ class Conversation:
     tokenizer: PreTrainedTokenizerBase
     room: int | None
     system: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)  # further variables of the chat template
     messages: list[Message] = field(default_factory=list)
 
     @property
@@ -58,9 +63,11 @@ class Conversation:
     def ids(self) -> list[int]:
         """Token ids of the messages, up to where the answer begins."""
         if not self.has_template:
-            return list(self.tokenizer(self.messages[-1]["content"])["input_ids"])
+            return encode_prompts(self.tokenizer, [self.messages[-1]["content"]])[0]
         first = [{"role": "system", "content": self.system}] if self.system else []
-        text = self.tokenizer.apply_chat_template([*first, *self.messages], add_generation_prompt=True, tokenize=False)
+        text = render(
+            str(self.tokenizer.get_chat_template()), [*first, *self.messages], True, self.tokenizer, **self.arguments
+        )
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _too_long(self, ids: list[int]) -> bool:

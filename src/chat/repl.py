@@ -8,19 +8,20 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from transformers import TextStreamer
 
 from src.chat.conversation import Conversation, valid
 from src.errors import RewardError
 from src.models.inference_roles import InferenceRoles
 from src.models.roles import Role
-from src.models.text import decode
+from src.models.text import decode, response_text
 from src.rollout.sampling import Sampler
 from src.rollout.scoring import Scorer
 from src.types import AnyReward, Rollout
 from src.utils.seeding import generator
+from src.utils.terminal import shown
 
 
 class Stream(TextStreamer):
@@ -31,8 +32,8 @@ class Stream(TextStreamer):
         self.console = console
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Print without markup; a new line only at the end."""
-        self.console.print(text, end="\n" if stream_end else "", markup=False, highlight=False, soft_wrap=True)
+        """Print as written; a new line only at the end."""
+        self.console.print(Text(shown(text)), end="\n" if stream_end else "", soft_wrap=True)
 
 
 class Talk:
@@ -103,7 +104,7 @@ class Talk:
             self.last = self._sample("policy", stream, self.last)
         finally:
             stream.end()
-            self.conversation.answered(decode(tokenizer, torch.tensor(self.last, dtype=torch.int64)))
+            self.conversation.answered(self._text(self.last))
 
     def help(self, _: str) -> None:
         """List the commands."""
@@ -123,8 +124,7 @@ class Talk:
         elif self._answered():
             table = Table("policy", "reference (before PPO)", show_lines=True)
             other = self._sample("reference", None, [])
-            texts = (decode(self.roles.tokenizer, torch.tensor(ids)).strip() for ids in (self.last, other))
-            table.add_row(*map(escape, texts))
+            table.add_row(*(Text(shown(self._text(ids).strip())) for ids in (self.last, other)))
             self.console.print(table)
 
     def score(self, _: str) -> None:
@@ -161,32 +161,29 @@ class Talk:
     def _sample(self, role: Role, stream: Stream | None, ids: list[int]) -> list[int]:
         """Append the answer of a role to `ids`, token by token, and return them."""
         assert self.asked is not None
+        ends = self.roles.endings.ids
         with self.roles.acting(role) as lm:
             prompt = torch.tensor([self.asked[1]], device=lm.device)
             draws = None if self.greedy else generator(self.seed, "chat", self.turn, device=lm.device)
             steps = self.sampler.steps(
-                lm, prompt, torch.ones_like(prompt).bool(), self._stops().to(lm.device),
+                lm, prompt, torch.ones_like(prompt).bool(), torch.tensor(sorted(ends), device=lm.device),
                 self.roles.tokenizer.pad_token_id, draws,
             )  # fmt: skip
             for token, _ in steps:
                 ids.append(int(token))
-                if stream is not None:
+                if stream is not None and ids[-1] not in ends:
                     stream.put(token.cpu())
         return ids
 
-    def _stops(self) -> torch.Tensor:
-        """The tokenizer's end token, and those that the model's generation config names."""
-        with self.roles.acting("policy") as lm:
-            named = lm.generation_config.eos_token_id
-        named = named if isinstance(named, list) else [] if named is None else [named]
-        return torch.tensor(sorted({self.roles.tokenizer.eos_token_id, *named}))
+    def _text(self, answer: list[int]) -> str:
+        return decode(self.roles.tokenizer, torch.tensor(self.roles.endings.without_end(answer), dtype=torch.int64))
 
     def _rollout(self) -> Rollout:
         """The last prompt and answer as a rollout, which rewards score."""
         assert self.asked is not None
         prompt, answer = torch.tensor([self.asked[1]]), torch.tensor([self.last])
-        one, ended = torch.zeros(1, dtype=torch.int64), torch.isin(answer[:, -1], self._stops())
-        text = decode(self.roles.tokenizer, torch.cat([prompt, answer], dim=1)[0])
+        one, ended = torch.zeros(1, dtype=torch.int64), torch.tensor([self.last[-1] in self.roles.endings.ids])
+        text = response_text(self.roles.tokenizer, prompt[0], answer[0], self.roles.endings)
         return Rollout(
             prompt_ids=prompt,
             prompt_mask=torch.ones_like(prompt).bool(),
@@ -197,7 +194,7 @@ class Talk:
             prompt_index=one,
             group_ids=one,
             prompts=(self.asked[0],),
-            responses=(text.removeprefix(self.asked[0]),),
+            responses=(text,),
             metadata=({},),
             policy_version=0,
         )
@@ -206,4 +203,4 @@ class Talk:
         return "" if self.conversation.has_template else "; this model has no chat template and continues each line"
 
     def _print(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, style="dim", soft_wrap=True)
+        self.console.print(Text(shown(text)), style="dim", soft_wrap=True)

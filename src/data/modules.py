@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from src.core.padding import pad_left
 from src.data.loaders import OrderedLoader, StreamLoader
 from src.errors import DataError, require
-from src.models.text import encode_completions, encode_with_end, response_lengths, shorten
+from src.models.text import encode_completions, encode_prompts, encode_with_end, response_lengths, shorten
 from src.types import Corpus, PreferencePair, PromptRow
 
 Batch = dict[str, Any]
@@ -192,7 +192,7 @@ class PromptData(LightningDataModule):
 
     def collate(self, rows: list[PromptRow], indices: list[int]) -> Batch:
         """The fields of `src.types.Prompts`; a prompt that is too long keeps its opening token and its end."""
-        encoded = self.tokenizer([row.prompt for row in rows], return_attention_mask=False)["input_ids"]
+        encoded = encode_prompts(self.tokenizer, [row.prompt for row in rows])
         for row, tokens in zip(rows, encoded, strict=True):
             if not tokens:
                 raise DataError(f"prompt {row.prompt!r} has no tokens: every prompt needs at least one")

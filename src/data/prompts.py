@@ -9,15 +9,16 @@ from typing import Any
 from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
-from src.data.row_formats import Message, Prompt
+from src.data.row_formats import WRITTEN, Answer, DroppedRowError, Message, Prompt
 from src.data.sources import Row
+from src.data.tables import expanded
 from src.errors import DataError
+from src.models.chat_template import joined, render
+from src.models.endings import PROBE
 from src.models.loading import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
-PROBE = "(answer)"  # stands for an answer, to find out what a chat template writes before one
 
 
 class PromptWriter:
@@ -25,13 +26,20 @@ class PromptWriter:
 
     A template file makes plain text from the row's columns. Messages, and with `chat` a plain text as a user's message,
     go through the chat template of the tokenizer or of the file `chat_template`, up to where the answer begins.
+    `arguments`: further variables of the chat template, as `enable_thinking`.
     """
 
     def __init__(
-        self, template: str | None, chat: bool, system: str | None, chat_template: str | None, tokenizer: str | None
+        self,
+        template: str | None,
+        chat: bool,
+        system: str | None,
+        chat_template: str | None,
+        tokenizer: str | None,
+        arguments: dict[str, Any] | None = None,
     ) -> None:
-        self.chat, self.system, self.path = chat, system, tokenizer
-        self._between: str | None = None  # filled in with the first chat
+        self.chat, self.system, self.path, self.arguments = chat, system, tokenizer, dict(arguments or {})
+        self._after: str | None = None  # what the chat template writes after an answer, filled in with the first one
         self.template = None if template is None else _compiled(template, "data.template")
         self.own_chat_template = None if chat_template is None else _read(chat_template, "data.chat_template")
 
@@ -41,7 +49,10 @@ class PromptWriter:
         return None if self.path is None else load_tokenizer(self.path)
 
     def write(self, prompt: Prompt | None, row: Row) -> tuple[str, list[Message] | None]:
-        """The prompt's text, and its messages if it is a chat. Raises `DataError` that names the row."""
+        """The prompt's text, and its messages if it is a chat.
+
+        Raises `DataError` that names the row, and `DroppedRowError` for messages that the chat template does not serve.
+        """
         if self.template is not None:
             prompt = self._fill(row)
         if prompt is None:
@@ -51,46 +62,90 @@ class PromptWriter:
                 raise DataError(f"data.system={self.system!r}: plain text has no system message; add data.chat=true")
             return prompt, None
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        if messages and messages[-1]["role"] == "assistant":
+            raise DroppedRowError("prompt that ends with the assistant's turn")
         if self.system is not None and messages and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": self.system})
-        return self._render(messages, row, answer=True), messages
+        text = self._render(messages, row, opens=True)
+        self._check_all_is_written(messages, text, row)
+        return text, messages
 
     def _fill(self, row: Row) -> str:
         assert self.template is not None
         try:
             return self.template.render(**row.columns)
-        except TemplateError as error:
+        except Exception as error:  # whatever a template raises: it divides by zero, recurses without end, ...
             raise DataError(
-                f"{row.where}: data.template cannot be filled: {error}; the columns are {sorted(row.columns)}"
+                f"{row.where}: data.template cannot be filled: {_why(error)}; the columns are {sorted(row.columns)}"
             ) from error
 
-    def follow(self, prompt: str, response: str, messages: list[Message] | None, row: Row) -> str:
-        """The response as it follows the prompt.
+    def follow(self, prompt: str, answer: Answer, messages: list[Message] | None, row: Row) -> str:
+        """The answer as it follows the prompt; "" for an empty one.
 
-        In a chat it is stripped and comes after what the chat template writes between the two; otherwise one space is
-        put before it, as a word with its space is one token of most tokenizers.
+        In a chat it is what the chat template writes of it after the prompt, up to the end of the turn; otherwise one
+        space is put before it, as a word with its space is one token of most tokenizers. Raises as `write` does.
         """
         if messages is None:
-            apart = not prompt or not response or prompt[-1].isspace() or response[0].isspace()
-            return response if apart else f" {response}"
-        if self._between is None:
-            answered = self._render([*messages, {"role": "assistant", "content": PROBE}], row, answer=False)
-            self._between = answered.removeprefix(prompt).partition(PROBE)[0] if answered.startswith(prompt) else ""
-        return self._between + response.strip() if response.strip() else ""
+            if not isinstance(answer, str):
+                raise DroppedRowError("answer with more than text outside a chat")
+            apart = not prompt or not answer or prompt[-1].isspace() or answer[0].isspace()
+            return answer if apart else f" {answer}"
+        message = dict(answer) if isinstance(answer, dict) else {"role": "assistant", "content": answer}
+        message["content"] = message["content"].strip()
+        if not message["content"] and not any(field in message for field in WRITTEN):
+            return ""
+        whole = self._render([*messages, message], row, opens=False)
+        if not whole.startswith(prompt):
+            raise DroppedRowError(
+                "answer that does not follow its prompt, as the chat template writes the prompt in another way before "
+                "it (data.chat_template, data.chat_template_kwargs)"
+            )
+        written, after = whole[len(prompt) :], self._after_an_answer(messages, row)
+        if not written.endswith(after) or _squeezed(message["content"]) not in _squeezed(written):
+            raise DroppedRowError("answer of which the chat template leaves out a part")
+        self._check_fields_are_written([*messages, message], len(messages), WRITTEN, row)
+        return written[: len(written) - len(after)]
 
-    def _render(self, messages: list[Message], row: Row, answer: bool) -> str:
+    def _after_an_answer(self, messages: list[Message], row: Row) -> str:
+        if self._after is None:
+            answered = self._render([*messages, {"role": "assistant", "content": PROBE}], row, opens=False)
+            if PROBE not in answered:
+                raise DroppedRowError("message of the role 'assistant', of which the chat template writes nothing")
+            self._after = answered.rpartition(PROBE)[2]
+        return self._after
+
+    def _check_all_is_written(self, messages: list[Message], text: str, row: Row) -> None:
+        """Raise `DroppedRowError` for a message that the chat template swallows, and for a call of a tool."""
+        for place, message in enumerate(messages):
+            content = message["content"].strip()
+            if content and content not in text:  # left out, or changed by the template
+                other = [*messages[:place], {**message, "content": PROBE}, *messages[place + 1 :]]
+                if self._render(other, row, opens=True) == text:
+                    raise DroppedRowError(
+                        f"message of the role {message['role']!r}, of which the chat template writes nothing"
+                    )
+            self._check_fields_are_written(messages, place, ("tool_calls",), row)
+
+    def _check_fields_are_written(self, messages: list[Message], place: int, fields: tuple[str, ...], row: Row) -> None:
+        """Raise `DroppedRowError` when the chat template writes the same without one of the fields of a message."""
+        for field in (field for field in fields if field in messages[place]):
+            bare = {name: value for name, value in messages[place].items() if name != field}
+            without = [*messages[:place], bare, *messages[place + 1 :]]
+            if self._render(messages, row, opens=False) == self._render(without, row, opens=False):
+                raise DroppedRowError(f"message with {field}, which the chat template leaves out")
+
+    def _render(self, messages: list[Message], row: Row, opens: bool) -> str:
         """The messages as text, with or without the opening of an answer, and without the tokenizer's start token."""
-        special: dict[str, Any] = {} if self.tokenizer is None else self.tokenizer.special_tokens_map
+        template = self.chat_template
         try:
-            text = render_jinja_template(
-                [messages], chat_template=self._chat_template, add_generation_prompt=answer, **special
-            )[0][0]
-        except (TemplateError, TypeError) as error:
-            raise DataError(f"{row.where}: the chat template refuses the messages: {error}") from error
+            text = render(template, messages, opens, self.tokenizer, **self.arguments)
+        except Exception as error:  # whatever a template of somebody else's raises
+            raise DataError(f"{row.where}: the chat template refuses the messages: {_why(error)}") from error
         return text.removeprefix(self._start)
 
     @cached_property
-    def _chat_template(self) -> str:
+    def chat_template(self) -> str:
+        """The chat template that is used. Raises `DataError` when there is none."""
         if self.own_chat_template is not None:
             return self.own_chat_template
         if self.tokenizer is None or self.tokenizer.chat_template is None:
@@ -109,9 +164,19 @@ class PromptWriter:
         return tokenizer.bos_token if tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id else ""
 
 
+def _squeezed(text: str) -> str:
+    """The text without white space, which templates change."""
+    return "".join(text.split())
+
+
+def _why(error: Exception) -> str:
+    """What a template raised, with the kind of error where its message alone may say too little."""
+    return str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
+
+
 def _read(path: str, key: str) -> str:
     """The text of a template file, searched for in the working directory, then in this repository."""
-    for file in (Path(path).expanduser(), ROOT / path):
+    for file in (expanded(path, key), ROOT / path):
         if file.is_file():
             return file.read_text(encoding="utf-8")
     raise DataError(f"{key}={path}: there is no such file")
@@ -119,7 +184,10 @@ def _read(path: str, key: str) -> str:
 
 def _compiled(path: str, key: str) -> Template:
     text = _read(path, key)
+    environment: Any = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
+    environment.concat = joined
     try:
-        return ImmutableSandboxedEnvironment(undefined=StrictUndefined).from_string(text)
+        made: Template = environment.from_string(text)
     except TemplateError as error:
         raise DataError(f"{key}={path}: {error}") from error
+    return made

@@ -87,11 +87,11 @@ class RatedSentences:
         """Return no measure: natural sentences have no exact one."""
         return {}
 
-    def _kept(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _kept(self, rows: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
         """Check every row and return those that pass the filters, with normalized text."""
         kept: dict[str, dict[str, Any]] = {}
         seen: set[str] = set()
-        for line, row in enumerate(rows, start=1):
+        for line, row in rows.items():
             text = self._checked_text(row, line)
             reason = self._reason(text, seen)
             seen.add(text)

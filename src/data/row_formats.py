@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import inf, isfinite, isnan, nan
 from typing import Any, Protocol
 
 from src.data.sources import Row
 from src.data.tables import cut_prompt
 from src.errors import DataError, require
 
-Message = dict[str, str]  # {"role": "system", "user" or "assistant", "content": text}
+Message = dict[str, Any]  # {"role": text, "content": text}, and those of FIELDS that it has
 Prompt = str | list[Message]
+Answer = str | Message  # a message if it has more than text
+WRITTEN = ("tool_calls", "reasoning_content", "reasoning", "thinking")  # what an answer may have besides its text
+FIELDS = (*WRITTEN, "tool_call_id", "name")
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+
+
+class DroppedRowError(Exception):
+    """Why a row is not used, in a few words."""
 
 
 @dataclass(frozen=True)
@@ -20,14 +28,17 @@ class Example:
     """What a format reads in a row; a part that the row has but leaves empty is an empty text."""
 
     prompt: Prompt | None  # None: a template makes it from the row's columns
-    response: str | None = None  # an answer for SFT
-    chosen: str | None = None
-    rejected: str | None = None
+    response: Answer | None = None  # an answer for SFT
+    chosen: Answer | None = None
+    rejected: Answer | None = None
     gap: float | None = None  # how far apart chosen and rejected are, on the scale of their scores
 
 
 class RowFormat(Protocol):
-    """Reads an example, or returns in a few words why the row is dropped. Raises `DataError` for a wrong column."""
+    """Reads an example, or returns in a few words why the row is dropped, or raises `DroppedRowError` with them.
+
+    Raises `DataError` for a wrong column.
+    """
 
     def read(self, row: Row) -> Example | str:
         """The example of a row, or why there is none."""
@@ -69,16 +80,16 @@ class Columns:
 
     def read(self, row: Row) -> Example | str:
         """The example of a row; answers to different prompts, and pairs that the scores do not order, are dropped."""
-        prompt = None if self.prompt is None else _part(row, self.prompt)
+        prompt = None if self.prompt is None else prompt_of(row, self.prompt)
         named = {"response": self.response, "chosen": self.chosen, "rejected": self.rejected}
-        parts = {name: _part(row, column) for name, column in named.items() if column is not None}
+        parts: dict[str, Any] = {name: prompt_of(row, column) for name, column in named.items() if column is not None}
         contexts = []
         for name, part in parts.items():
             if isinstance(part, list):
                 if part and part[-1]["role"] != "assistant":
                     return "no answer"
                 contexts.append(part[:-1])
-                parts[name] = part[-1]["content"] if part else ""
+                parts[name] = _answer(part[-1]) if part else ""
         if any(context != contexts[0] for context in contexts):
             return "prompts differ"
         if contexts and contexts[0]:
@@ -86,7 +97,7 @@ class Columns:
         gap = self._gap(row)
         if gap is not None and gap <= 0:
             return "scores do not order the pair"
-        return Example(prompt, gap=gap, **parts)  # type: ignore[arg-type]
+        return Example(prompt, gap=gap, **parts)
 
     def _gap(self, row: Row) -> float | None:
         if self.scores[0] is None or self.scores[1] is None:
@@ -107,7 +118,7 @@ class PrefixPrompt:
 
     def read(self, row: Row) -> Example | str:
         """The text in two parts; a text with no more words than the prompt is dropped."""
-        part = _part(row, self.text)
+        part = prompt_of(row, self.text)
         if isinstance(part, list):
             raise DataError(f"{row.where}, column {self.text!r} must be a text, but is a list")
         text = " ".join(part.replace("<br />", " ").split())
@@ -135,7 +146,7 @@ class Dialogues:
         return Example(chosen[:-1] or "", better, better, worse)
 
     def _turns(self, row: Row, column: str) -> list[Message]:
-        text = _part(row, column)
+        text = prompt_of(row, column)
         if isinstance(text, list):
             raise DataError(f"{row.where}, column {column!r} must be a text, but is a list")
         parts = re.split(r"\n\n(Human|Assistant):", text)
@@ -164,7 +175,7 @@ class Comparisons:
             raise DataError(f"{row.where}, column {self.answers!r} must be a list of two answers, but is {answers!r}")
         if choice not in (0, 1):
             raise DataError(f"{row.where}, column {self.choice!r} must be 0 or 1, but is {choice!r}")
-        texts = [_part(Row(row.where, answer), self.text) for answer in answers]
+        texts = [prompt_of(Row(row.where, answer), self.text) for answer in answers]
         better, worse = texts[choice], texts[1 - choice]
         assert isinstance(better, str) and isinstance(worse, str)  # noqa: PT018
         return Example(None, better, better, worse)
@@ -183,26 +194,51 @@ def column(row: Row, name: str) -> Any:
     return node
 
 
-def _part(row: Row, name: str) -> Prompt:
-    """A text or messages; null becomes an empty text, and a number (as in csv files) a text."""
+def prompt_of(row: Row, name: str) -> Prompt:
+    """A text or messages; null and NaN, which stand for what is missing, become an empty text, other numbers a text."""
     value = column(row, name)
     if value is None or isinstance(value, str):
         return value or ""
     if isinstance(value, list):
         return [_message(row, name, message) for message in value]
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, float) and isnan(value):
+        return ""
+    if isinstance(value, int | float) and not isinstance(value, bool) and value not in (inf, -inf):
         return str(value)
     raise DataError(f"{row.where}, column {name!r} must be a text or a list of messages, but is {value!r}")
 
 
 def _message(row: Row, name: str, message: Any) -> Message:
-    if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+    more = {field: message[field] for field in FIELDS if message.get(field)} if isinstance(message, dict) else {}
+    content = _text(message.get("content", "" if more else False)) if isinstance(message, dict) else None
+    if content is None or not isinstance(message.get("role"), str):
         raise DataError(f"{row.where}, column {name!r}: a message needs a text role and content, but is {message!r}")
-    return {"role": message["role"], "content": message["content"]}
+    return {"role": message["role"], "content": content, **more}
+
+
+def _text(content: Any) -> str | None:
+    """A message's content: text, null, or parts of text; None for anything else. An image raises `DroppedRowError`."""
+    if not isinstance(content, list):
+        return "" if content is None else content if isinstance(content, str) else None
+    texts: list[Any] = [part.get("text") if isinstance(part, dict) else part for part in content]
+    for part, text in zip(content, texts, strict=True):
+        if not isinstance(text, str):
+            kind = part.get("type") if isinstance(part, dict) else part
+            raise DroppedRowError(f"message with content of the type {kind!r}")
+    return "".join(texts)
+
+
+def _answer(message: Message) -> Answer:
+    return message if any(field in message for field in WRITTEN) else str(message["content"])
 
 
 def _number(row: Row, name: str) -> float:
+    """A finite number, also as text (as in csv files)."""
     value = column(row, name)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    try:
+        number = float("nan" if isinstance(value, bool) else value)
+    except (TypeError, ValueError, OverflowError):
+        number = nan
+    if not isfinite(number):
         raise DataError(f"{row.where}, column {name!r} must be a number, but is {value!r}")
-    return float(value)
+    return number

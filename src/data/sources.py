@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.data.tables import SPLITS, read_bytes, read_json, read_jsonl
+from src.data.tables import SPLITS, expanded, read_bytes, read_json, read_jsonl
 from src.errors import DataError
 from src.utils.hub import for_hub
 
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
+CELL = 2**31 - 1  # characters, the most that one cell of a table may have
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,16 @@ class Source:
         if Path(self.path).suffix in FORMATS:
             files = {"train": self.path}
             files |= {k: v for k, v in self.splits.items() if k != "train" and v and Path(v).suffix in FORMATS}
-            return {split: read_file(Path(file).expanduser()) for split, file in files.items()}
+            return {
+                split: read_file(expanded(file, "data.path" if split == "train" else f"data.splits.{split}"))
+                for split, file in files.items()
+            }
         if self.splits["train"] is None:
             raise DataError("data.splits.train=null: give the set's name of the training split")
         return {split: self._split(own) for split, own in self.splits.items() if own is not None}
 
     def _split(self, own: str) -> list[Row]:
-        folder = Path(self.path).expanduser()
+        folder = expanded(self.path, "data.path")
         if folder.is_file():
             raise DataError(f"cannot read {folder}: the name of a data file ends with {', '.join(FORMATS)}")
         for suffix in FORMATS if folder.is_dir() else ():
@@ -76,7 +81,7 @@ def read_file(file: Path) -> list[Row]:
     if file.suffix == ".json":
         return _read_json(file)
     if file.suffix == ".csv":
-        _check_csv(file)
+        return _read_csv(file)
     return _borrowed(file.suffix.removeprefix("."), {"data_files": str(file), "split": "train"}, str(file))
 
 
@@ -101,18 +106,47 @@ def _read_json(file: Path) -> list[Row]:
     return [Row(f"{file}, row {number}", row) for number, row in enumerate(rows, start=1)]
 
 
-def _check_csv(file: Path) -> None:
-    """Raise `DataError` for another encoding than UTF-8, another separator than the comma, or a table without rows."""
+def _read_csv(file: Path) -> list[Row]:
+    """The rows of a table, every cell as the text that it is; a row's number is that of its first line.
+
+    Raises `DataError` for another encoding than UTF-8, another separator than the comma, a column name that is there
+    twice, a row with more or fewer cells than the first line has names, or a table without rows.
+    """
     content = read_bytes(file)
     try:
-        names, *rows = content.decode("utf-8").strip().splitlines() or [""]
+        lines = csv.reader(io.StringIO(content.decode("utf-8"), newline=""), strict=True)
     except UnicodeDecodeError as error:
         raise DataError(f"{_no_utf8(file, content, error)}; save it as UTF-8") from None
-    if not rows:
+    csv.field_size_limit(CELL)
+    table, number = {}, 1
+    try:
+        for cells in lines:
+            if cells:
+                table[number] = cells
+            number = lines.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{file}:{number} cannot be read as a row of a table: {error}") from None
+    _check_table(table, file)
+    names, *rows = table.values()
+    return _numbered(
+        {n: dict(zip(names, cells, strict=True)) for n, cells in zip([*table][1:], rows, strict=True)}, file
+    )
+
+
+def _check_table(table: dict[int, list[str]], file: Path) -> None:
+    """Raise `DataError` unless a line of column names is followed by rows with as many cells."""
+    if len(table) < 2:
         raise DataError(f"{file} has no rows: it needs a line with the column names and one line per row")
-    other = next((sign for sign in ";\t" if sign in names and "," not in names), None)
+    names = next(iter(table.values()))
+    other = next((sign for sign in ";\t" if len(names) == 1 and sign in names[0]), None)
     if other is not None:
         raise DataError(f"{file}:1 separates the columns by {other!r}: they must be separated by commas")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{file}:1 names the column {twice!r} twice")
+    for number, cells in table.items():
+        if len(cells) != len(names):
+            raise DataError(f"{file}:{number} has {len(cells)} cells where the first line has {len(names)}")
 
 
 def _no_utf8(file: Path, content: bytes, error: UnicodeDecodeError) -> str:
@@ -120,8 +154,8 @@ def _no_utf8(file: Path, content: bytes, error: UnicodeDecodeError) -> str:
     return f"{file}:{line} is not valid UTF-8: there is a byte {content[error.start]:#04x}"
 
 
-def _numbered(rows: Iterable[dict[str, Any]], file: Path) -> list[Row]:
-    return [Row(f"{file}:{number}", row) for number, row in enumerate(rows, start=1)]
+def _numbered(rows: dict[int, dict[str, Any]], file: Path) -> list[Row]:
+    return [Row(f"{file}:{number}", row) for number, row in rows.items()]
 
 
 def _borrowed(path: str, options: dict[str, Any], where: str) -> list[Row]:

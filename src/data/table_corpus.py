@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from src.data.prompts import PromptWriter
-from src.data.row_formats import Example, RowFormat
+from src.data.row_formats import DroppedRowError, Example, RowFormat
 from src.data.sources import Row, Source
 from src.data.tables import SPLITS, check_split
 from src.errors import DataError, require
+from src.models.text import encode_prompts
 from src.types import PreferencePair, PromptRow
 
 ORDER = ("test", "validation", "train")  # a row in two splits is dropped from the later one
@@ -69,6 +70,7 @@ class TableCorpus:
         chat: bool = False,
         system: str | None = None,
         chat_template: str | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
         tokenizer: str | None = None,
         max_prompt_tokens: int | None = None,
         max_response_tokens: int | None = None,
@@ -87,25 +89,37 @@ class TableCorpus:
         self.path, self.columns, self.held_out, self.seed = path, columns, held_out, seed
         self.limits = {"prompt": max_prompt_tokens, "answer": max_response_tokens}
         own = {"tokenizer": tokenizer, "held_out": held_out, "seed": seed}
+        written = {"chat_template": chat_template, "chat_template_kwargs": chat_template_kwargs}
         limits = {"max_prompt_tokens": max_prompt_tokens, "max_response_tokens": max_response_tokens}
-        self._pair_corpus = None if pairs is None else pairs(**own, **limits)
-        self.writer = PromptWriter(template, chat, system, chat_template, tokenizer)
+        self._pair_corpus = None if pairs is None else pairs(**own, **written, **limits)
+        self.writer = PromptWriter(template, chat, system, chat_template, tokenizer, chat_template_kwargs)
         self.filters = Filters()
         rows = Source(path, name, revision, folder, splits).read()
         read = {split: list(self._read(split, part)) for split, part in rows.items()}
-        self._rows = self._kept(self._with_all_splits(read))
+        self._rows = self._with_all_splits(self._kept(read))
         for split, kept in self._rows.items():
             if not kept:
                 raise DataError(self._why_empty(split, [split for split in SPLITS if split not in rows]))
 
     @property
     def account(self) -> dict[str, Any]:
-        """By split: rows read (or cut from train), rows kept, and rows dropped by reason."""
-        own: dict[str, Any] = {}
+        """By split: rows read (or cut from train), rows kept, and rows dropped by reason; whether prompts are chats."""
+        own: dict[str, Any] = {"chats": self.chats}
         for split, kept in self._rows.items():
             dropped = self.filters.counts(split)
             own[split] = {"rows": len(kept) + sum(dropped.values()), "kept": len(kept), "dropped": dropped}
         return own if self._pair_corpus is None else {**own, "pairs": self._pair_corpus.account}
+
+    @property
+    def chats(self) -> bool:
+        """Whether every prompt went through a chat template."""
+        return all("prompt_messages" in sample.metadata for kept in self._rows.values() for sample in kept)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The chat template that wrote prompts here; None where none did."""
+        any_chat = any("prompt_messages" in sample.metadata for kept in self._rows.values() for sample in kept)
+        return self.writer.chat_template if any_chat else None
 
     def report(self) -> str:
         """The account in words, one line per split."""
@@ -144,8 +158,8 @@ class TableCorpus:
 
     def _why_empty(self, split: str, made: list[str]) -> str:
         """Why no row is left of a split; `made` are the splits that are cut from the train split."""
-        if split == "train" and made and not self.filters.counts(split):
-            prompts = {sample.prompt for own in made for sample in self._rows[own]}
+        prompts = {sample.prompt for own in made for sample in self._rows[own]}
+        if split == "train" and prompts:
             splits = " and ".join(f"data.splits.{own}" for own in made)
             return (
                 f"{self.path} has too few prompts ({len(prompts)}): data.held_out={self.held_out:g} holds out at least "
@@ -162,31 +176,36 @@ class TableCorpus:
 
     def _read(self, split: str, rows: list[Row]) -> Iterator[Sample]:
         for row in rows:
-            example = self.columns.read(row)
-            if isinstance(example, str):
-                self.filters.drop(split, example, row.where)
-            elif example.prompt is not None and not example.prompt:
-                self.filters.drop(split, "no prompt", row.where)
+            try:
+                sample = self._sample(row, self.columns.read(row))
+            except DroppedRowError as dropped:
+                sample = str(dropped)
+            if isinstance(sample, Sample):
+                yield sample
             else:
-                yield self._sample(row, example)
+                self.filters.drop(split, sample, row.where)
 
-    def _sample(self, row: Row, example: Example) -> Sample:
+    def _sample(self, row: Row, example: Example | str) -> Sample | str:
+        """The sample of an example, or why there is none."""
+        if isinstance(example, str):
+            return example
+        if example.prompt is not None and not example.prompt:
+            return "no prompt"
         prompt, messages = self.writer.write(example.prompt, row)
         given = {"response": example.response, "chosen": example.chosen, "rejected": example.rejected}
         answers = {k: self.writer.follow(prompt, v, messages, row) for k, v in given.items() if v is not None}
         metadata = row.columns if messages is None else {**row.columns, "prompt_messages": messages}
         return Sample(row.where, prompt, answers, example.gap, metadata)
 
-    def _with_all_splits(self, read: dict[str, list[Sample]]) -> dict[str, list[Sample]]:
-        """The splits in `ORDER`; a missing one gets its share of the train split's prompts."""
-        missing = [split for split in ORDER if split not in read]
-        prompts = sorted({sample.prompt for sample in read["train"]}, key=self._place)
+    def _with_all_splits(self, kept: dict[str, list[Sample]]) -> dict[str, list[Sample]]:
+        """All splits; a missing one gets its share of the prompts that the filters leave of the train split."""
+        missing, train = [split for split in ORDER if split not in kept], kept["train"]
+        prompts = sorted({sample.prompt for sample in train}, key=self._place)
         share = max(1, round(self.held_out * len(prompts)))
         places = {prompt: number // share for number, prompt in enumerate(prompts[: share * len(missing)])}
-        for number, split in enumerate(missing):
-            read[split] = [sample for sample in read["train"] if places.get(sample.prompt) == number]
-        read["train"] = [sample for sample in read["train"] if sample.prompt not in places]
-        return {split: read[split] for split in ORDER}
+        cut = {split: [s for s in train if places.get(s.prompt) == number] for number, split in enumerate(missing)}
+        kept = kept | cut | {"train": [sample for sample in train if sample.prompt not in places]}
+        return {split: kept[split] for split in SPLITS}
 
     def _place(self, prompt: str) -> bytes:
         return hashlib.sha256(f"{self.seed}/{prompt}".encode()).digest()
@@ -195,7 +214,8 @@ class TableCorpus:
         """The rows that pass every filter."""
         kept: dict[str, list[Sample]] = {}
         elsewhere: set[str] = set()
-        for split, samples in read.items():
+        for split in (split for split in ORDER if split in read):
+            samples = read[split]
             long = self._too_long(samples)
             seen: set[tuple[str, ...]] = set()
             kept[split] = []
@@ -212,7 +232,7 @@ class TableCorpus:
                 else:
                     kept[split].append(sample)
             elsewhere |= {sample.prompt for sample in kept[split]}
-        return {split: kept[split] for split in SPLITS}
+        return kept
 
     def _too_long(self, samples: list[Sample]) -> list[str]:
         """For each row which part has too many tokens, or ""."""
@@ -228,7 +248,7 @@ class TableCorpus:
                 )
             texts = [[s.prompt] if part == "prompt" else list(s.answers.values()) for s in samples]
             flat = [text for row in texts for text in row]
-            ids = iter(tokenizer(flat, add_special_tokens=part == "prompt", return_attention_mask=False)["input_ids"])
+            ids = iter(encode_prompts(tokenizer, flat, special=part == "prompt"))
             end = part == "answer"  # the end token counts
             for number, row in enumerate(texts):
                 if any([len(next(ids)) + end > limit for _ in row]):

@@ -15,8 +15,8 @@ from src.errors import DataError
 SPLITS = ("train", "validation", "test")
 
 
-def read_jsonl(path: str | Path, columns: list[str]) -> list[dict[str, Any]]:
-    """Read a file with one JSON object per line; element i of the result is line i + 1 of the file.
+def read_jsonl(path: str | Path, columns: list[str]) -> dict[int, dict[str, Any]]:
+    """Read a file with one JSON object per line: the rows by the number of their line, without blank lines.
 
     Args:
         path: The file, UTF-8, with or without a byte order mark.
@@ -30,10 +30,21 @@ def read_jsonl(path: str | Path, columns: list[str]) -> list[dict[str, Any]]:
         wanted = f" (it must have {_listed(columns)})" if columns else ""
         raise DataError(f"there is no file {file.absolute()}{wanted}")
     # Split the bytes, not the text: an invalid byte is then reported with its line.
-    lines = read_bytes(file).rstrip().split(b"\n")
-    if lines == [b""]:
+    lines = {number: line for number, line in enumerate(read_bytes(file).split(b"\n"), start=1) if line.strip()}
+    if not lines:
         raise DataError(f"{file} is empty, but must have one JSON object per line{_with(columns)}")
-    return [_parse(line, f"{file}:{number}", columns) for number, line in enumerate(lines, start=1)]
+    return {number: _parse(line, f"{file}:{number}", columns) for number, line in lines.items()}
+
+
+def expanded(path: str, key: str) -> Path:
+    """The path with `~` replaced. Raises `DataError` for one that no system can look for, such as a name too long."""
+    try:
+        file = Path(path).expanduser()
+        file.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: ~USER without such a user; ValueError: a NUL
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise DataError(f"{key}={path:.100}: there can be no such file: {reason}") from None
+    return file
 
 
 def read_bytes(file: Path) -> bytes:

@@ -15,10 +15,12 @@ Answers that are in the file already, in the column `responses`:
   python -m src.evaluate logs/ppo/default prompts=answered.jsonl
 
 prompts=FILE is .jsonl (column `prompt`; the other columns go to the reward)
-or text with one prompt per line. All other key=value overrides are those of
-python -m src.train; they change the run's own settings. Writes result.json
-(every figure with n and 95% interval) and rows.jsonl (one line per answer) to
-out=FOLDER, by default RUN/evaluation/NAME-OF-THE-FILE.
+or text with one prompt per line. They are written as the run wrote its own, by
+its template or as chats; data.template=null or data.chat=false changes that.
+All other key=value overrides are those of python -m src.train; they change the
+run's own settings. Writes result.json (every figure with n and 95% interval)
+and rows.jsonl (one line per answer) to out=FOLDER, by default
+RUN/evaluation/NAME-OF-THE-FILE.
 """
 
 from __future__ import annotations
@@ -33,8 +35,11 @@ from typing import Any
 
 from rich.console import Console
 
+from src.config.files import key_of
+from src.config.schema import PPORun
 from src.errors import ConfigError
-from src.evaluate.prompts import Evaluated, generate, score_given
+from src.evaluate.prompt_file import PromptFile, read_prompts
+from src.evaluate.prompts import Evaluated, generate, own_column, score_given, writer_of
 from src.runs.find import RunFolder, find_run, own_settings, settings_of
 from src.runs.folder import FINISHED, make_folder, run_folder
 from src.runs.report import figures_table, make_result, write_json
@@ -62,7 +67,8 @@ def evaluate(given: str, arguments: list[str]) -> Path:
     policy = str(run.model if run is not None else Path(given).expanduser())
     reference = own["reference"] or (run.before if run is not None and run.stage == "ppo" else None)
     folder = target(run, own, overrides)
-    found = score_given(config, policy, own["prompts"]) or generate(config, policy, reference, own["prompts"])
+    prompts = prompts_of(run, config, policy, own["prompts"], overrides)
+    found = score_given(config, policy, prompts) or generate(config, policy, reference, prompts)
     make_folder(folder)
     write_rows(folder / "rows.jsonl", found)
     facts = {
@@ -76,6 +82,15 @@ def evaluate(given: str, arguments: list[str]) -> Path:
     Console().print(figures_table(found.figures, "your prompts"))
     say(f"{folder}: result.json, rows.jsonl")
     return folder
+
+
+def prompts_of(run: RunFolder | None, config: PPORun, policy: str, path: str, overrides: list[str]) -> PromptFile:
+    """The file's prompts, written as the run wrote its own; overrides of `data` change how."""
+    changed = {key_of(override) for override in overrides}
+    data = config.data if run is None or any(key.split(".")[0] == "data" for key in changed) else run.config.data
+    chats = run is not None and "data.chat" not in changed and run.chats
+    saved = run is not None and "data.chat_template" not in changed
+    return read_prompts(path, own_column(data), writer_of(data, policy, chats, saved))
 
 
 def target(run: RunFolder | None, own: dict[str, Any], overrides: list[str]) -> Path:

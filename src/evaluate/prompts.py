@@ -14,11 +14,13 @@ from torch import nn
 from src.callbacks.rollout import as_prompts
 from src.config.schema import PPORun
 from src.core.padding import pad_left
-from src.evaluate.prompt_file import PromptFile, given_responses, read_prompts
+from src.data.prompts import PromptWriter
+from src.evaluate.prompt_file import PromptFile, given_responses
+from src.models.endings import endings
 from src.models.inference_roles import load_inference_roles
 from src.models.loading import load_tokenizer
 from src.models.roles import Role
-from src.models.text import encode_with_end
+from src.models.text import encode_prompts
 from src.rewards.adapter import AdapterReward
 from src.rollout.evaluation import Answers, Evaluation, Evaluator, joined, with_figure
 from src.stages.ppo import PPOStage
@@ -36,9 +38,8 @@ class Evaluated:
     rows: list[dict[str, Any]]
 
 
-def generate(config: PPORun, policy: str, reference: str | None, path: str) -> Evaluated:
+def generate(config: PPORun, policy: str, reference: str | None, prompts: PromptFile) -> Evaluated:
     """The policy and, if there is one, the reference answer every prompt with the same random stream."""
-    prompts = read_prompts(path, own_column(config))
     stage = PPOStage(config)
     stage.check()
     tokenizer = load_tokenizer(policy, trusted=stage.model.trust_remote_code)
@@ -67,13 +68,12 @@ def generate(config: PPORun, policy: str, reference: str | None, path: str) -> E
     return Evaluated(figures, [row for role, found in whole.items() for row in rows_of(role, found)])
 
 
-def score_given(config: PPORun, model: str, path: str) -> Evaluated | None:
+def score_given(config: PPORun, model: str, prompts: PromptFile) -> Evaluated | None:
     """Score the answers in the file's column `responses`; None when it has no such column.
 
     Several answers to one prompt are averaged first, so that intervals are over prompts.
     """
-    prompts = read_prompts(path, own_column(config))
-    responses = given_responses(path, prompts)
+    responses = given_responses(prompts)
     if responses is None:
         return None
     stage = PPOStage(config)
@@ -96,11 +96,27 @@ def score_given(config: PPORun, model: str, path: str) -> Evaluated | None:
     return Evaluated({"given": figures | diversity(list(found.responses))}, rows_of("given", found))
 
 
-def own_column(config: PPORun) -> str:
+def own_column(data: Any) -> str:
     """The column of the prompts in the data that the run was trained on; `prompt` if its prompts are not a column."""
-    named = getattr(getattr(config.data, "columns", None), "prompt", None)
-    written = getattr(config.data, "template", None) is not None or getattr(config.data, "chat", False)
-    return "prompt" if named is None or written else str(named)
+    named = getattr(getattr(data, "columns", None), "prompt", None)
+    return "prompt" if named is None else str(named)
+
+
+def writer_of(data: Any, policy: str, chats: bool, saved_template: bool) -> PromptWriter | None:
+    """Writes prompts as the data set `data` of a run does; None for a set that is no table of rows.
+
+    `chats`: all its prompts were chats. `saved_template`: the chat template is the one in the policy's folder.
+    """
+    if not hasattr(data, "chat_template"):
+        return None
+    writer = PromptWriter(
+        data.template, data.chat or chats, data.system, None if saved_template else data.chat_template,
+        data.tokenizer or policy, data.chat_template_kwargs,
+    )  # fmt: skip
+    saved = load_tokenizer(policy) if saved_template else None
+    if saved is not None and saved.chat_template:
+        writer.own_chat_template = str(saved.get_chat_template())
+    return writer
 
 
 def as_rollout(prompts: PromptFile, responses: list[list[str]], model: str) -> Rollout:
@@ -109,10 +125,11 @@ def as_rollout(prompts: PromptFile, responses: list[list[str]], model: str) -> R
     flat = [
         (i, row, text) for i, (row, texts) in enumerate(zip(prompts.rows, responses, strict=True)) for text in texts
     ]
-    prompt_ids, prompt_mask = pad_left(
-        tokenizer([row.prompt for _, row, _ in flat])["input_ids"], tokenizer.pad_token_id
-    )
-    rows = encode_with_end(tokenizer, [text for _, _, text in flat])
+    ends = endings(tokenizer)
+    prompts_of = [row.prompt for _, row, _ in flat]
+    prompt_ids, prompt_mask = pad_left(encode_prompts(tokenizer, prompts_of), tokenizer.pad_token_id)
+    answers = encode_prompts(tokenizer, [text for _, _, text in flat], special=False)
+    rows = [ends.closed(answer, prompt) for answer, prompt in zip(answers, prompts_of, strict=True)]
     width = max(map(len, rows))
     ids = torch.tensor([[*row, *[tokenizer.pad_token_id] * (width - len(row))] for row in rows])
     mask = torch.arange(width) < torch.tensor([len(row) for row in rows]).unsqueeze(1)
@@ -126,7 +143,7 @@ def as_rollout(prompts: PromptFile, responses: list[list[str]], model: str) -> R
         finished=torch.ones(len(flat), dtype=torch.bool),
         prompt_index=index,
         group_ids=index,
-        prompts=tuple(row.prompt for _, row, _ in flat),
+        prompts=tuple(prompts_of),
         responses=tuple(text for _, _, text in flat),
         metadata=tuple({k: v for k, v in row.metadata.items() if k != "responses"} for _, row, _ in flat),
         policy_version=0,

@@ -26,6 +26,7 @@ from src.config.schema import PPORun
 from src.errors import ConfigError, ModelError
 from src.export.model_card import model_card
 from src.export.parity import largest_difference
+from src.models.endings import endings
 from src.models.loading import load_tokenizer
 from src.runs.find import RunFolder, find_run, own_settings
 from src.stages.builders import stage_of
@@ -94,13 +95,15 @@ def write(run: RunFolder, source: Path, folder: Path, iteration: int | None) -> 
 
 
 def generation_config(run: RunFolder, folder: Path) -> GenerationConfig:
-    """Sampling as in training: the whole distribution at the run's temperature (1 for SFT), until the end token."""
+    """Sampling as in training: the whole distribution at the run's temperature (1 for SFT), until a token that ends."""
     tokenizer = load_tokenizer(str(folder))
+    named = GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else None
+    ends = sorted(endings(tokenizer, named).ids)
     rollout = run.config.rollout if isinstance(run.config, PPORun) else None
     length = {} if rollout is None else {"max_new_tokens": rollout.max_new_tokens}
     return GenerationConfig(
         do_sample=True, temperature=1.0 if rollout is None else rollout.temperature, top_k=0, top_p=1.0, **length,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=ends if len(ends) > 1 else ends[0], pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )  # fmt: skip
 

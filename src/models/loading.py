@@ -125,7 +125,7 @@ def fitted(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, path: s
     if end != [None] and tokenizer.eos_token_id not in end:
         warnings.warn(
             f"{path}: the model's configuration ends texts with token {end}, its tokenizer with "
-            f"{tokenizer.eos_token_id} ({tokenizer.eos_token}); responses end with the tokenizer's",
+            f"{tokenizer.eos_token_id} ({tokenizer.eos_token}); each of them ends a response",
             stacklevel=2,
         )
     return tokenizer

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from src.errors import ModelError
+from src.models.chat_template import adopt
 from src.models.fingerprint import base_fingerprint, tokenizer_fingerprint
 from src.models.loading import UNUSABLE, absent, load_causal_lm, load_config, load_tokenizer, require_plain_head
 from src.models.reward_adapter import AdapterFacts
@@ -126,8 +127,8 @@ class SharedBaseAdapter:
         return load_config(self.model.path, trusted=self.model.trust_remote_code)
 
     def build_tokenizer(self, corpus: Corpus) -> PreTrainedTokenizerBase:
-        """The tokenizer in the base's folder."""
-        return load_tokenizer(self.model.path or "", trusted=self.model.trust_remote_code)
+        """The tokenizer in the base's folder, as PPO reads it."""
+        return adopt(load_tokenizer(self.model.path or "", trusted=self.model.trust_remote_code), corpus)
 
     def has_lm_head(self) -> bool:
         """The base is a language model."""

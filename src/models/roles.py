@@ -23,6 +23,7 @@ from src.errors import ModelError
 from src.kernels.fast_layers import prepack
 from src.models.adapters import add_adapter, lora_config
 from src.models.distribution import TokenDistribution
+from src.models.endings import endings
 from src.models.forward import (
     at_actions,
     backbone_states,
@@ -57,6 +58,7 @@ class Roles(nn.Module, ABC):
         super().__init__()
         require_plain_head(base)
         self.tokenizer, self.checkpointing = tokenizer, checkpointing
+        self.endings = endings(tokenizer, base.generation_config)
         self.fast_cpu = hasattr(base.base_model, "fast_pass")
         at_least = torch.promote_types(base.dtype, torch.float32)
         self.value_head = value_head(base.config.hidden_size).to(at_least) if critic else None
@@ -144,10 +146,7 @@ class Roles(nn.Module, ABC):
 
 
 class LoraRoles(Roles):
-    """One frozen base; policy and critic are LoRA adapters on it, the reference is the base with adapters off.
-
-    A reward model may be a third adapter, which is never trained here.
-    """
+    """One frozen base with LoRA adapters: policy, critic, maybe a frozen reward model; the reference is without any."""
 
     def __init__(
         self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lora: LoraSettings, checkpointing: bool,

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+
+from src.models.endings import Endings, endings
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool = True) -> list[list[int]]:
+    """The token ids of texts that are to be continued: without what some tokenizers put after every text.
+
+    `special`: with what the tokenizer puts before a text.
+    """
+    rows = tokenizer(texts, add_special_tokens=special, return_attention_mask=False)["input_ids"] if texts else []
+    closing = _closing(tokenizer) if special and texts else 0
+    return [row[: len(row) - closing] for row in rows]
+
+
+def _closing(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens the tokenizer puts after a text."""
+    whole, bare = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
+    starts = [i for i in range(len(whole) - len(bare) + 1) if bare and whole[i : i + len(bare)] == bare]
+    return len(whole) - len(bare) - starts[0] if starts else 0
 
 
 def encode_with_end(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool = True) -> list[list[int]]:
     """The token ids of each text, ended by exactly one end token; `special`: with the tokenizer's special tokens."""
-    end = tokenizer.eos_token_id
-    rows = tokenizer(texts, add_special_tokens=special, return_attention_mask=False)["input_ids"] if texts else []
-    return [row if row and row[-1] == end else [*row, end] for row in rows]
+    ends = endings(tokenizer)
+    rows = encode_prompts(tokenizer, texts, special)
+    return [ends.closed(row, text) for row, text in zip(rows, texts, strict=True)]
 
 
 def encode_completions(
@@ -23,7 +43,9 @@ def encode_completions(
     if not chat_template:
         return encode_with_end(tokenizer, [p + r for p, r in zip(prompts, responses, strict=True)])
     chats = [[*user_message(p), {"role": "assistant", "content": r}] for p, r in zip(prompts, responses, strict=True)]
-    return encode_with_end(tokenizer, [tokenizer.apply_chat_template(c, tokenize=False) for c in chats], special=False)
+    after = endings(tokenizer).after
+    texts = [tokenizer.apply_chat_template(chat, tokenize=False).removesuffix(after) for chat in chats]
+    return encode_with_end(tokenizer, texts, special=False)
 
 
 def response_lengths(
@@ -37,8 +59,8 @@ def response_lengths(
     if chat_template:
         chats = [user_message(prompt) for prompt in prompts]
         prompts = [tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chats]
-    alone = encode_with_end(tokenizer, prompts, special=not chat_template)
-    return [len(row) - shared_length(prompt[:-1], row) for prompt, row in zip(alone, rows, strict=True)]
+    alone = encode_prompts(tokenizer, prompts, special=not chat_template)
+    return [len(row) - shared_length(prompt, row) for prompt, row in zip(alone, rows, strict=True)]
 
 
 def user_message(prompt: str) -> list[dict[str, str]]:
@@ -65,11 +87,14 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def response_text(tokenizer: PreTrainedTokenizerBase, prompt_ids: Tensor, response_ids: Tensor) -> str:
-    """The response's text: decode(prompt + response) without decode(prompt).
+def response_text(
+    tokenizer: PreTrainedTokenizerBase, prompt_ids: Tensor, response_ids: Tensor, ends: Endings | None = None
+) -> str:
+    """The response's text: decode(prompt + response) without decode(prompt), and without the token of `ends`.
 
     Decoding the response alone would lose its leading space with some tokenizers.
     """
-    prompt = decode(tokenizer, prompt_ids)
-    whole = decode(tokenizer, prompt_ids.new_tensor([*prompt_ids.tolist(), *response_ids.tolist()]))
-    return whole[len(prompt) :] if whole.startswith(prompt) else decode(tokenizer, response_ids)
+    prompt, own = decode(tokenizer, prompt_ids), response_ids.tolist()
+    response = prompt_ids.new_tensor(own if ends is None else ends.without_end(own))
+    whole = decode(tokenizer, torch.cat([prompt_ids, response]))
+    return whole[len(prompt) :] if whole.startswith(prompt) else decode(tokenizer, response)

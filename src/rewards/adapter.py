@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from src.errors import ModelError, require
+from src.models.endings import Endings
 from src.models.loading import readable_length
 from src.models.reward_adapter import adapter_folder, load_adapter
 from src.models.roles import Roles
@@ -46,12 +47,15 @@ class AdapterReward:
         tokenizer, device = self.roles.tokenizer, rollout.response_ids.device
         with self.roles.acting("reward") as lm:
             limit = readable_length(lm.config, tokenizer)
-        rows = [shorten(row, limit, tokenizer) for row in token_rows(rollout, tokenizer.eos_token_id)]
+        rows = [shorten(row, limit, tokenizer) for row in token_rows(rollout, self.roles.endings)]
         return score_rows(self.roles.scores, rows, tokenizer.pad_token_id, self.batch_size, device).to(device)
 
 
-def token_rows(rollout: Rollout, end: int) -> list[list[int]]:
-    """The tokens of prompt and response in their masks, ended by exactly one end token."""
+def token_rows(rollout: Rollout, ends: Endings) -> list[list[int]]:
+    """The tokens of prompt and response in their masks, ended by exactly one end token.
+
+    It is the one of the texts that the reward model was trained on, whichever of several ended the response.
+    """
     parts = zip(rollout.prompt_ids, rollout.prompt_mask, rollout.response_ids, rollout.response_mask, strict=True)
-    rows = [[*p[pm].tolist(), *r[rm].tolist()] for p, pm, r, rm in parts]
-    return [row if row[-1] == end else [*row, end] for row in rows]
+    rows = [[*p[pm].tolist(), *ends.without_end(r[rm].tolist())] for p, pm, r, rm in parts]
+    return [ends.closed(row, prompt) for row, prompt in zip(rows, rollout.prompts, strict=True)]

@@ -152,7 +152,7 @@ class ExperienceMaker:
     ) -> Rollout:
         """Responses of `role`, drawn from `generator` (None: greedy)."""
         tokenizer = roles.tokenizer
-        stop_ids = torch.tensor([tokenizer.eos_token_id], device=prompts.ids.device)
+        stop_ids = torch.tensor(sorted(roles.endings.ids), device=prompts.ids.device)
 
         def answer(share: RowShard) -> tuple[Tensor, ...]:
             mine = prompts.ids[share.index], prompts.mask[share.index]
@@ -162,7 +162,7 @@ class ExperienceMaker:
             answers = map_over_ranks(answer, len(prompts.texts))
         ids, mask, logprobs, finished = map(stacked, zip(*answers, strict=True), (tokenizer.pad_token_id, 0, 0, 0))
         responses = tuple(
-            response_text(tokenizer, prompt[prompt_mask], response[response_mask])
+            response_text(tokenizer, prompt[prompt_mask], response[response_mask], roles.endings)
             for prompt, prompt_mask, response, response_mask in zip(prompts.ids, prompts.mask, ids, mask, strict=True)
         )
         return Rollout(

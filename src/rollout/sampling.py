@@ -25,7 +25,7 @@ class Sampler:
     """Draws a_t ~ softmax(logits / temperature) from the whole vocabulary until a stop token or the length limit.
 
     There is no top-k and no top-p on purpose: the distribution that is sampled must be the one whose logprobs are
-    trained. A model's generation_config is not read.
+    trained. Of a model's generation_config only the end tokens are read (`src.models.endings`).
     """
 
     max_new_tokens: int = 28

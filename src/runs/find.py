@@ -40,6 +40,12 @@ class RunFolder:
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
     @property
+    def chats(self) -> bool:
+        """Whether all prompts of its data went through a chat template."""
+        file = self.folder / "data.json"
+        return file.is_file() and bool(json.loads(file.read_text(encoding="utf-8")).get("chats"))
+
+    @property
     def model(self) -> Path:
         """The trained model, a plain Hugging Face folder."""
         return self.folder / "model"

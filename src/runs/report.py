@@ -10,8 +10,8 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from src.config.compose import settings_hash
 from src.config.schema import Run
@@ -20,6 +20,7 @@ from src.modules.ppo import PPOModule
 from src.report.page import PAGE
 from src.rollout.evaluation import Evaluation, merge
 from src.utils.statistics import Figure, as_result
+from src.utils.terminal import shown
 
 ROWS = {
     "score": "score of the reward",
@@ -132,7 +133,7 @@ def examples_table(evaluation: Evaluation, rows: int) -> Table:
         table.add_column(column)
     answers = zip(evaluation.policy.prompts, evaluation.reference.responses, evaluation.policy.responses, strict=True)
     for row in list(answers)[:rows]:
-        table.add_row(*(escape(text.strip()) for text in row))
+        table.add_row(*(Text(shown(text.strip())) for text in row))
     return table
 
 

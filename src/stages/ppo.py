@@ -21,6 +21,7 @@ from src.callbacks.samples import ComparisonTable, SampleTable
 from src.config.schema import PPO, PPORun
 from src.data.modules import PromptData
 from src.errors import ConfigError
+from src.models.chat_template import adopt
 from src.models.loading import build_tokenizer
 from src.models.roles import build_roles
 from src.modules.ppo import PPOModule
@@ -105,7 +106,7 @@ class PPOStage(Stage[PPORun]):
     def build(self, corpus: Corpus, folder: Path) -> tuple[PPOModule, PromptData]:
         """The module with its roles, and the corpus's prompts."""
         run, ppo = self.run, self.run.ppo
-        tokenizer = build_tokenizer(self.model, corpus)
+        tokenizer = adopt(build_tokenizer(self.model, corpus), corpus)
         has_critic = ppo.value_loss is not None
         module = self._module_class()(
             roles=build_roles(self.model, tokenizer, run.seed, critic=has_critic),

@@ -9,6 +9,7 @@ from torch.optim import AdamW
 
 from src.config.schema import SFT, SFTRun
 from src.data.modules import TextData
+from src.models.chat_template import adopt
 from src.models.loading import build_tokenizer
 from src.modules.sft import SFTModule
 from src.stages.base import Stage
@@ -35,7 +36,7 @@ class SFTStage(Stage[SFTRun]):
     def build(self, corpus: Corpus, folder: Path) -> tuple[SFTModule, TextData]:
         """A language model, loaded or made from scratch, and the corpus's texts."""
         run, settings = self.run, self.run.sft
-        tokenizer = build_tokenizer(self.model, corpus)
+        tokenizer = adopt(build_tokenizer(self.model, corpus), corpus)
         data = TextData(
             corpus,
             tokenizer,

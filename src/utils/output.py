@@ -10,7 +10,7 @@ from typing import TextIO
 import huggingface_hub
 import transformers
 
-from src.utils.terminal import wrapped
+from src.utils.terminal import shown, wrapped
 
 
 class _Stdout(logging.StreamHandler[TextIO]):
@@ -24,7 +24,7 @@ class _Stdout(logging.StreamHandler[TextIO]):
         super().emit(record)
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = shown(super().format(record))
         return wrapped(text) if self.stream.isatty() else text
 
 

@@ -1,16 +1,25 @@
-"""Lines for a terminal: wrapped at spaces, so that no word and no path is cut."""
+"""Lines for a terminal: wrapped at spaces, so that no word and no path is cut, and without escapes."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import textwrap
 from typing import TextIO
 
+# control characters but tab and new line, those that turn the direction of writing, and halves of surrogate pairs
+COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def shown(text: str) -> str:
+    r"""The text with what a terminal would obey made visible: an escape character becomes `\x1b`."""
+    return COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print a text; wrapped to the width of a terminal, as it is into a file or pipe."""
-    stream = sys.stdout if stream is None else stream
+    """Print a text; wrapped to the width of a terminal, as it is into a file or pipe; escapes are made visible."""
+    stream, text = sys.stdout if stream is None else stream, shown(text)
     print(wrapped(text) if stream.isatty() else text, file=stream)
 
 

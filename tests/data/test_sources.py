@@ -46,11 +46,12 @@ def write(folder: Path, name: str) -> Path:
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet", "a.csv"])
 def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
     file = write(tmp_path, name)
-    wanted = [{k: v for k, v in row.items() if k != "m" or not name.endswith(".csv")} for row in ROWS]
+    wanted = [{"q": row["q"], "n": str(row["n"])} if name == "a.csv" else row for row in ROWS]
     found = source(file).read()
     assert list(found) == ["train"]
     assert [row.columns for row in found["train"]] == wanted
-    assert found["train"][1].where == (f"{file}:2" if name == "a.jsonl" else f"{file}, row 2")
+    place = {"a.jsonl": ":2", "a.csv": ":3"}.get(name, ", row 2")
+    assert found["train"][1].where == f"{file}{place}"
 
 
 def test_json_lines_may_be_called_json(tmp_path: Path) -> None:
@@ -100,7 +101,10 @@ def test_a_folder_within_the_set(tmp_path: Path) -> None:
         ("a.json", b'[{"q": 1},\n {"q": 2,}]', "{path}:2 is not valid JSON"),
         ("a.json", b'[{"q": 1},\n\n {"q": "\xff"}]', "{path}:3 is not valid UTF-8: there is a byte 0xff"),
         ("a.json", b"[{}, 2]", "{path}, row 2 must be a JSON object, but is a int"),
-        ("a.csv", b"q,a\n1,2\n1,2,3,4\n", "cannot read {path}: Error tokenizing data. C error: Expected 2 fields in"),
+        ("a.csv", b"q,a\n1,2\n1,2,3,4\n", "{path}:3 has 4 cells where the first line has 2"),
+        ("a.csv", b"q,a\n1,2\n1\n", "{path}:3 has 1 cells where the first line has 2"),
+        ("a.csv", b"q,a,q\n1,2,3\n", "{path}:1 names the column 'q' twice"),
+        ("a.csv", b'q,a\n1,2\n"1,2\n3,4\n', "{path}:3 cannot be read as a row of a table: unexpected end of data"),
         ("a.csv", "q,a\n1,好\n".encode("gbk"), "{path}:2 is not valid UTF-8: there is a byte 0xba; save it as UTF-8"),
         ("a.csv", b"", "{path} has no rows: it needs a line with the column names and one line per row"),
         ("a.csv", b"q,a\n", "{path} has no rows: "),
@@ -139,3 +143,30 @@ def test_splits_have_three_names(tmp_path: Path) -> None:
         source(tmp_path, {"train": "train", "valid": "x"}).read()
     with pytest.raises(DataError, match=r"data\.splits\.train=null"):
         source(tmp_path, {"train": None, "validation": None, "test": "x"}).read()
+
+
+def test_a_cell_of_a_table_is_the_text_that_it_is(tmp_path: Path) -> None:
+    """No cell is a number, and none stands for a missing value; a quoted one may go over lines."""
+    cells = ["007", "2.50", "1e3", "None", "NA", "nan", "null", "", " a ", 'say ""it""\ntwice', "true", "2026-11-26"]
+    lines = [f'"{cell}",{number}' for number, cell in enumerate(cells)]
+    file = tmp_path / "a.csv"
+    file.write_bytes(("\ufeffq,n\r\n" + "\r\n\r\n".join(lines) + "\r\n").encode())
+    found = read_file(file)
+    wanted = [cell.replace('""', '"') for cell in cells]
+    assert [row.columns for row in found] == [{"q": cell, "n": str(n)} for n, cell in enumerate(wanted)]
+    places = [int(row.where.rpartition(":")[2]) for row in found]
+    assert places == [2 + 2 * n + (n > 9) for n in range(12)]  # the tenth cell, counted from 0, has one line more
+
+
+def test_a_blank_line_is_no_row(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"q": 1}\n\n{"q": 2}\n')
+    assert [(row.where, row.columns) for row in read_file(file)] == [(f"{file}:1", {"q": 1}), (f"{file}:3", {"q": 2})]
+
+
+@pytest.mark.parametrize("suffix", ["", ".jsonl"])
+def test_a_path_that_no_system_can_look_for_is_one_sentence(tmp_path: Path, suffix: str) -> None:
+    for path in ("x" * 300 + suffix, f"~nosuchuser/set{suffix}"):
+        with pytest.raises(DataError, match=r"^data\.path=.{9,100}: there can be no such file: ") as refused:
+            source(path).read()
+        assert "\n" not in str(refused.value)

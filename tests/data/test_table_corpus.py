@@ -141,7 +141,7 @@ def test_an_empty_set_says_what_fell_at_which_filter(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     message = refusal(tmp_path, content, PAIRS)
     assert re.fullmatch(
-        rf"{re.escape(str(file))} leaves the train split empty: 0 of 16 rows; dropped: 16 identical sides "
+        rf"{re.escape(str(file))} leaves the train split empty: 0 of 20 rows; dropped: 20 identical sides "
         rf"\(first: {re.escape(str(file))}:\d+\)",
         message,
     )
@@ -156,6 +156,43 @@ def test_too_few_prompts_to_hold_some_out_are_refused(tmp_path: Path) -> None:
         start = f"{file} has too few prompts ({number}): data.held_out=0.1 holds out at least "
         assert refusal(tmp_path, content) == start + ends
     assert {split: len(made(tmp_path, rows(3)).prompts(split)) for split in SPLITS} == dict.fromkeys(SPLITS, 1)
+
+
+def test_splits_are_cut_from_what_the_filters_leave(tmp_path: Path) -> None:
+    """Were they cut first, none of these would be left of the test split."""
+    held_out = {row.prompt for row in made(tmp_path, pair_rows(40), PAIRS).prompts("test")}
+    assert len(held_out) == 4
+    content = [{**row, "bad": "yes"} if row["q"] in held_out else row for row in pair_rows(40)]
+    corpus = made(tmp_path, content, PAIRS)
+    assert [len(corpus.prompts(split)) for split in SPLITS] == [28, 4, 4]
+    assert corpus.account["train"] == {"rows": 32, "kept": 28, "dropped": {"identical sides": 4}}
+
+
+def test_identical_prompts_are_too_few_whatever_else_is_dropped(tmp_path: Path) -> None:
+    same = [{"q": "a?", "a": f"answer {i // 2}"} for i in range(40)]
+    for content in (same, [*same, {"q": "b?", "a": ""}]):
+        message = refusal(tmp_path, content)
+        assert message.startswith(f"{tmp_path / 'rows.jsonl'} has too few prompts (1): ")
+
+
+def test_what_is_missing_is_dropped_and_what_is_no_number_is_refused(tmp_path: Path) -> None:
+    corpus = made(tmp_path, [*rows(20), {"q": float("nan"), "a": "x"}, {"q": "c?", "a": float("nan")}])
+    assert corpus.account["train"]["dropped"] == {"no prompt": 1, "an empty answer": 1}
+    assert "column 'q' must be a text or a list of messages, but is inf" in refusal(
+        tmp_path, [{"q": float("inf"), "a": ""}]
+    )
+    scored = Columns("q", chosen="good", rejected="bad", chosen_score="s", rejected_score="t")
+    row = {"q": "a", "good": "b", "bad": "c", "s": float("nan"), "t": 1}
+    assert "column 's' must be a number, but is nan" in refusal(tmp_path, [row], scored)
+
+
+def test_scores_of_a_table_of_text_are_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("q,good,bad,s,t\n" + "".join(f"question {i},yes,no,2.50,0{i % 4}\n" for i in range(20)))
+    scored = Columns("q", chosen="good", rejected="bad", chosen_score="s", rejected_score="t")
+    corpus = TableCorpus(str(file), scored, ONE_FILE)
+    pairs = [pair for split in SPLITS for pair in corpus.pairs(split)]
+    assert {pair.prompt: pair.gap for pair in pairs} == {f"question {i}": 2.5 - i % 4 for i in range(20) if i % 4 < 3}
 
 
 def test_a_limit_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
@@ -353,6 +390,6 @@ def test_a_set_without_answers_has_prompts_only(tmp_path: Path) -> None:
 
 
 def test_numbers_are_texts_and_nested_columns_are_reached(tmp_path: Path) -> None:
-    content = [{"x": {"q": f"what {i}"}, "a": i} for i in range(20)]
+    content = [{"x": {"q": f"what {i}"}, "a": i} for i in range(20)] + [{"x": {"q": 10**400}, "a": 1}]
     corpus = made(tmp_path, content, Columns("x.q", "a"))
     assert "what 7 7" in {text for split in SPLITS for text in corpus.texts(split)}

@@ -23,13 +23,20 @@ def test_rows_come_back_in_order_with_all_columns(tmp_path: Path, ending: bytes)
     rows = [{"text": "naïve", "extra": [1, None]}, {"text": "line\u2028separator"}]
     content = b"\n".join(json.dumps(row, ensure_ascii=False).encode() for row in rows)
     path = write(tmp_path, content + ending)
-    assert read_jsonl(path, ["text"]) == rows
-    assert read_jsonl(str(path), []) == rows
+    assert read_jsonl(path, ["text"]) == read_jsonl(str(path), []) == dict(enumerate(rows, start=1))
 
 
 def test_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path: Path) -> None:
     path = write(tmp_path, b'\xef\xbb\xbf{"a": 1}\r\n{"a": 2}\r\n')
-    assert read_jsonl(path, ["a"]) == [{"a": 1}, {"a": 2}]
+    assert read_jsonl(path, ["a"]) == {1: {"a": 1}, 2: {"a": 2}}
+
+
+def test_blank_lines_are_no_rows_and_the_others_keep_their_number(tmp_path: Path) -> None:
+    path = write(tmp_path, b'\n{"a": 1}\n \r\n\n{"a": 2}\n')
+    assert read_jsonl(path, ["a"]) == {2: {"a": 1}, 5: {"a": 2}}
+    path.write_bytes(b'{"a": 1}\n\n{"b": 2}\n')
+    with pytest.raises(DataError, match=r":3 has no column 'a'"):
+        read_jsonl(path, ["a"])
 
 
 GOOD = b'{"text": "x", "rating": 1}\n'
@@ -41,7 +48,6 @@ GOOD = b'{"text": "x", "rating": 1}\n'
         (b"", "{path} is empty, but must have one JSON object per line with the columns text and rating"),
         (b" \n\n", "{path} is empty, but must have one JSON object per line with the columns text and rating"),
         (GOOD + b'{"text": "x"\n', "{path}:2 is not valid JSON: Expecting ',' delimiter: line 1 column 13 (char 12)"),
-        (GOOD + b"\n" + GOOD, "{path}:2 is not valid JSON: Expecting value: line 1 column 1 (char 0)"),
         (GOOD * 2 + b'{"text": "\xff"}', "{path}:3 is not valid UTF-8: byte 11 of the line is 0xff"),
         (b"[1]\n", "{path}:1 must be a JSON object with the columns text and rating, but is a list"),
         (GOOD + b'{"text": "x", "Rating": 1}', "{path}:2 has no column 'rating', only ['Rating', 'text']"),

@@ -77,7 +77,7 @@ def read(path: str, form: RowFormat, chat: bool) -> list[Callable[[], Any]]:
 
     tabular = [lambda part=part: table(part) for part in ("prompts", "texts", "pairs")]
     rated = [lambda: RatedSentences(path, "q", "s", prompt_words=1).pairs("train")]
-    asked = [lambda: given_responses(path, read_prompts(path))]
+    asked = [lambda: given_responses(read_prompts(path))]
     return asked if path.endswith(".txt") else [*asked, *rated, *tabular]
 
 

@@ -18,7 +18,7 @@ from src.errors import DataError
 from src.evaluate import __main__ as command
 from src.evaluate.__main__ import evaluate
 from src.evaluate.prompt_file import read_prompts
-from src.evaluate.prompts import own_column
+from src.evaluate.prompts import own_column, writer_of
 from src.runs.find import RunFolder, load_config, settings_of
 from src.stages.builders import stage_of
 from src.utils.text_metrics import distinct_ngrams, repetition
@@ -129,12 +129,12 @@ def test_given_answers_are_scored_without_a_model(tiny_run, tmp_path):
 
 
 def test_a_file_may_have_the_column_that_the_run_was_trained_on(tiny_run, tmp_path):
-    """The answers are those to a column `prompt`, and rewards read the row as in training; a template has no column."""
+    """The answers are those to a column `prompt`, and rewards read the row as in training."""
     rows = [{"question": p, "answer": str(i)} for i, p in enumerate(PROMPTS)]
     own = write_prompts(tmp_path / "own.jsonl", rows)
     same = write_prompts(tmp_path / "same.jsonl", [{"prompt": row["question"]} for row in rows])
     config = compose(["data=custom", "data.path=x.jsonl", "data.columns.prompt=question"])
-    assert own_column(config) == "question"
+    assert own_column(config.data) == "question"
     assert [row.prompt for row in read_prompts(str(own), "question").rows] == PROMPTS
     assert [row.metadata for row in read_prompts(str(own), "question").rows] == rows
     settings = ["data=custom", "data.path=x.jsonl", "data.columns.prompt=question"]
@@ -143,9 +143,17 @@ def test_a_file_may_have_the_column_that_the_run_was_trained_on(tiny_run, tmp_pa
         for path in (own, same)
     ]
     assert found[0] == found[1]
-    for change in ("data.template=t.jinja", "data.chat=true"):
-        assert own_column(compose([*settings, change])) == "prompt"
-    assert own_column(compose([])) == "prompt"
+    assert own_column(compose([]).data) == "prompt"
+
+
+def test_a_runs_template_writes_the_prompts_of_the_files_columns(tmp_path):
+    (tmp_path / "t.jinja").write_text("{{ q | upper }} by {{ who }}:")
+    data = compose(["data=custom", "data.path=x.jsonl", f"data.template={tmp_path}/t.jinja"]).data
+    path = write_prompts(tmp_path / "p.jsonl", [{"q": "a?", "who": "Ann"}, {"q": "b?", "who": "Bob"}])
+    found = read_prompts(str(path), own_column(data), writer_of(data, "no model", chats=False, saved_template=False))
+    assert [row.prompt for row in found.rows] == ["A? by Ann:", "B? by Bob:"]
+    assert found.rows[1].metadata == {"q": "b?", "who": "Bob"}
+    assert writer_of(compose([]).data, "no model", chats=False, saved_template=True) is None
 
 
 def test_a_file_with_neither_column_says_what_to_rename(tmp_path):

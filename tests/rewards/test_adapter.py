@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification
 
 from src.checkpointing.checkpoint import IterationCheckpoint
 from src.errors import ModelError, SettingError
+from src.models.endings import endings
 from src.models.loading import load_tokenizer
 from src.models.reward_choices import SharedBaseAdapter
 from src.rewards.adapter import AdapterReward, token_rows
@@ -116,11 +117,11 @@ def test_it_scores_samples_as_the_learned_reward_scores_their_text(base: str, ru
 
 def test_the_rows_end_once() -> None:
     rollout = ragged_rollout()
-    for row in token_rows(rollout, EOS):
+    for row in token_rows(rollout, endings(tokenizer())):
         assert row[-1] == EOS
         assert row.count(EOS) == 1
     lengths = rollout.prompt_mask.sum(1) + rollout.response_mask.sum(1) + (~rollout.finished)
-    assert [len(row) for row in token_rows(rollout, EOS)] == lengths.tolist()
+    assert [len(row) for row in token_rows(rollout, endings(tokenizer()))] == lengths.tolist()
 
 
 def test_a_row_that_is_too_long_loses_its_beginning(tmp_path: Path) -> None:

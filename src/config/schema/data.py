@@ -139,6 +139,7 @@ class Table(Typed):
     chat: bool
     system: str | None
     chat_template: str | None
+    chat_template_kwargs: dict[str, Any] | None
     tokenizer: str | None
     max_prompt_tokens: Count | None
     max_response_tokens: Count | None
