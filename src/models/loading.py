@@ -9,7 +9,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -23,6 +23,7 @@ from transformers import (
 
 from src.errors import ModelError
 from src.kernels.fast_layers import with_fast_layers
+from src.models.accounting import load_whole, load_whole_adapter
 from src.models.forward import hidden_states
 from src.models.settings import ModelSettings
 from src.types import Corpus
@@ -56,8 +57,6 @@ def absent(path: str, error: Exception, key: str = "model.path") -> ModelError:
 
 
 def _first_line(error: Exception) -> str:
-    if "mismatched_sizes" in str(error):
-        return "its weights have other shapes than in its config.json"
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -78,9 +77,28 @@ def load_config(path: str, key: str = "model.path", *, trusted: bool = False) ->
         base = adapter_base(path)
         if base is not None:
             return load_config(base, trusted=trusted)
-        return AutoConfig.from_pretrained(for_hub(path), trust_remote_code=trusted)
+        config = AutoConfig.from_pretrained(for_hub(path), trust_remote_code=trusted)
     except UNUSABLE as error:
         raise absent(path, error, key) from error
+    quantized = getattr(config, "quantization_config", None)
+    if quantized is not None:
+        method = quantized.get("quant_method", "no named method") if isinstance(quantized, dict) else quantized
+        raise ModelError(
+            f"no usable model at {path!r} ({key}): its weights are quantized ({method}), which is not supported: give "
+            f"the model in float32, bfloat16 or float16"
+        )
+    return config
+
+
+def load_decoder_config(path: str, *, trusted: bool = False) -> PretrainedConfig:
+    """`load_config` of a language model. Raises `ModelError` also for an encoder-decoder, as one half of it is none."""
+    config = load_config(path, trusted=trusted)
+    if config.is_encoder_decoder:
+        raise ModelError(
+            f"no usable model at {path!r} (model.path): a {config.model_type} has an encoder and a decoder; PPO needs a "
+            f"decoder alone, such as GPT-2, Llama or Qwen"
+        )
+    return config
 
 
 def load_tokenizer(path: str, key: str = "model.path", *, trusted: bool = False) -> PreTrainedTokenizerBase:
@@ -149,12 +167,13 @@ def load_causal_lm(model: ModelSettings, path: str | None = None) -> PreTrainedM
     path = path or model.path
     if path is None:
         raise ModelError(f"model {model.name!r} has no weights yet: run stage=sft first, or set model.path")
+    load_decoder_config(path, trusted=model.trust_remote_code)
     try:
         base = adapter_base(path)
         if base is None:
-            lm = AutoModelForCausalLM.from_pretrained(for_hub(path), **model.load_options())
+            lm = load_whole(AutoModelForCausalLM, for_hub(path), "model.path", **model.load_options())
         else:
-            lm = PeftModel.from_pretrained(load_causal_lm(model, base), path).merge_and_unload()
+            lm = load_whole_adapter(load_causal_lm(model, base), path, "model.path").merge_and_unload()
     except UNUSABLE as error:
         raise absent(path, error) from error
     lm.name_or_path = path
@@ -188,14 +207,10 @@ def load_reward_model(path: str, fast_cpu: bool = True) -> tuple[PreTrainedModel
     """
     path = run_part(path, "model")
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            for_hub(path), output_loading_info=True, trust_remote_code=False
-        )
+        kind = AutoModelForSequenceClassification
+        model = load_whole(kind, for_hub(path), "reward.path", trust_remote_code=False)
     except UNUSABLE as error:
         raise absent(path, error, "reward.path") from error
-    if info["missing_keys"]:
-        lacking = ", ".join(sorted(info["missing_keys"]))
-        raise ModelError(f"reward.path={path} is no trained reward model: it lacks the weights {lacking}")
     if model.config.num_labels != 1:
         raise ModelError(f"the reward model at {path!r} has {model.config.num_labels} outputs where 1 is needed")
     tokenizer = fitted(load_tokenizer(path, "reward.path"), model.config, path)

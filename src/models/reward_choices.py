@@ -16,12 +16,14 @@ from transformers import (
 )
 
 from src.errors import ModelError
+from src.models.accounting import load_whole
 from src.models.fingerprint import base_fingerprint, tokenizer_fingerprint
 from src.models.loading import UNUSABLE, absent, load_causal_lm, load_config, load_tokenizer, require_plain_head
 from src.models.reward_adapter import AdapterFacts
 from src.models.reward_net import RewardNet, adapted
 from src.models.settings import LoraSettings, ModelSettings, ScratchSettings
 from src.types import Corpus
+from src.utils.hub import for_hub
 from src.utils.seeding import stream_seed
 
 PATH_KEY = "reward_model.net.path"
@@ -88,9 +90,10 @@ class Pretrained:
         with torch.random.fork_rng():
             torch.manual_seed(stream_seed(seed, "weights"))
             try:
-                classifier = AutoModelForSequenceClassification.from_pretrained(
-                    self.path, num_labels=1, trust_remote_code=False
-                )
+                classifier = load_whole(
+                    AutoModelForSequenceClassification, for_hub(self.path), PATH_KEY, new_head=True,
+                    num_labels=1, trust_remote_code=False,
+                )  # fmt: skip
             except UNUSABLE as error:
                 raise absent(self.path, error, PATH_KEY) from error
             classifier = classifier.float()
@@ -100,7 +103,7 @@ class Pretrained:
 
     def _lm_head(self, classifier: PreTrainedModel) -> nn.Module:
         """The vocabulary head of the same folder: the classifier's embedding if the model ties them, else frozen."""
-        lm = AutoModelForCausalLM.from_pretrained(self.path, trust_remote_code=False).float().eval()
+        lm = load_whole(AutoModelForCausalLM, self.path, PATH_KEY, trust_remote_code=False).float().eval()
         lm.name_or_path = self.path
         require_plain_head(lm)
         head = lm.get_output_embeddings()

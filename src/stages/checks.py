@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 from src.config.schema import Lora, Model, PPORun, RewardRun, Run, SFTRun
 from src.config.validate import refuse
 from src.errors import ConfigError
-from src.models.loading import context_length, load_config, run_part, unmatched_targets
+from src.models.loading import context_length, load_config, load_decoder_config, run_part, unmatched_targets
 from src.models.reward_choices import RewardChoice
 from src.stages.objects import instantiate
 
@@ -46,7 +46,7 @@ def check_ppo(run: PPORun) -> None:
 def architecture_of(model: Model) -> PretrainedConfig:
     """The architecture of a path or of scratch. Raises `ConfigError` for a model with neither."""
     if model.path is not None:
-        return load_config(model.path, trusted=model.trust_remote_code)
+        return load_decoder_config(model.path, trusted=model.trust_remote_code)
     if model.scratch is None:
         refuse("model.path", None, "must be a hub name or a folder, as this model is not made from scratch")
     return instantiate(model.scratch, "model.scratch").config()
