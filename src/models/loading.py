@@ -24,7 +24,6 @@ from transformers import (
 from src.errors import ModelError
 from src.kernels.fast_layers import with_fast_layers
 from src.models.accounting import load_whole, load_whole_adapter
-from src.models.forward import hidden_states
 from src.models.settings import ModelSettings
 from src.types import Corpus
 from src.utils.hub import for_hub
@@ -167,31 +166,32 @@ def load_causal_lm(model: ModelSettings, path: str | None = None) -> PreTrainedM
     path = path or model.path
     if path is None:
         raise ModelError(f"model {model.name!r} has no weights yet: run stage=sft first, or set model.path")
-    load_decoder_config(path, trusted=model.trust_remote_code)
+    config = load_decoder_config(path, trusted=model.trust_remote_code)
+    options = model.load_options() | {"attn_implementation": attention_of(config, model.attn_implementation)}
     try:
         base = adapter_base(path)
         if base is None:
-            lm = load_whole(AutoModelForCausalLM, for_hub(path), "model.path", **model.load_options())
+            lm = load_whole(AutoModelForCausalLM, for_hub(path), "model.path", **options)
         else:
             lm = load_whole_adapter(load_causal_lm(model, base), path, "model.path").merge_and_unload()
     except UNUSABLE as error:
         raise absent(path, error) from error
     lm.name_or_path = path
+    name_backbone(lm)
     return with_fast_layers(lm.eval()) if model.fast_cpu else lm.eval()
 
 
-@torch.no_grad()
-def require_plain_head(lm: PreTrainedModel) -> None:
-    """Raise `ModelError` unless logits = head(hidden states), as this project computes them.
+def attention_of(config: PretrainedConfig, wanted: str) -> str:
+    """The attention to load a language model with: "eager", the same in plain steps, if it has no "sdpa"."""
+    kinds = AutoModelForCausalLM._model_mapping
+    kind = kinds[type(config)] if type(config) in kinds else None  # None: code from the model's folder
+    return "eager" if wanted == "sdpa" and kind is not None and not kind._supports_sdpa else wanted
 
-    Some architectures scale or cap their logits after the head (Gemma 2, Cohere, Granite).
-    """
-    ids = torch.arange(2, device=lm.device).unsqueeze(0)
-    logits = lm(input_ids=ids).logits
-    if not torch.allclose(logits, lm.get_output_embeddings()(hidden_states(lm, ids, torch.ones_like(ids).bool()))):
-        raise ModelError(
-            f"{lm.name_or_path!r}: {type(lm).__name__} changes its logits after the head, which is not supported"
-        )
+
+def name_backbone(lm: PreTrainedModel) -> None:
+    """Let `lm.base_model` be the backbone also where transformers names a part that is not there (Llama 4)."""
+    if lm.base_model is lm:
+        lm.base_model_prefix = next(n for n, part in lm.named_children() if isinstance(part, PreTrainedModel))
 
 
 def run_part(path: str, part: str) -> str:
