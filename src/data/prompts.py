@@ -25,12 +25,14 @@ class PromptWriter:
 
     A template file makes plain text from the row's columns. Messages, and with `chat` a plain text as a user's message,
     go through the chat template of the tokenizer or of the file `chat_template`, up to where the answer begins.
+    `trusted`: code in the tokenizer's folder may be run.
     """
 
     def __init__(
-        self, template: str | None, chat: bool, system: str | None, chat_template: str | None, tokenizer: str | None
-    ) -> None:
-        self.chat, self.system, self.path = chat, system, tokenizer
+        self, template: str | None, chat: bool, system: str | None, chat_template: str | None, tokenizer: str | None,
+        trusted: bool = False,
+    ) -> None:  # fmt: skip
+        self.chat, self.system, self.path, self.trusted = chat, system, tokenizer, trusted
         self._between: str | None = None  # filled in with the first chat
         self.template = None if template is None else _compiled(template, "data.template")
         self.own_chat_template = None if chat_template is None else _read(chat_template, "data.chat_template")
@@ -38,7 +40,7 @@ class PromptWriter:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The policy's tokenizer; None for a model made from scratch, which has none yet."""
-        return None if self.path is None else load_tokenizer(self.path)
+        return None if self.path is None else load_tokenizer(self.path, trusted=self.trusted)
 
     def write(self, prompt: Prompt | None, row: Row) -> tuple[str, list[Message] | None]:
         """The prompt's text, and its messages if it is a chat. Raises `DataError` that names the row."""

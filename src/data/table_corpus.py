@@ -71,6 +71,7 @@ class TableCorpus:
         system: str | None = None,
         chat_template: str | None = None,
         tokenizer: str | None = None,
+        trusted: bool = False,
         max_prompt_tokens: int | None = None,
         max_response_tokens: int | None = None,
         held_out: float = 0.1,
@@ -78,6 +79,8 @@ class TableCorpus:
         pairs: Callable[..., TableCorpus] | None = None,
     ) -> None:
         """Read everything. conf/data/base.yaml explains the arguments; `pairs` makes a separate set of pairs.
+
+        `trusted`: code in the tokenizer's folder may be run.
 
         Raises:
             DataError: The set cannot be read, a column is wrong, or no row is left of a split.
@@ -87,10 +90,10 @@ class TableCorpus:
             require(value is None or value >= 1, limit, value, "at least 1, or null")
         self.path, self.columns, self.held_out, self.seed = path, columns, held_out, seed
         self.limits = {"prompt": max_prompt_tokens, "answer": max_response_tokens}
-        own = {"tokenizer": tokenizer, "held_out": held_out, "seed": seed}
+        own = {"tokenizer": tokenizer, "trusted": trusted, "held_out": held_out, "seed": seed}
         limits = {"max_prompt_tokens": max_prompt_tokens, "max_response_tokens": max_response_tokens}
         self._pair_corpus = None if pairs is None else pairs(**own, **limits)
-        self.writer = PromptWriter(template, chat, system, chat_template, tokenizer)
+        self.writer = PromptWriter(template, chat, system, chat_template, tokenizer, trusted)
         self.filters = Filters()
         rows = Source(path, name, revision, folder, splits).read()
         read = {split: list(self._read(split, part)) for split, part in rows.items()}

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 import zipfile
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
-from peft import PeftModel
-from peft.utils import get_peft_model_state_dict, load_peft_weights
 from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.utils import (
@@ -53,7 +50,7 @@ def load_whole(kind: Any, path: str, key: str, *, new_head: bool = False, **opti
             say(f"{path}: new weights, not trained yet: {', '.join(sorted(made | resized))}")
     else:
         resized = set()
-    _refuse(where, type(model).__name__, missing, unexpected)
+    refuse(where, type(model).__name__, missing, unexpected)
     for name, stored, wanted in sorted(info["mismatched_keys"], key=str):
         if name not in resized:
             raise ModelError(
@@ -62,17 +59,6 @@ def load_whole(kind: Any, path: str, key: str, *, new_head: bool = False, **opti
             )
     require_floats(where, files, model)
     return model
-
-
-def load_whole_adapter(base: PreTrainedModel, path: str, key: str) -> PeftModel:
-    """The adapter at `path` on its base. Raises `ModelError` unless its tensors are all in the folder, and no others."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)  # refused below, by name
-        peft = PeftModel.from_pretrained(base, path)
-    stored, own = load_peft_weights(path, device="cpu"), get_peft_model_state_dict(peft)
-    where = f"no usable adapter at {path!r} ({key})"
-    _refuse(where, "the adapter", set(own) - set(stored), set(stored) - set(own))
-    return peft
 
 
 def weight_files(path: str) -> list[str]:
@@ -121,7 +107,7 @@ def _stored_kinds(files: Iterable[str]) -> Iterator[tuple[str, str]]:
     for file in files:
         if file.endswith(".safetensors"):
             with safe_open(file, "pt") as opened:
-                yield from ((name, opened.get_slice(name).get_dtype()) for name in opened.keys())  # noqa: SIM118
+                yield from ((name, opened.get_slice(name).get_dtype()) for name in opened.keys())
         else:
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
             yield from ((name, str(x.dtype)) for name, x in content.items() if isinstance(x, torch.Tensor))
@@ -133,8 +119,8 @@ def _in_backbone(model: PreTrainedModel, name: str) -> bool:
     return first == model.base_model_prefix or first in dict(model.base_model.named_children())
 
 
-def _refuse(where: str, what: str, missing: Collection[str], unexpected: Collection[str]) -> None:
-    """Raise `ModelError` if there are any."""
+def refuse(where: str, what: str, missing: Collection[str], unexpected: Collection[str]) -> None:
+    """Raise `ModelError` that names missing and unexpected tensors of `what`, if there are any."""
     if missing:
         raise ModelError(f"{where}: it lacks the weights {_named(missing)} of {what}; {SAME_FOLDER}")
     if unexpected:

@@ -9,7 +9,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from peft import PeftConfig
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -23,13 +23,16 @@ from transformers import (
 
 from src.errors import ModelError
 from src.kernels.fast_layers import with_fast_layers
-from src.models.accounting import load_whole, load_whole_adapter
+from src.models.accounting import load_whole
+from src.models.adapter_folders import adapter_base, adapter_config, load_whole_adapter, vocabulary_rows
 from src.models.settings import ModelSettings
 from src.types import Corpus
 from src.utils.hub import for_hub
 
 # raised by transformers for a folder that it cannot read, and for truncated or unfitting weights
 UNUSABLE = (OSError, ValueError, UnpicklingError, SafetensorError, RuntimeError)
+# and for a config.json with sizes or names that no architecture can be built from
+UNUSABLE += (LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, StrictDataclassError)
 
 
 def absent(path: str, error: Exception, key: str = "model.path") -> ModelError:
@@ -56,15 +59,12 @@ def absent(path: str, error: Exception, key: str = "model.path") -> ModelError:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def adapter_base(path: str) -> str | None:
-    """The path of the base model if `path` is a folder that holds a LoRA adapter, else None."""
-    if not (Path(path) / "adapter_config.json").is_file():
-        return None
-    return str(PeftConfig.from_pretrained(path).base_model_name_or_path)
+    first = next(iter(str(error).splitlines()), "")
+    return (
+        first
+        if isinstance(error, OSError | ValueError | RuntimeError) and first
+        else f"{type(error).__name__}: {first}"
+    )
 
 
 def load_config(path: str, key: str = "model.path", *, trusted: bool = False) -> PretrainedConfig:
@@ -75,7 +75,9 @@ def load_config(path: str, key: str = "model.path", *, trusted: bool = False) ->
     try:
         base = adapter_base(path)
         if base is not None:
-            return load_config(base, trusted=trusted)
+            config = load_config(base, trusted=trusted)
+            config.get_text_config().vocab_size = vocabulary_rows(path) or config.get_text_config().vocab_size
+            return config
         config = AutoConfig.from_pretrained(for_hub(path), trust_remote_code=trusted)
     except UNUSABLE as error:
         raise absent(path, error, key) from error
@@ -94,8 +96,8 @@ def load_decoder_config(path: str, *, trusted: bool = False) -> PretrainedConfig
     config = load_config(path, trusted=trusted)
     if config.is_encoder_decoder:
         raise ModelError(
-            f"no usable model at {path!r} (model.path): a {config.model_type} has an encoder and a decoder; PPO needs a "
-            f"decoder alone, such as GPT-2, Llama or Qwen"
+            f"no usable model at {path!r} (model.path): a {config.model_type} has an encoder and a decoder; PPO needs "
+            f"a decoder alone, such as GPT-2, Llama or Qwen"
         )
     return config
 
@@ -104,9 +106,12 @@ def load_tokenizer(path: str, key: str = "model.path", *, trusted: bool = False)
     """The tokenizer at `path`, padding on the left; without a padding token it pads with its end token.
 
     Masks are made by position everywhere, so padding with the end token is safe. The end token of an encoder is its
-    separator. `trusted`: code in the folder may be run. Raises `ModelError` when there is no tokenizer, or one without
-    an end token.
+    separator. An adapter's folder without a tokenizer has that of its base. `trusted`: code in the folder may be run.
+    Raises `ModelError` when there is no tokenizer, or one without an end token.
     """
+    base = adapter_base(path)
+    if base is not None and not any(Path(path).glob("tokenizer*")):
+        return load_tokenizer(base, trusted=trusted)
     try:
         tokenizer = AutoTokenizer.from_pretrained(for_hub(path), padding_side="left", trust_remote_code=trusted)
     except UNUSABLE as error:
@@ -128,14 +133,15 @@ def fitted(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, path: s
     Only a padding token beyond the embedding is replaced, by the end token: padding is never read. Warns when model
     and tokenizer have different end tokens. Raises `ModelError` for a tokenizer of another model.
     """
-    beyond = {token for token, number in tokenizer.get_vocab().items() if number >= config.vocab_size}
+    rows = config.get_text_config().vocab_size
+    beyond = {token for token, number in tokenizer.get_vocab().items() if number >= rows}
     if beyond == {tokenizer.pad_token} and tokenizer.pad_token_id != tokenizer.eos_token_id:
         warnings.warn(f"{path}: no embedding for {tokenizer.pad_token}, so the end token pads instead", stacklevel=2)
         tokenizer.pad_token = tokenizer.eos_token
     elif beyond:
         raise ModelError(
             f"the tokenizer at {path!r} has tokens up to id {max(tokenizer.get_vocab().values())}, but the model's "
-            f"embedding has {config.vocab_size} rows: it is the tokenizer of another model, or tokens were added to it"
+            f"embedding has {rows} rows: it is the tokenizer of another model, or tokens were added to it"
         )
     end = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     if end != [None] and tokenizer.eos_token_id not in end:
@@ -207,8 +213,11 @@ def load_reward_model(path: str, fast_cpu: bool = True) -> tuple[PreTrainedModel
     """
     path = run_part(path, "model")
     try:
-        kind = AutoModelForSequenceClassification
-        model = load_whole(kind, for_hub(path), "reward.path", trust_remote_code=False)
+        if adapter_base(path) is not None:
+            model = _merged_classifier(path)
+        else:
+            kind = AutoModelForSequenceClassification
+            model = load_whole(kind, for_hub(path), "reward.path", trust_remote_code=False)
     except UNUSABLE as error:
         raise absent(path, error, "reward.path") from error
     if model.config.num_labels != 1:
@@ -218,9 +227,25 @@ def load_reward_model(path: str, fast_cpu: bool = True) -> tuple[PreTrainedModel
     return with_fast_layers(model) if fast_cpu else model, tokenizer
 
 
+def _merged_classifier(path: str) -> PreTrainedModel:
+    """The sequence classifier of a folder of peft (SEQ_CLS): its base with adapter and score head."""
+    if (Path(path) / "reward.json").is_file():  # the constant in there is no tensor
+        raise ModelError(
+            f"reward.path={path}: this adapter is for reward=adapter; reward=learned reads model/ next to it"
+        )
+    config = adapter_config(path)
+    if config is None or config.task_type != "SEQ_CLS":
+        raise ModelError(f"reward.path={path} is no trained reward model: its adapter has no score head (task SEQ_CLS)")
+    kind = AutoModelForSequenceClassification
+    base = load_whole(
+        kind, for_hub(adapter_base(path) or ""), "reward.path", new_head=True, num_labels=1, trust_remote_code=False
+    )
+    return load_whole_adapter(base, path, "reward.path").merge_and_unload()
+
+
 def context_length(config: PretrainedConfig) -> int | None:
     """How many tokens the model can read; None if its configuration has no limit."""
-    return getattr(config, "max_position_embeddings", None)
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def readable_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -35,7 +35,9 @@ def probe(lm: PreTrainedModel) -> PreTrainedModel:
     z = head(hidden_states(lm, ids, mask.bool())).to(torch.promote_types(output.logits.dtype, torch.float32))
     found = next((f for f in candidates(lm.config) if _close(f(z), output.logits)), None)
     if found is None:
-        raise ModelError(f"{where} changes its logits after the head in a way that config.json does not say, which is not supported")  # noqa: E501
+        raise ModelError(
+            f"{where} changes its logits after the head in a way that config.json does not say, which is not supported"
+        )
     if found != PLAIN:
         head.function = found
     return lm

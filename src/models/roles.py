@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from src.core.masking import masked
 from src.errors import ModelError
 from src.kernels.fast_layers import prepack
+from src.models.adapter_folders import adapter_base
 from src.models.adapters import add_adapter, lora_config
 from src.models.distribution import TokenDistribution
 from src.models.forward import (
@@ -32,7 +33,7 @@ from src.models.forward import (
     scalar,
     whole_sequence,
 )
-from src.models.loading import adapter_base, build_tokenizer, load_causal_lm
+from src.models.loading import build_tokenizer, load_causal_lm
 from src.models.probe import probe
 from src.models.reward_adapter import RewardAdapter, attach
 from src.models.scalar_head import value_head

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from functools import cache as cache_of_names
 from typing import Any
 
 import torch
@@ -138,7 +137,6 @@ def next_logits(lm: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tenso
     return output.logits[:, -1]
 
 
-@cache_of_names
 def cache_name(kind: type[PreTrainedModel]) -> str:
     """By which name a model takes its cache; one that is given by another name is ignored without an error."""
     names = inspect.signature(kind.forward).parameters
