@@ -155,7 +155,10 @@ def test_an_export_that_came_out_wrong_is_refused_and_leaves_nothing(tiny_run, t
         return GenerationConfig()
 
     monkeypatch.setattr(command, "generation_config", spoil)
-    with pytest.raises(ModelError, match=r"KL\(base and adapter \|\| export\) is .* which is more than rounding: the export is not kept"):
+    with pytest.raises(
+        ModelError,
+        match=r"KL\(base and adapter \|\| export\) is .* which is more than rounding: the export is not kept",
+    ):
         export(str(tiny_run[0]), str(tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
 

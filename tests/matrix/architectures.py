@@ -24,7 +24,15 @@ LINEAR = {
     "linear_conv_kernel_dim": 3, "head_dim": 8, "layer_types": ["linear_attention", "full_attention"],
 }  # fmt: skip
 SLIDING = ["sliding_attention", "full_attention"]
-MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_d_conv": 4, "mamba_expand": 2, "mamba_chunk_size": 8}  # noqa: E501
+MAMBA = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 8,
+    "mamba_d_conv": 4,
+    "mamba_expand": 2,
+    "mamba_chunk_size": 8,
+}  # noqa: E501
 
 # model_type -> the sizes of its small copy; the name of a variant follows a colon
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -54,6 +62,14 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "flex_olmo": GROUPED | {"num_experts": 4, "num_experts_per_tok": 2},
     "gemma": GROUPED | {"head_dim": 8},
     "gemma2": GROUPED | {"head_dim": 8, "layer_types": SLIDING, "sliding_window": 4},
+    "gemma3": {
+        "text_config": GROUPED | {"head_dim": 8, "layer_types": SLIDING, "sliding_window": 4, "query_pre_attn_scalar": 8},
+        "vision_config": {
+            "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "image_size": 28, "patch_size": 14,
+        },
+        "mm_tokens_per_image": 4,
+    },
     "gemma3_text": GROUPED | {"head_dim": 8, "layer_types": SLIDING, "sliding_window": 4, "query_pre_attn_scalar": 8},
     "gemma3n_text": GROUPED | {"head_dim": 8, "layer_types": SLIDING, "sliding_window": 4, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 8, "laurel_rank": 4, "altup_num_inputs": 2, "vocab_size_per_layer_input": len(tokenizer()), "activation_sparsity_pattern": [0.0, 0.0], "intermediate_size": [48, 48]},  # noqa: E501
     "glm": GROUPED | {"head_dim": 8},
@@ -119,7 +135,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 def config_of(name: str, **changes: Any) -> PretrainedConfig:
     """The small architecture, with the tests' vocabulary and a context of 64 tokens."""
     ids = {"vocab_size": len(tokenizer()), "eos_token_id": EOS, "bos_token_id": EOS, "pad_token_id": PAD}
-    return AutoConfig.for_model(name.partition(":")[0], **(ids | ARCHITECTURES[name] | changes))
+    sizes = ARCHITECTURES[name] | changes
+    if "text_config" in sizes:  # a wrapper of several modalities
+        sizes, ids = sizes | {"text_config": ids | sizes["text_config"]}, {}
+    return AutoConfig.for_model(name.partition(":")[0], **(ids | sizes))
 
 
 def write(folder: Path, name: str, **changes: Any) -> str:

@@ -71,7 +71,9 @@ def test_an_adapter_of_a_prompt_is_refused(tmp_path: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(write_lm(tmp_path / "base"))
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ModelError, match="a PROMPT_TUNING adapter that adds to the prompt cannot be merged into a base"):
+    with pytest.raises(
+        ModelError, match="a PROMPT_TUNING adapter that adds to the prompt cannot be merged into a base"
+    ):
         load_causal_lm(model_settings(str(tmp_path / "adapter")))
 
 
@@ -106,7 +108,9 @@ def test_an_adapter_without_a_score_head_is_no_reward_model(adapter: Path) -> No
         load_reward_model(str(adapter))
 
 
-@pytest.mark.parametrize("changes", [{"activation_function": "nope"}, {"n_layer": "two"}, {"n_head": 0}, {"n_embd": -4}])
+@pytest.mark.parametrize(
+    "changes", [{"activation_function": "nope"}, {"n_layer": "two"}, {"n_head": 0}, {"n_embd": -4}]
+)
 def test_a_config_that_nothing_can_be_built_from_is_one_sentence(changes: dict[str, Any], tmp_path: Path) -> None:
     path = write_lm(tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())
