@@ -77,8 +77,9 @@ def lost_of_update(adapted: PeftModel, merged: nn.Module) -> float:
     for name, layer in adapted.get_base_model().named_modules():
         if isinstance(layer, LoraLayer):
             change = layer.get_delta_weight(layer.active_adapters[0]).double()
-            weight: Tensor = layer.get_base_layer().weight
-            rounded = merged.get_parameter(f"{name}.weight").double() - weight.double()
+            which = getattr(layer, "parameter_name", "weight")  # the matrices of fused experts have other names
+            weight = layer.get_base_layer().get_parameter(which).double()
+            rounded = merged.get_parameter(f"{name.replace('.base_layer', '')}.{which}").double() - weight
             error += (rounded - change).square().sum().item()
             update += change.square().sum().item()
     return (error / update) ** 0.5 if update else 0.0

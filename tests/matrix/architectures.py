@@ -32,7 +32,7 @@ MAMBA = {
     "mamba_d_conv": 4,
     "mamba_expand": 2,
     "mamba_chunk_size": 8,
-}  # noqa: E501
+}
 
 # model_type -> the sizes of its small copy; the name of a variant follows a colon
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -63,7 +63,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gemma": GROUPED | {"head_dim": 8},
     "gemma2": GROUPED | {"head_dim": 8, "layer_types": SLIDING, "sliding_window": 4},
     "gemma3": {
-        "text_config": GROUPED | {"head_dim": 8, "layer_types": SLIDING, "sliding_window": 4, "query_pre_attn_scalar": 8},
+        "text_config": GROUPED | {"head_dim": 8, "layer_types": SLIDING, "sliding_window": 4},
         "vision_config": {
             "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
             "image_size": 28, "patch_size": 14,

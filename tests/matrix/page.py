@@ -43,10 +43,10 @@ Written by `python -m tests.matrix`, which takes some minutes; a test compares t
 and measures two of them again, a slow one all. Each row is a random copy of two layers, in float32 on a CPU, with the
 true modeling code of transformers:
 
-- **sampler**: the largest difference in nats between the sampler's log-probabilities (a batch of ragged prompts, with the
-  cache, with a LoRA adapter that changes every token) and each row alone through the model's own forward pass;
-- **LoRA**: linear layers with an adapter, of all in the text model. Without one stay routers that are no plain product,
-  and the projections of Mamba's layers that the scan reads itself;
+- **sampler**: the largest difference in nats between the sampler's log-probabilities (a batch of ragged prompts, with
+  the cache, with a LoRA adapter that changes every token) and each row alone through the model's own forward pass;
+- **LoRA**: linear layers with an adapter, of all in the text model, and fused matrices of experts with one. Without one
+  stay routers that are no plain product, and the projections of Mamba's layers that the scan reads itself;
 - **PPO**: two iterations with policy and critic as adapters moved both, and every number was finite;
 - **export**: KL in nats per token between base with adapter and the merged model, read again from its folder.
 
@@ -108,9 +108,10 @@ def _train(roles: LoraRoles, folder: Path) -> None:
 
 def _adapted(roles: LoraRoles) -> str:
     lm = roles.peft.get_base_model()
-    adapted = sum(isinstance(module, LoraLayer) for module in lm.base_model.modules())
+    found = [hasattr(layer, "parameter_name") for layer in lm.base_model.modules() if isinstance(layer, LoraLayer)]
     plain = copy.deepcopy(roles.peft).unload().get_decoder()
-    return f"{adapted} of {sum(isinstance(module, nn.Linear | Conv1D) for module in plain.modules())}"
+    linear = sum(isinstance(module, nn.Linear | Conv1D) for module in plain.modules())
+    return f"{len(found) - sum(found)} of {linear}" + (f", {sum(found)} of experts" if any(found) else "")
 
 
 def _traits(lm: PreTrainedModel) -> str:
@@ -132,15 +133,15 @@ def _traits(lm: PreTrainedModel) -> str:
 
 def matrix(rows: dict[str, Served | str]) -> str:
     """The section of the page."""
-    served = {name: row for name, row in rows.items() if isinstance(row, Served)}
+    done = {name: row for name, row in rows.items() if isinstance(row, Served)}
     lines = [
         MARK + HEAD,
-        f"{len(served)} of {len(rows)} are served:\n",
+        f"{len(done)} of {len(rows)} are served:\n",
         "| `model_type` | traits | sampler | LoRA | PPO | export |",
         "|---|---|---|---|---|---|",
         *(
             f"| {name} | {r.traits} | {r.sampler:.0e} | {r.adapted} | yes | {r.export:.0e} |"
-            for name, r in served.items()
+            for name, r in done.items()
         ),
         "\nThese are refused, before or at the first batch, in a sentence:\n",
         "| `model_type` | sentence |",

@@ -75,9 +75,7 @@ def test_a_tensor_that_is_missing_is_named(tmp_path: Path) -> None:
 
 def test_more_layers_than_the_weights_have_are_refused(tmp_path: Path) -> None:
     write_lm(tmp_path, n_layer=3)
-    with pytest.raises(
-        ModelError, match=r"lacks the weights transformer\.h\.3\.\S+, .* and 21 more of GPT2LMHeadModel"
-    ):
+    with pytest.raises(ModelError, match=r"lacks the weights transformer\.h\.3\.\S+, .* and 21 more of GPT2"):
         load(configure(tmp_path, n_layer=5))  # two layers of twelve tensors, three of which are named
 
 
@@ -90,9 +88,7 @@ def test_fewer_layers_than_the_weights_have_are_refused(tmp_path: Path) -> None:
 def test_heads_of_another_size_are_refused_with_both_shapes(tmp_path: Path) -> None:
     """Llama writes the size of a head, so twice the heads are twice the rows; GPT-2's weights do not show it."""
     write(tmp_path, "llama")
-    with pytest.raises(
-        ModelError, match=r"self_attn\.\S+ has the shape \[\d+, \d+\], but config.json makes it \[\d+, "
-    ):
+    with pytest.raises(ModelError, match=r"self_attn\.\S+ has the shape \[\d+, \d+\], but config.json makes it \["):
         load(configure(tmp_path, num_attention_heads=4))
 
 
@@ -217,7 +213,7 @@ def test_a_new_score_head_is_said(name: str, tmp_path: Path, capsys: pytest.Capt
     new = {
         "llama": "score.weight",
         "bert": "bert.pooler.dense.bias, bert.pooler.dense.weight, classifier.bias, classifier.weight",
-    }  # noqa: E501
+    }
     assert capsys.readouterr().out == f"{path}: new weights, not trained yet: {new[name]}\n"
     stored = load_file(tmp_path / "model.safetensors")
     own = {key: x for key, x in net.model.state_dict().items() if key not in new[name].split(", ")}

@@ -60,9 +60,8 @@ def test_the_function_of_an_architecture_is_found_and_used(name: str, tmp_path: 
     reference = plain_logprobs(plain_model(roles, "policy"), rollout, 0.7)
     assert_rows_close(rows_of(found, rollout.response_mask), reference, 1e-4)
     assert_rows_close(rows_of(rollout.behavior_logprobs, rollout.response_mask), reference, 1e-4)
-    merged = AutoModelForCausalLM.from_pretrained(
-        roles.merged_policy().save_pretrained(tmp_path / "m") or tmp_path / "m"
-    )
+    roles.merged_policy().save_pretrained(tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert_rows_close(plain_logprobs(merged, rollout, 0.7), reference, 1e-4)
 
 
