@@ -28,6 +28,7 @@ from src.errors import ModelError
 from src.utils.terminal import say
 
 FLOATS = ("F64", "F32", "F16", "BF16", *map(str, (torch.float64, torch.float32, torch.float16, torch.bfloat16)))
+LENIENT: Any = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_gated_repo": False}
 NAMED = 3  # tensors that a sentence names
 SAME_FOLDER = "weights and config.json must be of one model"
 
@@ -67,7 +68,7 @@ def weight_files(path: str) -> list[str]:
     Raises `ModelError` for an index that is none, or that names a file outside of its folder.
     """
     for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
-        file = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+        file = cached_file(path, name, **LENIENT)
         if file is None:
             continue
         shards = _shards(file) if name.endswith(".json") else None

@@ -197,7 +197,8 @@ def attention_of(config: PretrainedConfig, wanted: str) -> str:
 def name_backbone(lm: PreTrainedModel) -> None:
     """Let `lm.base_model` be the backbone also where transformers names a part that is not there (Llama 4)."""
     if lm.base_model is lm:
-        lm.base_model_prefix = next(n for n, part in lm.named_children() if isinstance(part, PreTrainedModel))
+        parts = (name for name, part in lm.named_children() if isinstance(part, PreTrainedModel))
+        lm.base_model_prefix = next(parts, lm.base_model_prefix)
 
 
 def run_part(path: str, part: str) -> str:
