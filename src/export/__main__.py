@@ -3,14 +3,14 @@
   python -m src.export logs/ppo/default       to logs/ppo/default/export
   python -m src.export logs/pipeline/default out=FOLDER dtype=float32
 
-Of a pipeline it is the PPO stage. dtype=float32 merges an adapter in float32
-into a base of half precision, whose rounding loses a part of the update;
-trust_remote_code=true runs code that the model's folder brings along. The folder holds the merged model
+Of a pipeline it is the PPO stage. The folder holds the merged model
 (safetensors), the tokenizer with its chat template, generation_config.json
 (samples as in training), README.md (the model card) and, for a LoRA policy,
 adapter/ for peft. At the end it is loaded and compared with the run's own
 model. An unfinished run is exported from its last checkpoint, and the card
-says so.
+says so. dtype=float32 merges an adapter in float32 into a base of half
+precision, whose rounding would lose a part of the update;
+trust_remote_code=true runs code that the model's folder brings along.
 """
 
 from __future__ import annotations

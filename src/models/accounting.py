@@ -25,7 +25,6 @@ from transformers.utils import (
 )
 
 from src.errors import ModelError
-from src.utils.terminal import say
 
 FLOATS = ("F64", "F32", "F16", "BF16", *map(str, (torch.float64, torch.float32, torch.float16, torch.bfloat16)))
 LENIENT: Any = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_gated_repo": False}
@@ -33,24 +32,22 @@ NAMED = 3  # tensors that a sentence names
 SAME_FOLDER = "weights and config.json must be of one model"
 
 
-def load_whole(kind: Any, path: str, key: str, *, new_head: bool = False, **options: Any) -> PreTrainedModel:
+def load_whole(kind: Any, path: str, key: str, *, new: list[str] | None = None, **options: Any) -> PreTrainedModel:
     """`kind.from_pretrained(path)`, with every tensor of the model from the folder and every tensor of the folder used.
 
-    Tied weights and buffers that the architecture computes itself need not be there. `new_head`: layers after the
-    backbone may be new, and those of another kind of model unused; a line says which are new. `key`: the setting that
-    gives the path. Raises `ModelError` with the names of the others, and what `from_pretrained` raises.
+    Tied weights and buffers that the architecture computes itself need not be there. With a list `new`, layers after
+    the backbone may be new, whose tensors are added to it, and those of another kind of model unused. `key`: the
+    setting that gives the path. Raises `ModelError` with the names of the others, and what `from_pretrained` raises.
     """
     files, where = weight_files(path), f"no usable model at {path!r} ({key})"
     model, info = kind.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
-    if new_head:
+    resized: set[str] = set()
+    if new is not None:
         made = {name for name in missing if not _in_backbone(model, name) or ".pooler." in name}
         missing, unexpected = missing - made, {name for name in unexpected if _in_backbone(model, name)}
         resized = {name for name, *_ in info["mismatched_keys"] if not _in_backbone(model, name)}
-        if made | resized:
-            say(f"{path}: new weights, not trained yet: {', '.join(sorted(made | resized))}")
-    else:
-        resized = set()
+        new += sorted(made | resized)
     refuse(where, type(model).__name__, missing, unexpected)
     for name, stored, wanted in sorted(info["mismatched_keys"], key=str):
         if name not in resized:

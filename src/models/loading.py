@@ -29,10 +29,12 @@ from src.models.settings import ModelSettings
 from src.types import Corpus
 from src.utils.hub import for_hub
 
-# raised by transformers for a folder that it cannot read, and for truncated or unfitting weights
-UNUSABLE = (OSError, ValueError, UnpicklingError, SafetensorError, RuntimeError)
-# and for a config.json with sizes or names that no architecture can be built from
-UNUSABLE += (LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, StrictDataclassError)
+# raised by transformers for a folder that it cannot read, for truncated or unfitting weights, and for a config.json with
+# sizes or names that no architecture can be built from
+UNUSABLE = (
+    OSError, ValueError, UnpicklingError, SafetensorError, RuntimeError, LookupError, TypeError, AttributeError,
+    ArithmeticError, AssertionError, StrictDataclassError,
+)  # fmt: skip
 
 
 def absent(path: str, error: Exception, key: str = "model.path") -> ModelError:
@@ -59,12 +61,10 @@ def absent(path: str, error: Exception, key: str = "model.path") -> ModelError:
 
 
 def _first_line(error: Exception) -> str:
-    first = next(iter(str(error).splitlines()), "")
-    return (
-        first
-        if isinstance(error, OSError | ValueError | RuntimeError) and first
-        else f"{type(error).__name__}: {first}"
-    )
+    first, *others = [line.strip() for line in str(error).splitlines()] or [""]
+    first = f"{first} {others[0]}" if first.endswith(":") and others else first
+    speaks = bool(first) and isinstance(error, OSError | ValueError | RuntimeError | StrictDataclassError)
+    return first if speaks else f"{type(error).__name__}: {first}"
 
 
 def load_config(path: str, key: str = "model.path", *, trusted: bool = False) -> PretrainedConfig:
@@ -239,7 +239,7 @@ def _merged_classifier(path: str) -> PreTrainedModel:
         raise ModelError(f"reward.path={path} is no trained reward model: its adapter has no score head (task SEQ_CLS)")
     kind = AutoModelForSequenceClassification
     base = load_whole(
-        kind, for_hub(adapter_base(path) or ""), "reward.path", new_head=True, num_labels=1, trust_remote_code=False
+        kind, for_hub(adapter_base(path) or ""), "reward.path", new=[], num_labels=1, trust_remote_code=False
     )
     return load_whole_adapter(base, path, "reward.path").merge_and_unload()
 

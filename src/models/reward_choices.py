@@ -26,6 +26,7 @@ from src.models.settings import LoraSettings, ModelSettings, ScratchSettings
 from src.types import Corpus
 from src.utils.hub import for_hub
 from src.utils.seeding import stream_seed
+from src.utils.terminal import say
 
 PATH_KEY = "reward_model.net.path"
 
@@ -90,13 +91,16 @@ class Pretrained:
         """The weights, a new score head if there is none, and the vocabulary head `with_lm_head`."""
         with torch.random.fork_rng():
             torch.manual_seed(stream_seed(seed, "weights"))
+            new: list[str] = []
             try:
                 classifier = load_whole(
-                    AutoModelForSequenceClassification, for_hub(self.path), PATH_KEY, new_head=True,
+                    AutoModelForSequenceClassification, for_hub(self.path), PATH_KEY, new=new,
                     num_labels=1, trust_remote_code=False,
                 )  # fmt: skip
             except UNUSABLE as error:
                 raise absent(self.path, error, PATH_KEY) from error
+            if new:
+                say(f"{self.path}: new weights, not trained yet: {', '.join(new)}")
             classifier = classifier.float()
             lm_head = self._lm_head(classifier) if with_lm_head else None
             net = classifier if self.lora is None else adapted(classifier, self.lora)

@@ -116,3 +116,4 @@ def test_a_config_that_nothing_can_be_built_from_is_one_sentence(changes: dict[s
     with pytest.raises(ModelError, match=r"no usable model at \S+ \(model\.path\): .+") as refused:
         load_causal_lm(model_settings(path))
     assert "\n" not in str(refused.value)
+    assert not str(refused.value).endswith(":")
