@@ -29,8 +29,8 @@ from src.models.settings import ModelSettings
 from src.types import Corpus
 from src.utils.hub import for_hub
 
-# raised by transformers for a folder that it cannot read, for truncated or unfitting weights, and for a config.json with
-# sizes or names that no architecture can be built from
+# raised by transformers for a folder that it cannot read, for truncated or unfitting weights, and for a config.json
+# with sizes or names that no architecture can be built from
 UNUSABLE = (
     OSError, ValueError, UnpicklingError, SafetensorError, RuntimeError, LookupError, TypeError, AttributeError,
     ArithmeticError, AssertionError, StrictDataclassError,
