@@ -63,7 +63,7 @@ def export(given: str, out: str | None, dtype: str = "null", trusted: bool = Fal
             if dtype != "null":
                 merge(run, source, working, trusted)
             scores = run.stage == "reward"
-            say(verdict(compare(source, working, run.before, scores, trusted), scores, working))
+            say(in_words(compare(source, working, run.before, scores, trusted), scores, working))
         except BaseException:
             shutil.rmtree(working, ignore_errors=True)
             raise
@@ -127,7 +127,7 @@ def merge(run: RunFolder, source: Path, folder: Path, trusted: bool) -> None:
     base_and_adapter(source, base, False, trusted, torch.float32).merge_and_unload().save_pretrained(folder)
 
 
-def verdict(found: Comparison, scores: bool, folder: Path) -> str:
+def in_words(found: Comparison, scores: bool, folder: Path) -> str:
     """How far the exported model is from the run's, in words. Raises `ModelError` when it is too far."""
     by_dtype, half = (LARGEST_SCORE, HALF_SCORE) if scores else (LARGEST_KL, HALF_KL)
     what = f"scores differ by up to {found.difference:.2g} from those of {found.original}"
@@ -135,13 +135,13 @@ def verdict(found: Comparison, scores: bool, folder: Path) -> str:
         what = f"KL({found.original} || export) is {found.difference:.2g} nats per token on a probe"
     if not found.difference <= by_dtype.get(found.dtype, half):
         raise ModelError(f"{folder}: {what}, which is more than rounding: the export is not kept")
-    said = f"loaded again: {what}" + (
+    text = f"loaded again: {what}" + (
         "" if scores else f", the top token the same at {found.same_top:.0%} of its places"
     )
     if found.lost is None or found.lost < WORTH_SAYING:
-        return said
+        return text
     return (
-        f"{said}; rounding to {str(found.dtype).removeprefix('torch.')} changes the update in the merged weights by "
+        f"{text}; rounding to {str(found.dtype).removeprefix('torch.')} changes the update in the merged weights by "
         f"{found.lost:.0%} of its size: dtype=float32 keeps it, and so does adapter/"
     )
 

@@ -164,6 +164,11 @@ def build_tokenizer(model: ModelSettings, corpus: Corpus | None = None) -> PreTr
     return model.scratch.tokenizer(corpus.texts("train"))
 
 
+def is_adapter(path: str) -> bool:
+    """Whether a folder holds an adapter for another model."""
+    return adapter_base(path) is not None
+
+
 def load_causal_lm(model: ModelSettings, path: str | None = None) -> PreTrainedModel:
     """The language model at `path` (default: `model.path`) in eval mode.
 

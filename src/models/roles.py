@@ -21,7 +21,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from src.core.masking import masked
 from src.errors import ModelError
 from src.kernels.fast_layers import prepack
-from src.models.adapter_folders import adapter_base
 from src.models.adapters import add_adapter, lora_config
 from src.models.distribution import TokenDistribution
 from src.models.forward import (
@@ -33,7 +32,7 @@ from src.models.forward import (
     scalar,
     whole_sequence,
 )
-from src.models.loading import build_tokenizer, load_causal_lm
+from src.models.loading import build_tokenizer, is_adapter, load_causal_lm
 from src.models.probe import probe
 from src.models.reward_adapter import RewardAdapter, attach
 from src.models.scalar_head import value_head
@@ -57,9 +56,8 @@ class Roles(nn.Module, ABC):
         self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpointing: bool, critic: bool
     ) -> None:
         super().__init__()
-        probe(base)
         self.tokenizer, self.checkpointing = tokenizer, checkpointing
-        self.fast_cpu = hasattr(base.base_model, "fast_pass")
+        self.fast_cpu = hasattr(probe(base).base_model, "fast_pass")
         at_least = torch.promote_types(base.dtype, torch.float32)
         self.value_head = value_head(base.get_output_embeddings().weight.shape[1]).to(at_least) if critic else None
         self.score_head = None
@@ -224,7 +222,7 @@ class LoraRoles(Roles):
 
         Returns False if the base was itself an adapter: peft cannot load one adapter on top of another.
         """
-        if adapter_base(self.peft.get_base_model().name_or_path) is not None:
+        if is_adapter(self.peft.get_base_model().name_or_path):
             return False
         self.peft.save_pretrained(str(folder), selected_adapters=["policy"])
         for file in (folder / "policy").iterdir():

@@ -99,9 +99,7 @@ class ExperienceMaker:
         scored = replace(scored, rollout=self.with_trunk(roles, scored.rollout))
         outputs = self._model_outputs(roles, scored.rollout)
         scored, outputs = keep_finite(scored, outputs, nonfinite or FiniteGuard(0, None), policy_version + 1)
-        if not self._sampler_checked:  # once per process, so also after a resume
-            require_agreement(roles, scored.rollout, outputs.logprobs, self.sampler.temperature)
-            self._sampler_checked = True
+        self._check_sampler(roles, scored.rollout, outputs)
         scored, outputs, greedy = self._with_greedy(roles, reward, prompts, scored, outputs)
         rollout, scores, mask = scored.rollout, scored.scores, scored.rollout.response_mask
         kl_coef = self.kl_controller.kl_coef
@@ -127,6 +125,12 @@ class ExperienceMaker:
             old_values=outputs.values, scores=scores, rewards=rewards, advantages=advantages, returns=returns,
             loss_kl_coef=loss_kl_coef,
         ), measures  # fmt: skip
+
+    def _check_sampler(self, roles: Roles, rollout: Rollout, outputs: ModelOutputs) -> None:
+        """Compare the sampler with the path that trains, once per process, so also after a resume."""
+        if not self._sampler_checked:
+            require_agreement(roles, rollout, outputs.logprobs, self.sampler.temperature)
+            self._sampler_checked = True
 
     def _steer(self, outputs: ModelOutputs) -> dict[str, float]:
         """Update the controller with the KL per sequence; returns its metrics, empty without a reference."""

@@ -189,7 +189,7 @@ def test_a_half_precision_merge_says_what_it_loses_of_the_update(tmp_path):
         size += update.square().sum()
     assert found.lost == pytest.approx(float(error / size) ** 0.5, rel=0.05)
     assert found.lost > 0.1
-    sentence = command.verdict(found, False, tmp_path)
+    sentence = command.in_words(found, False, tmp_path)
     assert f"rounding to bfloat16 changes the update in the merged weights by {found.lost:.0%} of its size" in sentence
 
 
@@ -201,6 +201,6 @@ def test_a_merge_in_float32_keeps_the_update(tmp_path):
     found = compare(source, tmp_path / "out", base, scores=False)
     assert found.lost < 1e-3
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.float32
-    assert "changes the update" not in command.verdict(found, False, tmp_path)
+    assert "changes the update" not in command.in_words(found, False, tmp_path)
     with pytest.raises(ConfigError, match="this run has not both at hand"):
         command.merge(SimpleNamespace(before=None, stage="ppo"), source, tmp_path / "out", False)
