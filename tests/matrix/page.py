@@ -46,8 +46,8 @@ true modeling code of transformers:
 - **sampler**: the largest difference in nats between the sampler's log-probabilities (a batch of ragged prompts, with
   the cache, with a LoRA adapter that changes every token) and each row alone through the model's own forward pass;
 - **LoRA**: linear layers with an adapter, of all in the text model, and adapters on fused matrices of experts, which
-  peft puts there instead of on dense layers of the same names. Without one stay routers that are no plain product, and the
-  projections of Mamba's layers that the scan reads itself;
+  peft puts there instead of on dense layers of the same names. Without one stay routers that are no plain product, and
+  the projections of Mamba's layers that the scan reads itself;
 - **PPO**: two iterations with policy and critic as adapters moved both, and every number was finite;
 - **export**: KL in nats per token between base with adapter and the merged model, read again from its folder.
 
