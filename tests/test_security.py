@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from src.checkpointing.checksum import seal
 from src.checkpointing.resume import find_checkpoint
 from src.config.compose import compose
 from src.errors import CheckpointError, ConfigError, ModelError
+from src.export.parity import compare
 from src.models.loading import (
     build_tokenizer,
     load_causal_lm,
@@ -131,6 +133,33 @@ def test_code_that_is_named_per_model_is_run(tmp_path: Path, monkeypatch: pytest
     assert type(lm).__module__.startswith("transformers_modules.")
     assert build_tokenizer(settings, TinyCorpus()).eos_token_id == EOS
     assert unmatched_targets(load_config(path, trusted=True), ["c_attn", "nope"]) == ["nope"]
+
+
+def test_code_of_the_model_is_run_for_chats_and_for_export_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokenizer that writes chats and counts tokens, and the probe of export; by default it is one sentence."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", list(sys.path))
+    path = write_own(tmp_path / "own_model", tmp_path / "marker")
+    (tmp_path / "own_model/tokenizer_config.json").write_text(
+        json.dumps({"auto_map": {"AutoTokenizer": ["own.Words", None]}, "eos_token": "[eos]", "pad_token": "[pad]"})
+    )
+    code = (tmp_path / "own_model/own.py").read_text()
+    words = "from transformers import PreTrainedTokenizerFast\nclass Words(PreTrainedTokenizerFast):\n    pass\n"
+    (tmp_path / "own_model/own.py").write_text(code + words)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"q": f"the film {i}", "a": "good"}) + "\n" for i in range(30)))
+    chat = ["data=custom", "data.columns.prompt=q", "data.columns.response=a", "data.max_prompt_tokens=50"]
+    arguments = ["stage=ppo", f"model.path={path}", "model.scratch=null", "reward=length", f"data.path={rows}", *chat]
+    with pytest.raises(ModelError, match=r"model\.trust_remote_code=true runs it"):
+        stage_of(compose(arguments)).corpus()
+    assert len(stage_of(compose([*arguments, "model.trust_remote_code=true"])).corpus().prompts("train")) > 0
+    source = tmp_path / "run"
+    shutil.copytree(path, source / "model")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        compare(source, source / "model", None, scores=False)
+    assert compare(source, source / "model", None, scores=False, trusted=True).difference == 0
 
 
 def test_a_known_architecture_with_code_beside_it_runs_none(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ class PromptWriter:
 
     A template file makes plain text from the row's columns. Messages, and with `chat` a plain text as a user's message,
     go through the chat template of the tokenizer or of the file `chat_template`, up to where the answer begins.
-    `arguments`: further variables of the chat template, as `enable_thinking`.
+    `arguments`: further variables of the chat template, as `enable_thinking`; `trusted`: code in the tokenizer's folder
+    may be run.
     """
 
     def __init__(
@@ -37,8 +38,10 @@ class PromptWriter:
         chat_template: str | None,
         tokenizer: str | None,
         arguments: dict[str, Any] | None = None,
+        trusted: bool = False,
     ) -> None:
-        self.chat, self.system, self.path, self.arguments = chat, system, tokenizer, dict(arguments or {})
+        self.chat, self.system, self.path, self.trusted = chat, system, tokenizer, trusted
+        self.arguments = dict(arguments or {})
         self._after: str | None = None  # what the chat template writes after an answer, filled in with the first one
         self.template = None if template is None else _compiled(template, "data.template")
         self.own_chat_template = None if chat_template is None else _read(chat_template, "data.chat_template")
@@ -46,7 +49,7 @@ class PromptWriter:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The policy's tokenizer; None for a model made from scratch, which has none yet."""
-        return None if self.path is None else load_tokenizer(self.path)
+        return None if self.path is None else load_tokenizer(self.path, trusted=self.trusted)
 
     def write(self, prompt: Prompt | None, row: Row) -> tuple[str, list[Message] | None]:
         """The prompt's text, and its messages if it is a chat.

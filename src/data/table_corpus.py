@@ -72,6 +72,7 @@ class TableCorpus:
         chat_template: str | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
         tokenizer: str | None = None,
+        trusted: bool = False,
         max_prompt_tokens: int | None = None,
         max_response_tokens: int | None = None,
         held_out: float = 0.1,
@@ -79,6 +80,8 @@ class TableCorpus:
         pairs: Callable[..., TableCorpus] | None = None,
     ) -> None:
         """Read everything. conf/data/base.yaml explains the arguments; `pairs` makes a separate set of pairs.
+
+        `trusted`: code in the tokenizer's folder may be run.
 
         Raises:
             DataError: The set cannot be read, a column is wrong, or no row is left of a split.
@@ -88,11 +91,11 @@ class TableCorpus:
             require(value is None or value >= 1, limit, value, "at least 1, or null")
         self.path, self.columns, self.held_out, self.seed = path, columns, held_out, seed
         self.limits = {"prompt": max_prompt_tokens, "answer": max_response_tokens}
-        own = {"tokenizer": tokenizer, "held_out": held_out, "seed": seed}
+        own = {"tokenizer": tokenizer, "trusted": trusted, "held_out": held_out, "seed": seed}
         written = {"chat_template": chat_template, "chat_template_kwargs": chat_template_kwargs}
         limits = {"max_prompt_tokens": max_prompt_tokens, "max_response_tokens": max_response_tokens}
         self._pair_corpus = None if pairs is None else pairs(**own, **written, **limits)
-        self.writer = PromptWriter(template, chat, system, chat_template, tokenizer, chat_template_kwargs)
+        self.writer = PromptWriter(template, chat, system, chat_template, tokenizer, chat_template_kwargs, trusted)
         self.filters = Filters()
         rows = Source(path, name, revision, folder, splits).read()
         read = {split: list(self._read(split, part)) for split, part in rows.items()}

@@ -1,14 +1,16 @@
 """Export a run's model as a folder that plain transformers loads.
 
   python -m src.export logs/ppo/default       to logs/ppo/default/export
-  python -m src.export logs/pipeline/default out=FOLDER
+  python -m src.export logs/pipeline/default out=FOLDER dtype=float32
 
 Of a pipeline it is the PPO stage. The folder holds the merged model
 (safetensors), the tokenizer with its chat template, generation_config.json
 (samples as in training), README.md (the model card) and, for a LoRA policy,
 adapter/ for peft. At the end it is loaded and compared with the run's own
 model. An unfinished run is exported from its last checkpoint, and the card
-says so.
+says so. dtype=float32 merges an adapter in float32 into a base of half
+precision, whose rounding would lose a part of the update;
+trust_remote_code=true runs code that the model's folder brings along.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from src.checkpointing.checkpoint import checkpoints
 from src.config.schema import PPORun
 from src.errors import ConfigError, ModelError
 from src.export.model_card import model_card
-from src.export.parity import largest_difference
+from src.export.parity import Comparison, base_and_adapter, base_at_hand, compare
 from src.models.endings import endings
 from src.models.loading import load_tokenizer
 from src.runs.find import RunFolder, find_run, own_settings
@@ -34,12 +36,19 @@ from src.utils.exits import friendly_errors
 from src.utils.output import set_up_output
 from src.utils.terminal import say
 
-TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}  # nats; merging an adapter rounds, far more in half precision
-HALF_TOLERANCE = 0.5
+LARGEST_KL = {torch.float64: 1e-9, torch.float32: 1e-6}  # nats; merging an adapter rounds, far more in half precision
+LARGEST_SCORE = {torch.float64: 1e-4, torch.float32: 1e-3}  # difference of scores
+HALF_KL, HALF_SCORE = 0.02, 0.5
+WORTH_SAYING = 0.01  # share of an update
+SETTINGS = {"out": None, "dtype": "null", "trust_remote_code": "false"}
 
 
-def export(given: str, out: str | None) -> Path:
-    """Write the folder, compare, and return its path. Raises `ConfigError` or `ModelError` and then leaves nothing."""
+def export(given: str, out: str | None, dtype: str = "null", trusted: bool = False) -> Path:
+    """Write the folder, compare, and return its path. Raises `ConfigError` or `ModelError` and then leaves nothing.
+
+    `dtype`: "float32" merges an adapter in it; "null" copies the run's model. `trusted`: code in the run's folder may
+    be run.
+    """
     run = find_run(given)
     if run is None:
         raise ConfigError(f"{given}: this is already a model folder; give the folder of a run")
@@ -51,8 +60,11 @@ def export(given: str, out: str | None) -> Path:
         working = target.with_name(f"{target.name}.tmp")
         shutil.rmtree(working, ignore_errors=True)
         try:
-            adapter = write(run, source, working, iteration)
-            say(compare(run, source, working))
+            adapter = write(run, source, working, iteration, trusted)
+            if dtype != "null":
+                merge(run, source, working, trusted)
+            scores = run.stage == "reward"
+            say(in_words(compare(source, working, run.before, scores, trusted), scores, working))
         except BaseException:
             shutil.rmtree(working, ignore_errors=True)
             raise
@@ -81,7 +93,7 @@ def restore(run: RunFolder, folder: Path) -> int:
     return iteration
 
 
-def write(run: RunFolder, source: Path, folder: Path, iteration: int | None) -> bool:
+def write(run: RunFolder, source: Path, folder: Path, iteration: int | None, trusted: bool = False) -> bool:
     """Copy the saved model, add generation config and card; returns whether there is an adapter."""
     shutil.copytree(source / "model", folder)
     adapter = (source / "adapter").is_dir()
@@ -89,14 +101,14 @@ def write(run: RunFolder, source: Path, folder: Path, iteration: int | None) -> 
         shutil.copytree(source / "adapter", folder / "adapter")
         (folder / "adapter" / "README.md").unlink(missing_ok=True)  # peft's empty form; the model card replaces it
     if run.stage != "reward":
-        generation_config(run, folder).save_pretrained(folder)
+        generation_config(run, folder, trusted).save_pretrained(folder)
     model_card(run, adapter, iteration).save(folder / "README.md")
     return adapter
 
 
-def generation_config(run: RunFolder, folder: Path) -> GenerationConfig:
+def generation_config(run: RunFolder, folder: Path, trusted: bool = False) -> GenerationConfig:
     """Sampling as in training: the whole distribution at the run's temperature (1 for SFT), until a token that ends."""
-    tokenizer = load_tokenizer(str(folder))
+    tokenizer = load_tokenizer(str(folder), trusted=trusted)
     named = GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else None
     ends = sorted(endings(tokenizer, named).ids)
     rollout = run.config.rollout if isinstance(run.config, PPORun) else None
@@ -108,13 +120,33 @@ def generation_config(run: RunFolder, folder: Path) -> GenerationConfig:
     )  # fmt: skip
 
 
-def compare(run: RunFolder, source: Path, folder: Path) -> str:
-    """One sentence on how far the exported model is from the run's. Raises `ModelError` when it is too far."""
-    found = largest_difference(source, folder, run.before, run.stage == "reward")
-    allowed = TOLERANCE.get(found.dtype, HALF_TOLERANCE)
-    if found.difference > allowed:
-        raise ModelError(f"{folder}: its outputs differ by up to {found.difference:.2g} from those of {found.original}")
-    return f"loaded again: outputs differ by at most {found.difference:.2g} from those of {found.original} on a probe"
+def merge(run: RunFolder, source: Path, folder: Path, trusted: bool) -> None:
+    """Replace the weights by base + adapter, merged in float32. Raises `ConfigError` without base and adapter."""
+    base = base_at_hand(source, run.before)
+    if base is None or run.stage == "reward":
+        raise ConfigError("dtype=float32 merges a policy's adapter into its base, and this run has not both at hand")
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    base_and_adapter(source, base, False, trusted, torch.float32).merge_and_unload().save_pretrained(folder)
+
+
+def in_words(found: Comparison, scores: bool, folder: Path) -> str:
+    """How far the exported model is from the run's, in words. Raises `ModelError` when it is too far."""
+    by_dtype, half = (LARGEST_SCORE, HALF_SCORE) if scores else (LARGEST_KL, HALF_KL)
+    what = f"scores differ by up to {found.difference:.2g} from those of {found.original}"
+    if not scores:
+        what = f"KL({found.original} || export) is {found.difference:.2g} nats per token on a probe"
+    if not found.difference <= by_dtype.get(found.dtype, half):
+        raise ModelError(f"{folder}: {what}, which is more than rounding: the export is not kept")
+    text = f"loaded again: {what}" + (
+        "" if scores else f", the top token the same at {found.same_top:.0%} of its places"
+    )
+    if found.lost is None or found.lost < WORTH_SAYING:
+        return text
+    return (
+        f"{text}; rounding to {str(found.dtype).removeprefix('torch.')} changes the update in the merged weights by "
+        f"{found.lost:.0%} of its size: dtype=float32 keeps it, and so does adapter/"
+    )
 
 
 def main() -> None:
@@ -123,14 +155,19 @@ def main() -> None:
         prog="python -m src.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", help="folder of a run or of a pipeline")
-    parser.add_argument("settings", nargs="*", help="out=FOLDER (default: RUN/export)")
+    parser.add_argument(
+        "settings", nargs="*", help="out=FOLDER (default: RUN/export), dtype=float32, trust_remote_code=true"
+    )
     arguments = parser.parse_args()
     set_up_output()
     with friendly_errors(arguments.settings):
-        own, others = own_settings(arguments.settings, {"out": None})
+        own, others = own_settings(arguments.settings, SETTINGS)
         if others:
-            raise ConfigError(f"{others[0]}: the only setting of export is out=FOLDER")
-        export(arguments.run, own["out"])
+            raise ConfigError(f"{others[0]}: the settings of export are out=FOLDER, dtype and trust_remote_code")
+        for key, allowed in {"dtype": ("null", "float32"), "trust_remote_code": ("false", "true")}.items():
+            if own[key] not in allowed:
+                raise ConfigError(f"{key}={own[key]}: must be {' or '.join(allowed)}")
+        export(arguments.run, own["out"], own["dtype"], own["trust_remote_code"] == "true")
 
 
 if __name__ == "__main__":

@@ -62,8 +62,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Tensor
         return F.linear(x.contiguous(), weight, bias)  # for a slice of a batch it would copy the weight for every row
     if not torch.is_grad_enabled():
         return _product(x, weight if packed is None else packed, bias)
-    result: Tensor = _OneDNN.apply(x, weight, bias, packed)  # type: ignore[no-untyped-call]
-    return result
+    # of rows: the operator's result for more dimensions is a view, and a Function's view cannot be changed in place
+    rows: Tensor = _OneDNN.apply(x.flatten(0, -2), weight, bias, packed)  # type: ignore[no-untyped-call]
+    return rows.view(*x.shape[:-1], -1)
 
 
 def low_rank(base: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
@@ -75,8 +76,10 @@ def low_rank(base: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> T
     (..., K), (R, K), (N, R) -> (..., N), all of one precision. The gradients cannot be differentiated again: that
     raises `RuntimeError`.
     """
-    result: Tensor = _LowRank.apply(base, x, a, b, scaling)  # type: ignore[no-untyped-call]
-    return result
+    rows: Tensor = _LowRank.apply(  # type: ignore[no-untyped-call]
+        base.reshape(-1, base.shape[-1]), x.reshape(-1, x.shape[-1]), a, b, scaling
+    )
+    return rows.view(base.shape)
 
 
 def prepacked(weight: Tensor) -> Tensor | None:

@@ -29,6 +29,7 @@ from src.kernels.fast_layers import layers_to_pack, with_fast_layers
 from src.models.adapters import add_adapter, lora_config
 from src.models.distribution import TokenDistribution
 from src.models.forward import gradient_checkpointing
+from src.models.loading import attention_of, name_backbone
 from src.models.scalar_head import value_head
 from src.models.settings import DTYPES, ModelSettings
 
@@ -89,8 +90,9 @@ def estimate(
     """The memory of PPO on this architecture; `reward` is the reward model's, None for a reward without weights."""
     with torch.device("meta"):  # shapes, but neither memory nor values
         lm = AutoModelForCausalLM.from_config(
-            config, dtype=DTYPES[model.dtype], attn_implementation=model.attn_implementation
+            config, dtype=DTYPES[model.dtype], attn_implementation=attention_of(config, model.attn_implementation),
         ).eval()  # fmt: skip
+        name_backbone(lm)
         if model.fast_cpu:
             with_fast_layers(lm)
         base = size(lm.parameters())
@@ -124,7 +126,7 @@ def estimate(
 def _roles(lm: PreTrainedModel, model: ModelSettings, critic: bool) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes of the weights of each role, and of the weights that it trains."""
     base, backbone = size(lm.parameters()), size(lm.base_model.parameters())
-    head = size(value_head(lm.config.hidden_size).parameters()) if critic else 0
+    head = size(value_head(lm.get_output_embeddings().weight.shape[1]).parameters()) if critic else 0
     if model.lora is None:
         trained = {"policy": base} | ({"critic": backbone + head} if critic else {})
         weights = {"base (is the reference)": base, "policy": base} | ({"critic": base + head} if critic else {})
@@ -192,7 +194,7 @@ def _update(lm: PreTrainedModel, model: ModelSettings, load: Workload, trained: 
 
 def _critic_update(lm: PreTrainedModel, model: ModelSettings, load: Workload, trained: int) -> int:
     """The same for values, which need no vocabulary; the policy's adapter has the size of the critic's."""
-    head = value_head(lm.config.hidden_size)
+    head = value_head(lm.get_output_embeddings().weight.shape[1])
 
     def run() -> None:
         with gradient_checkpointing(lm, model.gradient_checkpointing):

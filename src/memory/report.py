@@ -15,6 +15,7 @@ from src.models.loading import load_config
 from src.models.settings import ModelSettings
 from src.stages.checks import architecture_of
 from src.stages.objects import instantiate
+from src.types import Corpus
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,15 @@ def estimate_of(run: PPORun) -> MemoryEstimate:
         response_tokens=rollout.max_new_tokens,
     )
     critic = ppo.value_loss is not None
-    return estimate(architecture_of(run.model), model, _reward_architecture(run), load, critic)
+    return estimate(_architecture(run, model), model, _reward_architecture(run), load, critic)
+
+
+def _architecture(run: PPORun, model: ModelSettings) -> PretrainedConfig:
+    """The policy's architecture; that of a model from scratch with the vocabulary of the tokenizer made for it."""
+    if run.model.path is not None or model.scratch is None:
+        return architecture_of(run.model)
+    corpus: Corpus = instantiate(run.data, "data")
+    return model.scratch.config_for(model.scratch.tokenizer(corpus.texts("train")))
 
 
 def _reward_architecture(run: PPORun) -> PretrainedConfig | None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from src.errors import ModelError
+from src.kernels.fast_layers import Linear
 from src.models.settings import LoraSettings
 
 
 def lora_config(lora: LoraSettings, base: PreTrainedModel) -> LoraConfig:
     """The settings as peft's config. Raises `ModelError` when the base has fewer layers than `lora.layers`."""
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    layers = base.config.num_hidden_layers
+    layers = base.config.get_text_config().num_hidden_layers
     if lora.layers is not None and targets == "all-linear":  # peft takes a list of layers with a list of names only
         targets = linear_names(base.base_model)
     if lora.layers is not None and lora.layers > layers:
@@ -25,9 +26,30 @@ def lora_config(lora: LoraSettings, base: PreTrainedModel) -> LoraConfig:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
+        exclude_modules=not_adaptable(base) or None if targets == "all-linear" else None,
         layers_to_transform=None if lora.layers is None else list(range(layers - lora.layers, layers)),
         task_type="CAUSAL_LM",
     )
+
+
+def not_adaptable(model: nn.Module) -> list[str]:
+    """The names of linear layers on which an adapter would fail or not act.
+
+    Those are linear layers with a forward of their own (routers that return more than a product), the projections of
+    Mamba's layers whose weights are read by the scan itself, and the towers of a model for pictures or sound.
+    """
+    decoder = model.get_decoder() if isinstance(model, PreTrainedModel) else model
+    text, backbone = set(decoder.modules()), set(getattr(model, "base_model", model).modules())
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and type(module) not in (nn.Linear, Linear):
+            output = module(module.weight.new_zeros(1, module.in_features))
+            found += [] if isinstance(output, Tensor) else [name]
+        if hasattr(module, "conv1d") and hasattr(module, "D"):
+            found += [f"{name}.{part}" for part in ("out_proj", "dt_proj") if hasattr(module, part)]
+        if isinstance(module, nn.Linear | Conv1D) and module in backbone and module not in text:
+            found.append(name)
+    return found
 
 
 def linear_names(model: nn.Module) -> list[str]:

@@ -12,9 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from src.core.kl import categorical_kl
 from src.core.logprobs import normalized_logits
+from src.models.head_function import CHUNK, logits
 from src.models.vocab_head import token_logprobs
-
-CHUNK = 2**24  # logits held at a time (64 MiB in float32); further tokens are computed in the next chunks
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,8 @@ class TokenDistribution:
         """KL(self || other) over the whole vocabulary, (B, T) nats and 0 outside the mask."""
 
         def read(hidden: Tensor, other_hidden: Tensor) -> Tensor:
-            log_p = normalized_logits(self.head(hidden), self.temperature)
-            return categorical_kl(log_p, normalized_logits(other.head(other_hidden), other.temperature))
+            log_p = normalized_logits(logits(self.head, hidden), self.temperature)
+            return categorical_kl(log_p, normalized_logits(logits(other.head, other_hidden), other.temperature))
 
         return self._placed(self._in_chunks(read, self.hidden, other.hidden))
 

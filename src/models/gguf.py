@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from src.errors import ModelError
+from src.models.accounting import refuse
 from src.utils.hub import for_hub
 
 
@@ -29,6 +31,13 @@ def source(path: str, key: str = "model.path") -> dict[str, str]:
 def is_gguf(path: str) -> bool:
     """Whether the path is that of a GGUF file."""
     return path.endswith(".gguf")
+
+
+def load_gguf(path: str, **options: Any) -> PreTrainedModel:
+    """The language model in a GGUF file, every tensor of it accounted for. Raises `ModelError`."""
+    lm, info = AutoModelForCausalLM.from_pretrained(**source(path), output_loading_info=True, **options)
+    refuse(f"no usable model at {path!r}", type(lm).__name__, info["missing_keys"], info["unexpected_keys"])
+    return unquantized(lm)
 
 
 def unquantized(lm: PreTrainedModel) -> PreTrainedModel:

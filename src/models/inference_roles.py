@@ -62,9 +62,10 @@ def load_inference_roles(
     """Both from folders. Raises `ModelError`, also when their vocabularies differ, as their KL is not defined then."""
     lm = load_causal_lm(model, policy)
     other = load_causal_lm(model, reference) if reference is not None else None
-    if other is not None and other.config.vocab_size != lm.config.vocab_size:
+    sizes = [model.config.get_text_config().vocab_size for model in (other or lm, lm)]
+    if sizes[0] != sizes[1]:
         raise ModelError(
-            f"the reference {reference!r} has a vocabulary of {other.config.vocab_size} tokens, "
-            f"{policy!r} one of {lm.config.vocab_size}: they cannot be compared"
+            f"the reference {reference!r} has a vocabulary of {sizes[0]} tokens, {policy!r} one of {sizes[1]}: they "
+            f"cannot be compared"
         )
     return InferenceRoles(lm, other, tokenizer)

@@ -9,7 +9,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from peft import PeftConfig, PeftModel
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -23,14 +23,19 @@ from transformers import (
 
 from src.errors import ModelError
 from src.kernels.fast_layers import with_fast_layers
-from src.models.forward import hidden_states
-from src.models.gguf import is_gguf, source, unquantized
+from src.models.accounting import load_whole
+from src.models.adapter_folders import adapter_base, adapter_config, load_whole_adapter, vocabulary_rows
+from src.models.gguf import is_gguf, load_gguf, source
 from src.models.settings import ModelSettings
 from src.types import Corpus
 from src.utils.hub import for_hub
 
-# raised by transformers for a folder that it cannot read, and for truncated or unfitting weights
-UNUSABLE = (OSError, ValueError, UnpicklingError, SafetensorError, RuntimeError)
+# raised by transformers for a folder that it cannot read, for truncated or unfitting weights, and for a config.json
+# with sizes or names that no architecture can be built from
+UNUSABLE = (
+    OSError, ValueError, UnpicklingError, SafetensorError, RuntimeError, LookupError, TypeError, AttributeError,
+    ArithmeticError, AssertionError, StrictDataclassError,
+)  # fmt: skip
 
 
 def absent(path: str, error: Exception, key: str = "model.path") -> ModelError:
@@ -57,17 +62,10 @@ def absent(path: str, error: Exception, key: str = "model.path") -> ModelError:
 
 
 def _first_line(error: Exception) -> str:
-    if "mismatched_sizes" in str(error):
-        return "its weights have other shapes than in its config.json"
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def adapter_base(path: str) -> str | None:
-    """The path of the base model if `path` is a folder that holds a LoRA adapter, else None."""
-    if not (Path(path) / "adapter_config.json").is_file():
-        return None
-    return str(PeftConfig.from_pretrained(path).base_model_name_or_path)
+    first, *others = [line.strip() for line in str(error).splitlines()] or [""]
+    first = f"{first} {others[0]}" if first.endswith(":") and others else first
+    speaks = bool(first) and isinstance(error, OSError | ValueError | RuntimeError | StrictDataclassError)
+    return first if speaks else f"{type(error).__name__}: {first}"
 
 
 def load_config(path: str, key: str = "model.path", *, trusted: bool = False) -> PretrainedConfig:
@@ -78,19 +76,43 @@ def load_config(path: str, key: str = "model.path", *, trusted: bool = False) ->
     try:
         base = adapter_base(path)
         if base is not None:
-            return load_config(base, trusted=trusted)
-        return AutoConfig.from_pretrained(**source(path, key), trust_remote_code=trusted)
+            config = load_config(base, trusted=trusted)
+            config.get_text_config().vocab_size = vocabulary_rows(path) or config.get_text_config().vocab_size
+            return config
+        config = AutoConfig.from_pretrained(**source(path, key), trust_remote_code=trusted)
     except UNUSABLE as error:
         raise absent(path, error, key) from error
+    quantized = getattr(config, "quantization_config", None)
+    if quantized is not None:
+        method = quantized.get("quant_method", "no named method") if isinstance(quantized, dict) else quantized
+        raise ModelError(
+            f"no usable model at {path!r} ({key}): its weights are quantized ({method}), which is not supported: give "
+            f"the model in float32, bfloat16 or float16"
+        )
+    return config
+
+
+def load_decoder_config(path: str, *, trusted: bool = False) -> PretrainedConfig:
+    """`load_config` of a language model. Raises `ModelError` also for an encoder-decoder, as one half of it is none."""
+    config = load_config(path, trusted=trusted)
+    if config.is_encoder_decoder:
+        raise ModelError(
+            f"no usable model at {path!r} (model.path): a {config.model_type} has an encoder and a decoder; PPO needs "
+            f"a decoder alone, such as GPT-2, Llama or Qwen"
+        )
+    return config
 
 
 def load_tokenizer(path: str, key: str = "model.path", *, trusted: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer at `path`, padding on the left; without a padding token it pads with its end token.
 
     Masks are made by position everywhere, so padding with the end token is safe. The end token of an encoder is its
-    separator. `trusted`: code in the folder may be run. Raises `ModelError` when there is no tokenizer, or one without
-    an end token.
+    separator. An adapter's folder without a tokenizer has that of its base. `trusted`: code in the folder may be run.
+    Raises `ModelError` when there is no tokenizer, or one without an end token.
     """
+    base = adapter_base(path)
+    if base is not None and not any(Path(path).glob("tokenizer*")):
+        return load_tokenizer(base, trusted=trusted)
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source(path, key), padding_side="left", trust_remote_code=trusted)
     except UNUSABLE as error:
@@ -112,14 +134,15 @@ def fitted(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, path: s
     Only a padding token beyond the embedding is replaced, by the end token: padding is never read. Warns when model
     and tokenizer have different end tokens. Raises `ModelError` for a tokenizer of another model.
     """
-    beyond = {token for token, number in tokenizer.get_vocab().items() if number >= config.vocab_size}
+    rows = config.get_text_config().vocab_size
+    beyond = {token for token, number in tokenizer.get_vocab().items() if number >= rows}
     if beyond == {tokenizer.pad_token} and tokenizer.pad_token_id != tokenizer.eos_token_id:
         warnings.warn(f"{path}: no embedding for {tokenizer.pad_token}, so the end token pads instead", stacklevel=2)
         tokenizer.pad_token = tokenizer.eos_token
     elif beyond:
         raise ModelError(
             f"the tokenizer at {path!r} has tokens up to id {max(tokenizer.get_vocab().values())}, but the model's "
-            f"embedding has {config.vocab_size} rows: it is the tokenizer of another model, or tokens were added to it"
+            f"embedding has {rows} rows: it is the tokenizer of another model, or tokens were added to it"
         )
     end = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     if end != [None] and tokenizer.eos_token_id not in end:
@@ -142,6 +165,11 @@ def build_tokenizer(model: ModelSettings, corpus: Corpus | None = None) -> PreTr
     return model.scratch.tokenizer(corpus.texts("train"))
 
 
+def is_adapter(path: str) -> bool:
+    """Whether a folder holds an adapter for another model."""
+    return adapter_base(path) is not None
+
+
 def load_causal_lm(model: ModelSettings, path: str | None = None) -> PreTrainedModel:
     """The language model at `path` (default: `model.path`) in eval mode.
 
@@ -150,31 +178,37 @@ def load_causal_lm(model: ModelSettings, path: str | None = None) -> PreTrainedM
     path = path or model.path
     if path is None:
         raise ModelError(f"model {model.name!r} has no weights yet: run stage=sft first, or set model.path")
+    config = load_decoder_config(path, trusted=model.trust_remote_code)
+    options = model.load_options() | {"attn_implementation": attention_of(config, model.attn_implementation)}
     try:
         base = adapter_base(path)
         if base is None:
-            stored = AutoModelForCausalLM.from_pretrained(**source(path), **model.load_options())
-            lm = unquantized(stored) if is_gguf(path) else stored
+            lm = (
+                load_gguf(path, **options)
+                if is_gguf(path)
+                else load_whole(AutoModelForCausalLM, for_hub(path), "model.path", **options)
+            )
         else:
-            lm = PeftModel.from_pretrained(load_causal_lm(model, base), path).merge_and_unload()
+            lm = load_whole_adapter(load_causal_lm(model, base), path, "model.path").merge_and_unload()
     except UNUSABLE as error:
         raise absent(path, error) from error
     lm.name_or_path = path
+    name_backbone(lm)
     return with_fast_layers(lm.eval()) if model.fast_cpu else lm.eval()
 
 
-@torch.no_grad()
-def require_plain_head(lm: PreTrainedModel) -> None:
-    """Raise `ModelError` unless logits = head(hidden states), as this project computes them.
+def attention_of(config: PretrainedConfig, wanted: str) -> str:
+    """The attention to load a language model with: "eager", the same in plain steps, if it has no "sdpa"."""
+    kinds = AutoModelForCausalLM._model_mapping
+    kind = kinds[type(config)] if type(config) in kinds else None  # None: code from the model's folder
+    return "eager" if wanted == "sdpa" and kind is not None and not kind._supports_sdpa else wanted
 
-    Some architectures scale or cap their logits after the head (Gemma 2, Cohere, Granite).
-    """
-    ids = torch.arange(2, device=lm.device).unsqueeze(0)
-    logits = lm(input_ids=ids).logits
-    if not torch.allclose(logits, lm.get_output_embeddings()(hidden_states(lm, ids, torch.ones_like(ids).bool()))):
-        raise ModelError(
-            f"{lm.name_or_path!r}: {type(lm).__name__} changes its logits after the head, which is not supported"
-        )
+
+def name_backbone(lm: PreTrainedModel) -> None:
+    """Let `lm.base_model` be the backbone also where transformers names a part that is not there (Llama 4)."""
+    if lm.base_model is lm:
+        parts = (name for name, part in lm.named_children() if isinstance(part, PreTrainedModel))
+        lm.base_model_prefix = next(parts, lm.base_model_prefix)
 
 
 def run_part(path: str, part: str) -> str:
@@ -190,14 +224,13 @@ def load_reward_model(path: str, fast_cpu: bool = True) -> tuple[PreTrainedModel
     """
     path = run_part(path, "model")
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            for_hub(path), output_loading_info=True, trust_remote_code=False
-        )
+        if adapter_base(path) is not None:
+            model = _merged_classifier(path)
+        else:
+            kind = AutoModelForSequenceClassification
+            model = load_whole(kind, for_hub(path), "reward.path", trust_remote_code=False)
     except UNUSABLE as error:
         raise absent(path, error, "reward.path") from error
-    if info["missing_keys"]:
-        lacking = ", ".join(sorted(info["missing_keys"]))
-        raise ModelError(f"reward.path={path} is no trained reward model: it lacks the weights {lacking}")
     if model.config.num_labels != 1:
         raise ModelError(f"the reward model at {path!r} has {model.config.num_labels} outputs where 1 is needed")
     tokenizer = fitted(load_tokenizer(path, "reward.path"), model.config, path)
@@ -205,9 +238,25 @@ def load_reward_model(path: str, fast_cpu: bool = True) -> tuple[PreTrainedModel
     return with_fast_layers(model) if fast_cpu else model, tokenizer
 
 
+def _merged_classifier(path: str) -> PreTrainedModel:
+    """The sequence classifier of a folder of peft (SEQ_CLS): its base with adapter and score head."""
+    if (Path(path) / "reward.json").is_file():  # the constant in there is no tensor
+        raise ModelError(
+            f"reward.path={path}: this adapter is for reward=adapter; reward=learned reads model/ next to it"
+        )
+    config = adapter_config(path)
+    if config is None or config.task_type != "SEQ_CLS":
+        raise ModelError(f"reward.path={path} is no trained reward model: its adapter has no score head (task SEQ_CLS)")
+    kind = AutoModelForSequenceClassification
+    base = load_whole(
+        kind, for_hub(adapter_base(path) or ""), "reward.path", new=[], num_labels=1, trust_remote_code=False
+    )
+    return load_whole_adapter(base, path, "reward.path").merge_and_unload()
+
+
 def context_length(config: PretrainedConfig) -> int | None:
     """How many tokens the model can read; None if its configuration has no limit."""
-    return getattr(config, "max_position_embeddings", None)
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def readable_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -16,14 +16,18 @@ from transformers import (
 )
 
 from src.errors import ModelError
+from src.models.accounting import load_whole
 from src.models.chat_template import adopt
 from src.models.fingerprint import base_fingerprint, tokenizer_fingerprint
-from src.models.loading import UNUSABLE, absent, load_causal_lm, load_config, load_tokenizer, require_plain_head
+from src.models.loading import UNUSABLE, absent, load_causal_lm, load_config, load_tokenizer
+from src.models.probe import probe
 from src.models.reward_adapter import AdapterFacts
 from src.models.reward_net import RewardNet, adapted
 from src.models.settings import LoraSettings, ModelSettings, ScratchSettings
 from src.types import Corpus
+from src.utils.hub import for_hub
 from src.utils.seeding import stream_seed
+from src.utils.terminal import say
 
 PATH_KEY = "reward_model.net.path"
 
@@ -88,12 +92,16 @@ class Pretrained:
         """The weights, a new score head if there is none, and the vocabulary head `with_lm_head`."""
         with torch.random.fork_rng():
             torch.manual_seed(stream_seed(seed, "weights"))
+            new: list[str] = []
             try:
-                classifier = AutoModelForSequenceClassification.from_pretrained(
-                    self.path, num_labels=1, trust_remote_code=False
-                )
+                classifier = load_whole(
+                    AutoModelForSequenceClassification, for_hub(self.path), PATH_KEY, new=new,
+                    num_labels=1, trust_remote_code=False,
+                )  # fmt: skip
             except UNUSABLE as error:
                 raise absent(self.path, error, PATH_KEY) from error
+            if new:
+                say(f"{self.path}: new weights, not trained yet: {', '.join(new)}")
             classifier = classifier.float()
             lm_head = self._lm_head(classifier) if with_lm_head else None
             net = classifier if self.lora is None else adapted(classifier, self.lora)
@@ -101,9 +109,9 @@ class Pretrained:
 
     def _lm_head(self, classifier: PreTrainedModel) -> nn.Module:
         """The vocabulary head of the same folder: the classifier's embedding if the model ties them, else frozen."""
-        lm = AutoModelForCausalLM.from_pretrained(self.path, trust_remote_code=False).float().eval()
+        lm = load_whole(AutoModelForCausalLM, self.path, PATH_KEY, trust_remote_code=False).float().eval()
         lm.name_or_path = self.path
-        require_plain_head(lm)
+        probe(lm)
         head = lm.get_output_embeddings()
         if head.weight is lm.get_input_embeddings().weight:
             head.weight = classifier.get_input_embeddings().weight
@@ -137,7 +145,7 @@ class SharedBaseAdapter:
     def build(self, tokenizer: PreTrainedTokenizerBase, seed: int, with_lm_head: bool) -> RewardNet:
         """The base, loaded as PPO loads it, with a new adapter and head and the base's fingerprint."""
         lm = load_causal_lm(self.model)
-        require_plain_head(lm)
+        probe(lm)
         facts = AdapterFacts(base_fingerprint(lm.base_model), tokenizer_fingerprint(tokenizer))
         with torch.random.fork_rng():
             torch.manual_seed(stream_seed(seed, "weights"))
@@ -167,8 +175,9 @@ def scoring(lm: PreTrainedModel) -> PreTrainedModel:
     if not hasattr(classifier, "score"):
         raise ModelError(f"{type(lm).__name__}: transformers has no sequence classifier with a score head for it")
     setattr(classifier, classifier.base_model_prefix, lm.base_model)
-    classifier.score = nn.Linear(config.hidden_size, 1, bias=False)
-    nn.init.normal_(classifier.score.weight, std=1 / (config.hidden_size + 1) ** 0.5)
+    hidden = lm.get_output_embeddings().weight.shape[1]
+    classifier.score = nn.Linear(hidden, 1, bias=False)
+    nn.init.normal_(classifier.score.weight, std=1 / (hidden + 1) ** 0.5)
     classifier.name_or_path = lm.name_or_path
     return classifier.eval()
 

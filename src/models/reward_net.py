@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.errors import ModelError
+from src.models.adapters import not_adaptable
 from src.models.forward import gradient_checkpointing, head_at_end, hidden_states, sequence_scores
 from src.models.reward_adapter import AdapterFacts
 from src.models.scalar_head import BIAS_KEY, scale_scores, score_bias, shift_scores
@@ -112,7 +113,7 @@ def adapted(classifier: PreTrainedModel, lora: LoraSettings) -> PeftModel:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
-        exclude_modules=heads,
+        exclude_modules=[*heads, *(not_adaptable(classifier) if lora.targets == "all-linear" else ())],
         modules_to_save=heads,
         task_type="SEQ_CLS",
     )

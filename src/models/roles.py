@@ -33,7 +33,8 @@ from src.models.forward import (
     scalar,
     whole_sequence,
 )
-from src.models.loading import adapter_base, build_tokenizer, load_causal_lm, require_plain_head
+from src.models.loading import build_tokenizer, is_adapter, load_causal_lm
+from src.models.probe import probe
 from src.models.reward_adapter import RewardAdapter, attach
 from src.models.scalar_head import value_head
 from src.models.settings import LoraSettings, ModelSettings
@@ -56,12 +57,11 @@ class Roles(nn.Module, ABC):
         self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpointing: bool, critic: bool
     ) -> None:
         super().__init__()
-        require_plain_head(base)
         self.tokenizer, self.checkpointing = tokenizer, checkpointing
+        self.fast_cpu = hasattr(probe(base).base_model, "fast_pass")
         self.endings = endings(tokenizer, base.generation_config)
-        self.fast_cpu = hasattr(base.base_model, "fast_pass")
         at_least = torch.promote_types(base.dtype, torch.float32)
-        self.value_head = value_head(base.config.hidden_size).to(at_least) if critic else None
+        self.value_head = value_head(base.get_output_embeddings().weight.shape[1]).to(at_least) if critic else None
         self.score_head = None
 
     @abstractmethod
@@ -221,7 +221,7 @@ class LoraRoles(Roles):
 
         Returns False if the base was itself an adapter: peft cannot load one adapter on top of another.
         """
-        if adapter_base(self.peft.get_base_model().name_or_path) is not None:
+        if is_adapter(self.peft.get_base_model().name_or_path):
             return False
         self.peft.save_pretrained(str(folder), selected_adapters=["policy"])
         for file in (folder / "policy").iterdir():

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
+from src.models.head_function import capped_logprobs, function_of
+
 IN_CACHE = 2**17  # logits computed at a time on a CPU: 512 KiB in float32
 ON_GPU = 2**24  # and on a GPU: 64 MiB, enough to keep it busy
 NARROWEST = 512  # words; matrix products with fewer are slow
@@ -208,6 +210,10 @@ def token_logprobs(
     (`src.kernels`) has its own product, and numbers of rows that suit it.
     Shapes: hidden (N, H), ids (N,) int64 -> (N,), (N,) nats.
     """
+    function = function_of(head)
+    if function.cap is not None:
+        return capped_logprobs(head, hidden.to(head.weight.dtype), ids, temperature)
+    temperature = temperature / function.scale
     dtype, count = computing_dtype(head.weight), len(hidden)
     weight, bias = head.weight.to(dtype), getattr(head, "bias", None)
     product, rows = getattr(head, "product", linear), getattr(head, "rows", int)(count)

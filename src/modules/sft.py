@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from src.models.adapters import add_adapter
 from src.models.forward import next_token_logprobs
-from src.models.loading import load_causal_lm, require_plain_head
+from src.models.loading import load_causal_lm
+from src.models.probe import probe
 from src.models.settings import DTYPES, LoraSettings, ModelSettings
 from src.modules.supervised import SupervisedModule
 from src.utils.distributed import all_reduce_sum, map_over_ranks, row_shard
@@ -82,7 +83,7 @@ def build_lm(
         if model.path is None:
             return _from_scratch(model, tokenizer)
         lm = load_causal_lm(model)
-        require_plain_head(lm)
+        probe(lm)
         lm.train()  # dropout as its configuration sets it, as for a model from scratch
         return lm if lora is None else add_adapter(lm, lora, "sft")
 

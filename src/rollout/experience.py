@@ -22,6 +22,7 @@ from src.rollout.finite_rows import ModelOutputs, keep_finite
 from src.rollout.kl_controller import FixedKL, KLController
 from src.rollout.minibatches import join, stacked
 from src.rollout.oom_retry import OomRetry
+from src.rollout.sampler_check import require_agreement
 from src.rollout.sampling import Sampler
 from src.rollout.scoring import Scored, Scorer
 from src.rollout.shaping import NoScaling, ScoreShaping, SetMissingEos
@@ -70,6 +71,7 @@ class ExperienceMaker:
         self.reference_kl, self.advantage = reference_kl, advantage
         self.kl_controller = kl_controller or FixedKL(0.1)
         self.whiten_rewards, self.whiten_advantages = whiten_rewards, whiten_advantages
+        self._sampler_checked = False
 
     def make(
         self,
@@ -89,13 +91,15 @@ class ExperienceMaker:
         the KL coefficient.
 
         `nonfinite` drops rows whose logprobs or values are not finite, up to its limit; None: the first such row
-        raises `NonFiniteError`.
+        raises `NonFiniteError`. On its first batch a maker compares the sampler with the path that trains, and raises
+        `ModelError` when they differ.
         """
         # 1-3
         scored = self.scorer.score(reward, self.sample(roles, "policy", prompts, policy_version, generator))
         scored = replace(scored, rollout=self.with_trunk(roles, scored.rollout))
         outputs = self._model_outputs(roles, scored.rollout)
         scored, outputs = keep_finite(scored, outputs, nonfinite or FiniteGuard(0, None), policy_version + 1)
+        self._check_sampler(roles, scored.rollout, outputs)
         scored, outputs, greedy = self._with_greedy(roles, reward, prompts, scored, outputs)
         rollout, scores, mask = scored.rollout, scored.scores, scored.rollout.response_mask
         kl_coef = self.kl_controller.kl_coef
@@ -121,6 +125,12 @@ class ExperienceMaker:
             old_values=outputs.values, scores=scores, rewards=rewards, advantages=advantages, returns=returns,
             loss_kl_coef=loss_kl_coef,
         ), measures  # fmt: skip
+
+    def _check_sampler(self, roles: Roles, rollout: Rollout, outputs: ModelOutputs) -> None:
+        """Compare the sampler with the path that trains, once per process, so also after a resume."""
+        if not self._sampler_checked:
+            require_agreement(roles, rollout, outputs.logprobs, self.sampler.temperature)
+            self._sampler_checked = True
 
     def _steer(self, outputs: ModelOutputs) -> dict[str, float]:
         """Update the controller with the KL per sequence; returns its metrics, empty without a reference."""

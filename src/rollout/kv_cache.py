@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from src.core.masking import position_ids
+from src.models.head_function import logits
 
 COLUMNS = 64  # by which a layer grows: it is copied once per COLUMNS tokens, transformers' cache once per token
 PIECE = 2**10  # tokens of one forward pass over prompts: enough to keep a core busy, few enough for similar lengths
@@ -119,17 +121,26 @@ class OpenRows:
 def next_logits(lm: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
     """Logits (B, V) after ids (B, N), which are added to the cache; mask (B, S) covers all its columns and these.
 
-    A mask (B, 1, N, S) is passed on as it is.
+    A mask (B, 1, N, S) is passed on as it is. A model without attention reads the mask of the new columns alone.
     """
+    name = cache_name(type(lm))
+    if name == "cache_params":
+        mask = mask[:, -ids.shape[1] :]
     output = lm(
         input_ids=ids,
         attention_mask=mask.long() if mask.dim() == 2 else mask,
         position_ids=positions,
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **{name: cache},
     )
     return output.logits[:, -1]
+
+
+def cache_name(kind: type[PreTrainedModel]) -> str:
+    """By which name a model takes its cache; one that is given by another name is ignored without an error."""
+    names = inspect.signature(kind.forward).parameters
+    return "cache_params" if "cache_params" in names else "past_key_values"
 
 
 def trimmed(x: Tensor, mask: Tensor) -> Tensor:
@@ -150,8 +161,7 @@ def _pass(lm: PreTrainedModel, prompts: Tensor, cache: DynamicCache) -> Tensor:
     fast = getattr(lm.base_model, "fast_pass", None)
     if plain and fast is not None and fast.saves_time(lm.base_model, mask):
         states = fast.states(lm.base_model, mask, cache, input_ids=ids)
-        logits: Tensor = lm.get_output_embeddings()(states[:, -1])
-        return logits
+        return logits(lm.get_output_embeddings(), states[:, -1])
     return next_logits(lm, ids, mask, position_ids(mask), cache)
 
 

@@ -124,10 +124,12 @@ class Stage(ABC, Generic[AnyRun]):
         settings = self.optimization
         return partial(lr_schedule, name=settings.lr_schedule, warmup=settings.warmup, steps=steps)
 
-    def _tokenizer(self) -> dict[str, str]:
-        """The tokenizer argument of a table of rows that names none."""
+    def _tokenizer(self) -> dict[str, Any]:
+        """The tokenizer argument of a table of rows that names none, and whether its code may be run."""
         lacks = "tokenizer" in type(self.run.data).model_fields and getattr(self.run.data, "tokenizer", None) is None
-        return {"tokenizer": self.model.path} if lacks and self.model.path is not None else {}
+        if not lacks or self.model.path is None:
+            return {}
+        return {"tokenizer": self.model.path, "trusted": self.model.trust_remote_code}
 
     def _loggers(self, folder: Path) -> list[Any]:
         nodes = (self.run.logger.model_extra or {}).items()

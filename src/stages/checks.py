@@ -12,7 +12,8 @@ from transformers import PretrainedConfig
 from src.config.schema import Lora, Model, PPORun, RewardRun, Run, SFTRun
 from src.config.validate import refuse
 from src.errors import ConfigError
-from src.models.loading import context_length, load_config, run_part, unmatched_targets
+from src.models.adapter_folders import adapter_base
+from src.models.loading import context_length, load_config, load_decoder_config, run_part, unmatched_targets
 from src.models.reward_choices import RewardChoice
 from src.stages.objects import instantiate
 
@@ -46,7 +47,7 @@ def check_ppo(run: PPORun) -> None:
 def architecture_of(model: Model) -> PretrainedConfig:
     """The architecture of a path or of scratch. Raises `ConfigError` for a model with neither."""
     if model.path is not None:
-        return load_config(model.path, trusted=model.trust_remote_code)
+        return load_decoder_config(model.path, trusted=model.trust_remote_code)
     if model.scratch is None:
         refuse("model.path", None, "must be a hub name or a folder, as this model is not made from scratch")
     return instantiate(model.scratch, "model.scratch").config()
@@ -80,7 +81,7 @@ def _check_lora(lora: Lora | None, architecture: PretrainedConfig, key: str, nam
     """Every layer named as a LoRA target must exist."""
     if lora is None:
         return
-    layers = getattr(architecture, "num_hidden_layers", None)
+    layers = getattr(architecture.get_text_config(), "num_hidden_layers", None)
     if lora.layers is not None and layers is not None and lora.layers > layers:
         refuse(f"{key}.layers", lora.layers, f"the model has {layers} layers")
     unmatched = unmatched_targets(architecture, lora.targets)
@@ -147,7 +148,9 @@ def _reward_paths(node: Any) -> Iterator[str]:
 
 
 def _check_reward_model(path: str) -> None:
-    """Refuse a folder whose config.json names another kind of model."""
+    """Refuse a folder whose config.json names another kind of model; an adapter's names only that of its base."""
+    if adapter_base(path) is not None:
+        return
     architecture = load_config(path, "reward.path")
     kinds = architecture.architectures or []
     if kinds and not any(kind.endswith("ForSequenceClassification") for kind in kinds):

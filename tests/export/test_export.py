@@ -8,17 +8,20 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from src.errors import ModelError
+from src.errors import ConfigError, ModelError
 from src.export import __main__ as command
 from src.export.__main__ import export
-from tests.tiny import EOS, FOREIGN_WARNINGS, PAD
+from src.export.parity import compare
+from tests.tiny import EOS, FOREIGN_WARNINGS, PAD, make_module, make_roles, write_lm
 
 pytestmark = FOREIGN_WARNINGS
 
@@ -42,7 +45,7 @@ def test_a_fresh_process_gets_the_logits_of_base_and_adapter(tiny_run, tmp_path,
     """Checklist 65. Through the command, in a process that knows transformers only."""
     run, base = tiny_run
     out = export(str(run), str(tmp_path / "out"))
-    assert "loaded again: outputs differ by at most" in capsys.readouterr().out
+    assert "loaded again: KL(base and adapter || export) is" in capsys.readouterr().out
     answer = subprocess.run(
         [sys.executable, "-c", READER, str(out), json.dumps(IDS)], capture_output=True, text=True, cwd=tmp_path,
         env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False,
@@ -134,7 +137,7 @@ def test_what_it_refuses(tiny_run, tmp_path, monkeypatch, capsys):
         (base,): "this is already a model folder",
         (run, f"out={tmp_path}/full"): "exists and is not empty",
         (tmp_path / "young",): "the run is unfinished and has no checkpoint yet",
-        (run, "color=red"): "the only setting of export is out=FOLDER",
+        (run, "color=red"): "the settings of export are out=FOLDER, dtype and trust_remote_code",
     }.items():
         assert refusal(*arguments, monkeypatch=monkeypatch) == 2
         said = capsys.readouterr().err
@@ -144,7 +147,7 @@ def test_what_it_refuses(tiny_run, tmp_path, monkeypatch, capsys):
 
 
 def test_an_export_that_came_out_wrong_is_refused_and_leaves_nothing(tiny_run, tmp_path, monkeypatch):
-    def spoil(run, folder):
+    def spoil(run, folder, trusted):
         model = AutoModelForCausalLM.from_pretrained(folder)
         with torch.no_grad():
             model.transformer.wte.weight.mul_(1.5)
@@ -152,6 +155,52 @@ def test_an_export_that_came_out_wrong_is_refused_and_leaves_nothing(tiny_run, t
         return GenerationConfig()
 
     monkeypatch.setattr(command, "generation_config", spoil)
-    with pytest.raises(ModelError, match="its outputs differ by up to"):
+    with pytest.raises(
+        ModelError,
+        match=r"KL\(base and adapter \|\| export\) is .* which is more than rounding: the export is not kept",
+    ):
         export(str(tiny_run[0]), str(tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
+
+
+def half_run(folder):
+    """A run folder whose policy is an adapter on a bfloat16 base, and a small update, as PPO makes it."""
+    lm = AutoModelForCausalLM.from_pretrained(write_lm(folder / "base", vocab_size=4096), dtype=torch.bfloat16)
+    lm.save_pretrained(folder / "base")
+    roles = make_roles(str(folder / "base"), spread=0.003, dtype="bfloat16")
+    make_module(roles).save(folder / "run")
+    return folder / "run", str(folder / "base")
+
+
+def test_a_half_precision_merge_says_what_it_loses_of_the_update(tmp_path):
+    """And is no failure: with a large vocabulary the far tail of random tokens differs, their KL does not.
+
+    Reference: the error of each merged weight from the tensors in the folders, by hand.
+    """
+    source, base = half_run(tmp_path)
+    found = compare(source, source / "model", base, scores=False)
+    weights, merged = load_file(f"{base}/model.safetensors"), load_file(source / "model/model.safetensors")
+    low = load_file(source / "adapter/adapter_model.safetensors")
+    error = size = 0.0
+    for name in (n.removesuffix(".lora_A.weight") for n in low if n.endswith(".lora_A.weight")):
+        update = 2.0 * (low[f"{name}.lora_B.weight"].double() @ low[f"{name}.lora_A.weight"].double()).T  # alpha / rank
+        key = name.removeprefix("base_model.model.") + ".weight"
+        error += (merged[key].double() - weights[key].double() - update).square().sum()
+        size += update.square().sum()
+    assert found.lost == pytest.approx(float(error / size) ** 0.5, rel=0.05)
+    assert found.lost > 0.1
+    sentence = command.in_words(found, False, tmp_path)
+    assert f"rounding to bfloat16 changes the update in the merged weights by {found.lost:.0%} of its size" in sentence
+
+
+def test_a_merge_in_float32_keeps_the_update(tmp_path):
+    source, base = half_run(tmp_path)
+    shutil.copytree(source / "model", tmp_path / "out")
+    run = SimpleNamespace(before=base, stage="ppo")
+    command.merge(run, source, tmp_path / "out", False)
+    found = compare(source, tmp_path / "out", base, scores=False)
+    assert found.lost < 1e-3
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.float32
+    assert "changes the update" not in command.in_words(found, False, tmp_path)
+    with pytest.raises(ConfigError, match="this run has not both at hand"):
+        command.merge(SimpleNamespace(before=None, stage="ppo"), source, tmp_path / "out", False)

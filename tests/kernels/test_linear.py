@@ -35,6 +35,19 @@ def test_it_is_the_plain_product_with_its_gradients(shape: tuple[int, ...], bias
         assert_close(linear(*given), expected, **CLOSE)
 
 
+def test_results_may_be_changed_in_place() -> None:
+    """As Falcon's parallel attention does; a view that a Function returns may not be."""
+    x, weight = inputs((2, 3, 7), False, False)
+    a, b = (torch.ones(shape, requires_grad=True) for shape in ((2, 7), (5, 2)))
+    for found in (linear(x, weight), low_rank(linear(x, weight), x, a, b, 0.5)):
+        found += x.sum(-1, keepdim=True)
+        found.sum().backward()
+    plain = F.linear(x, weight)
+    expected = 2 * (plain + x.sum(-1, keepdim=True)) + F.linear(F.linear(x, a) * 0.5, b)
+    given = [x.grad, weight.grad, a.grad, b.grad]
+    assert_close(given, list(torch.autograd.grad(expected.sum(), (x, weight, a, b))), **CLOSE)
+
+
 def test_frozen_weights_and_inputs_get_no_gradient() -> None:
     x, weight = inputs((3, 7), False, False)
     linear(x, weight.detach()).sum().backward()

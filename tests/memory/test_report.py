@@ -17,6 +17,7 @@ from src.memory.estimate import SAVING, MemoryEstimate, Workload, estimate
 from src.memory.report import estimate_of, log_memory, memory_table, readable, weights_of
 from src.models.loading import load_config
 from src.models.settings import ModelSettings
+from src.stages.objects import instantiate
 from tests.tiny import FOREIGN_WARNINGS, gpt2_config, write_lm, write_reward_model
 
 pytestmark = FOREIGN_WARNINGS
@@ -57,6 +58,18 @@ def test_the_estimate_is_that_of_the_configured_sizes(tmp_path: Path) -> None:
     assert found == estimate(load_config(path), model, load_config(reward), load, critic=True)
     alone = estimate_of(configured(path, *sizes, "advantage=rloo", "rollout.samples_per_prompt=2"))
     assert alone == estimate(load_config(path), model, None, load, critic=False)
+
+
+def test_a_model_from_scratch_has_the_vocabulary_of_its_own_tokenizer() -> None:
+    """By hand: the weights of a GPT-2 of 3 layers, 96 wide, with the words of the corpus and not GPT-2's 50,257."""
+    run = compose(["model=tiny", "reward=vader"])
+    assert isinstance(run, PPORun)
+    words = len(instantiate(run.model.scratch, "model.scratch").tokenizer(instantiate(run.data, "data").texts("train")))
+    assert 10 < words < 10_000
+    block = 12 * 96**2 + 13 * 96  # attention 4 H^2 + 4 H, MLP 8 H^2 + 5 H, two norms 4 H
+    own = (words + 64) * 96 + 3 * block + 2 * 96
+    base = estimate_of(run).weights["base (is the reference)"]
+    assert base == 4 * own  # bytes
 
 
 def test_the_table_has_a_row_for_every_role_and_phase_and_names_the_peak() -> None:

@@ -1,0 +1,39 @@
+"""docs/models.md says of every architecture in the table what is true of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.matrix.architectures import ARCHITECTURES
+from tests.matrix.page import Served, measure, verdicts
+from tests.tiny import FOREIGN_WARNINGS
+
+pytestmark = FOREIGN_WARNINGS
+
+PAGE = (Path(__file__).parents[2] / "docs/models.md").read_text(encoding="utf-8")
+
+
+def test_the_page_has_every_architecture_and_serves_many() -> None:
+    assert list(ARCHITECTURES) == sorted(ARCHITECTURES)
+    assert set(verdicts(PAGE)) == set(ARCHITECTURES)
+    assert sum(verdicts(PAGE).values()) >= 45
+
+
+def check(name: str, folder: Path) -> None:
+    row = measure(name, folder)
+    assert isinstance(row, Served) == verdicts(PAGE)[name], row
+    assert isinstance(row, Served) or f"| {name} | {row} |\n" in PAGE
+
+
+@pytest.mark.parametrize("name", ["mamba", "zamba2"])
+def test_two_of_its_rows_are_true(name: str, tmp_path: Path) -> None:
+    """One that is served, one that the run itself refuses."""
+    check(name, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_every_row_is_true(name: str, tmp_path: Path) -> None:
+    check(name, tmp_path)
