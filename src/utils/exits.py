@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
-from src.errors import FULL_DISK, UserError
+from src.errors import FULL_DISK, UserError, without_secrets
 from src.utils.signals import Interrupted
 from src.utils.terminal import say
+
+REWARD_THREAD = "reward"  # the name of a thread that waits for a reward
 
 
 class JobFailedError(RuntimeError):
@@ -25,7 +30,7 @@ def friendly_errors(overrides: list[str] | None = None, job_of_sweep: bool = Fal
         yield
     except JobFailedError:
         say("error: jobs of the sweep failed, for the reasons above; the others have their results", sys.stderr)
-        raise SystemExit(2) from None
+        leave(2)
     except (UserError, RuntimeError) as error:
         sentence = one_sentence(error) if isinstance(error, UserError) else _out_of_memory(error)
         if sentence is None:
@@ -34,24 +39,35 @@ def friendly_errors(overrides: list[str] | None = None, job_of_sweep: bool = Fal
             say(f"error: job {' '.join(overrides or [])}: {sentence}", sys.stderr)
             raise JobFailedError(sentence) from None
         say(f"error: {sentence}", sys.stderr)
-        raise SystemExit(2) from None
+        leave(2)
     except OSError as error:
         if error.errno not in FULL_DISK:
             raise
         where = f" while writing {error.filename}" if error.filename else ""
         say(f"error: {error.strerror}{where}: make room, then the same command resumes", sys.stderr)
-        raise SystemExit(2) from None
+        leave(2)
     except Interrupted as interrupted:
         say(f"interrupted by {interrupted.sentence()}", sys.stderr)
-        raise SystemExit(128 + interrupted.signum) from None
+        leave(128 + interrupted.signum)
     except KeyboardInterrupt:
         say("interrupted: the same command resumes", sys.stderr)
-        raise SystemExit(130) from None
+        leave(130)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process; at once if a reward that was given up on has left threads, for which Python would wait."""
+    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+    given_up = any(thread.name == REWARD_THREAD for thread in others)
+    if given_up and not all(thread.daemon for thread in others):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    raise SystemExit(code) from None
 
 
 def one_sentence(error: BaseException) -> str:
-    """The message on one line."""
-    return " ".join(str(error).split())
+    """The message on one line, without passwords in addresses."""
+    return without_secrets(" ".join(str(error).split()))
 
 
 def _out_of_memory(error: RuntimeError) -> str | None:

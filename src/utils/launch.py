@@ -18,6 +18,7 @@ from torch.multiprocessing.spawn import ProcessException
 
 from src.errors import RankError
 from src.utils.distributed import broadcast_
+from src.utils.exits import leave, one_sentence
 from src.utils.signals import Interrupted
 
 GRACE = 10.0  # seconds for the other ranks to end when one has failed, and again after SIGTERM
@@ -100,8 +101,8 @@ def _as_rank(
     try:
         function(argument)
     except reportable as error:
-        reports.put(" ".join(str(error).split()))
-        raise SystemExit(REPORTED) from None
+        reports.put(one_sentence(error))
+        leave(REPORTED)
     except Interrupted as interrupted:
         reports.put((interrupted.signum, interrupted.kept))
-        raise SystemExit(128 + interrupted.signum) from None
+        leave(128 + interrupted.signum)

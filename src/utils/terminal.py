@@ -7,10 +7,12 @@ import sys
 import textwrap
 from typing import TextIO
 
+from src.errors import without_secrets
+
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print a text; wrapped to the width of a terminal, as it is into a file or pipe."""
-    stream = sys.stdout if stream is None else stream
+    """Print a text without passwords in addresses; wrapped to the width of a terminal, one line in a file or pipe."""
+    stream, text = sys.stdout if stream is None else stream, without_secrets(text)
     print(wrapped(text) if stream.isatty() else text, file=stream)
 
 

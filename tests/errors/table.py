@@ -285,7 +285,8 @@ REWARDS = [
     Case("words instead of scores", f"{REWARD}.words", "reward tests.errors.rewards.words gave 'good' for prompt …; a score must be a finite number", kept=FIRST),
     Case("no answer in time", f"{REWARD}.sleeps ppo.reward_timeout=0.5", "reward tests.errors.rewards.sleeps gave no answer within 0.5 s (ppo.reward_timeout) (tried with 2 made-up rows)"),
     Case("a column that the data lack", "train reward=exact_match", "the data has no column 'answer', only …", kept=FIRST),
-    Case("a server that is not there", "train reward=http reward.url=http://127.0.0.1:9 reward.attempts=1", "reward server http://127.0.0.1:9: 1 failed attempts for 8 texts, …: [Errno 111] Connection refused", kept=FIRST),
+    Case("a server that is not there", "train reward=http reward.url=http://127.0.0.1:9 reward.patience=0.01", "reward server http://127.0.0.1:9: 1 failed attempts for 8 texts, …: All connection attempts failed", kept=FIRST),
+    Case("an address with a password", "train reward=http reward.url=http://me:secret@127.0.0.1:9", "reward.url: a password or key in an address would be stored with the run; put it into the environment variable that reward.token_variable names (REWARD_TOKEN): a token, or a whole header as 'Basic ...'"),
     Case("an address of another kind", "train reward=http reward.url=ftp://x", "reward.url='ftp://x': must be an address that starts with http:// or https://"),
     Case("a pattern that is no regular expression", "train reward=regex reward.pattern=\"'('\"", "reward.pattern='(': must be a regular expression of Python's re (missing ), unterminated subpattern at position 0)"),
 ]  # fmt: skip

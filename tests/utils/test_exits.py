@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +14,7 @@ from src.errors import ConfigError, NonFiniteError, SettingError
 from src.utils.exits import JobFailedError, friendly_errors
 from src.utils.signals import Interrupted
 
+ROOT = Path(__file__).parents[2]
 ENDS = {
     "a wrong setting": (ConfigError("ppo.lr=-1: must be\n  at least 0"), 2, "error: ppo.lr=-1: must be at least 0"),
     "a range": (SettingError("lr", -1, "at least 0"), 2, "error: lr must be at least 0, but is -1"),
@@ -51,3 +55,30 @@ def test_a_job_of_a_sweep_says_which_and_lets_the_others_run(capsys: pytest.Capt
     with pytest.raises(JobFailedError), friendly_errors(["ppo.lr=-1", "seed=2"], job_of_sweep=True):
         raise ConfigError("ppo.lr=-1: too low")
     assert capsys.readouterr().err == "error: job ppo.lr=-1 seed=2: ppo.lr=-1: too low\n"
+
+
+LEAVES = """
+import sys, threading, time
+from src.errors import RewardError
+from src.utils.exits import REWARD_THREAD, friendly_errors
+if "given up" in sys.argv:
+    threading.Thread(target=time.sleep, args=(60,), daemon=True, name=REWARD_THREAD).start()
+threading.Thread(target=lambda: (time.sleep(60 if "given up" in sys.argv else 0.2), print("done"))).start()
+print("shown", end="")
+with friendly_errors():
+    raise RewardError("no answer in time")
+"""
+
+
+@pytest.mark.parametrize(("argument", "out"), [("given up", "shown"), ("nothing", "showndone\n")])
+def test_a_process_does_not_wait_for_the_threads_of_a_reward_that_was_given_up_on(argument: str, out: str) -> None:
+    """Python waits for a pool's workers at its end; the exit code and what was printed are the same."""
+    command = [sys.executable, "-c", LEAVES, argument]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, out, "error: no answer in time\n")
+
+
+def test_a_password_in_an_address_is_printed_by_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), friendly_errors():
+        raise ConfigError("reward.urll=http://me:s3cret@host/: there is no such key")
+    assert capsys.readouterr().err == "error: reward.urll=http://...@host/: there is no such key\n"
