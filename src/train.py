@@ -107,17 +107,18 @@ def job(config: DictConfig) -> float:
     from src.runs.find import finished_before
     from src.runs.report import git_revision
     from src.runs.start import start_run
+    from src.stages.code import code_of, own_code
 
     settings = HydraConfig.get()
     overrides = [str(override) for override in OmegaConf.to_container(settings.overrides.task, resolve=False) or ()]
     say(f"job {settings.job.num + 1}: {' '.join(overrides)}")
     with friendly_errors(overrides, job_of_sweep=True):
         run = typed(config, dict(settings.runtime.choices), overrides)
-        before = finished_before(run, git_revision())
+        before = finished_before(run, git_revision(), own_code(code_of(run)))
         if before is None:
             result = start_run(run)
         else:
-            say(f"finished before: {before.folder}\n  (own data and rewards are not compared; resume=never repeats it)")
+            say(f"finished before: {before.folder}\n  (own data are not compared; resume=never repeats it)")
             result = before.result()
     group, _, name = (run.sweep_metric or METRICS[run.stage]).partition(".")
     return float(result[group][name])

@@ -53,12 +53,12 @@ def test_a_checkpoint_with_a_payload_is_not_opened(given: bool, tmp_path: Path) 
     """With a right checksum, as an attacker would give it; found in the run's own folder, or named by resume=PATH."""
     (tmp_path / "checkpoints").mkdir()
     file = tmp_path / "checkpoints/iteration-1.ckpt"
-    torch.save({"format": 1, "state_dict": Payload(tmp_path / "marker")}, tmp_path / "checkpoints/file.tmp")
+    torch.save({"format": 2, "state_dict": Payload(tmp_path / "marker")}, tmp_path / "checkpoints/file.tmp")
     seal(tmp_path / "checkpoints/file.tmp", file)
     config = compose([f"resume={file}"] if given else [])
     config = config.model_copy(update={"run_dir": str(tmp_path / "other" if given else tmp_path)})
     with pytest.raises(CheckpointError, match=r"iteration-1\.ckpt holds more than tensors"):
-        find_checkpoint(config)
+        find_checkpoint(config, {})
     assert not (tmp_path / "marker").exists()
 
 

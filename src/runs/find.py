@@ -68,24 +68,26 @@ def find_run(given: str) -> RunFolder | None:
     raise ConfigError(f"{given}: neither a run (no config.yaml) nor a model (no config.json) is in this folder")
 
 
-def finished_before(run: Run, revision: str | None) -> RunFolder | None:
-    """A finished run of the same settings and revision of the code, under the name that `run` would have.
+def finished_before(run: Run, revision: str | None, code: dict[str, str]) -> RunFolder | None:
+    """A finished run of the same settings and revision, under the name that `run` would have.
 
-    None: there is none. A run from a checkpoint that was named (`resume=PATH`) is never one of them.
+    `code` holds the fingerprints of the user's own code (`own_code`). None: there is none. A run from a checkpoint that
+    was named (`resume=PATH`) is never one of them.
     """
     for folder in run_folders(Path(run.log_dir) / run.stage, run.name, run.overrides) if run.resume == "auto" else ():
         if not folder.exists():
             return None
-        if (folder / FINISHED).is_file() and _is_of(folder, run, revision):
+        if (folder / FINISHED).is_file() and _is_of(folder, run, revision, code):
             return RunFolder(folder, load_config(folder / "config.yaml"))
     return None
 
 
-def _is_of(folder: Path, run: Run, revision: str | None) -> bool:
+def _is_of(folder: Path, run: Run, revision: str | None, code: dict[str, str]) -> bool:
     """Whether a folder holds a run of these settings; False for one that cannot be read."""
     try:
         saved = load_config(folder / "config.yaml")
-        same = RunFolder(folder, saved).result()["git_revision"] == revision
+        result = RunFolder(folder, saved).result()
+        same = (result["git_revision"], result["code"]) == (revision, code)
     except (ConfigError, OSError, KeyError, TypeError, ValueError, YAMLError):
         return False
     if not same or saved.resume not in ("auto", "never") or saved.choices != run.choices:

@@ -28,6 +28,7 @@ from src.runs.prerequisites import train_missing
 from src.runs.report import MENDABLE, endings, git_revision, make_result, report, write_json
 from src.stages.base import Stage
 from src.stages.builders import stage_of
+from src.stages.code import own_code
 from src.utils.launch import in_processes, launched
 from src.utils.output import set_up_output
 from src.utils.signals import Interrupted
@@ -50,7 +51,7 @@ def start_run(run: Run) -> dict[str, Any]:
     stage.check()
     if run.trainer.strategy is not None and launched():
         _refuse_what_ranks_cannot_share(run)
-    find_checkpoint(run)  # its errors come before a model is trained for this run
+    find_checkpoint(run, stage.code, tell=False)  # its errors come before a model is trained for this run
     stage.set_paths(**train_missing(run, train))
     if rank_zero_only.rank == 0:
         say(f"stage {run.stage} -> {folder}")
@@ -85,9 +86,9 @@ def _train(stage: Stage[Any], folder: Path, held: ExitStack) -> dict[str, Any]:
     """The part of one process; `held` releases the folder at the end, also after an error."""
     started, run = time.perf_counter(), stage.run
     set_up_output()
-    checkpoint = find_checkpoint(run)
-    metadata = RunMetadata(plain_config(run), git_revision(), run.allow_config_change)
+    metadata = RunMetadata(plain_config(run), stage.code, git_revision(), run.allow_config_change)
     trainer = stage.trainer([metadata, *stage.callbacks(folder)], folder)
+    checkpoint = find_checkpoint(run, stage.code, tell=trainer.is_global_zero)
     corpus = stage.corpus()
     if trainer.is_global_zero:
         _make_folder(folder, run, held)
@@ -109,7 +110,7 @@ def _train(stage: Stage[Any], folder: Path, held: ExitStack) -> dict[str, Any]:
         raise
     finally:
         _close(trainer)
-    result = make_result(run, module.result(), time.perf_counter() - started)
+    result = make_result(run, module.result(), time.perf_counter() - started) | {"code": own_code(stage.code)}
     if trainer.is_global_zero:
         write_json(folder / FINISHED, result)
         report(module)

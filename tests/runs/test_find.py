@@ -21,7 +21,7 @@ def finish(folder: Path, run: Run, revision: str | None = "abc", **changes: Any)
     folder.mkdir(parents=True)
     content = run.model_copy(update={"model": run.model.model_copy(update={"path": "trained"})}).plain()
     OmegaConf.save(OmegaConf.create(content | changes), folder / "config.yaml")
-    (folder / "result.json").write_text(json.dumps({"git_revision": revision}))
+    (folder / "result.json").write_text(json.dumps({"git_revision": revision, "code": {}}))
 
 
 @pytest.fixture
@@ -30,24 +30,25 @@ def asked(tmp_path: Path) -> Run:
 
 
 def test_the_same_settings_and_revision_count(asked: Run, tmp_path: Path) -> None:
-    assert finished_before(asked, "abc") is None
+    assert finished_before(asked, "abc", {}) is None
     finish(tmp_path / "ppo/mine", asked)
-    found = finished_before(asked, "abc")
+    found = finished_before(asked, "abc", {})
     assert found is not None
     assert found.folder == tmp_path / "ppo/mine"
-    assert finished_before(asked, "another revision") is None
+    assert finished_before(asked, "another revision", {}) is None
+    assert finished_before(asked, "abc", {"mine.f": "0"}) is None
 
 
 @pytest.mark.parametrize("override", ["ppo.clip=0.2", "seed=7", "reward=learned", "resume=never", "model=gpt2"])
 def test_other_settings_do_not(override: str, asked: Run, tmp_path: Path) -> None:
     finish(tmp_path / "ppo/mine", asked)
-    assert finished_before(compose([*GIVEN, "name=mine", f"log_dir={tmp_path}", override]), "abc") is None
+    assert finished_before(compose([*GIVEN, "name=mine", f"log_dir={tmp_path}", override]), "abc", {}) is None
 
 
 @pytest.mark.parametrize("other", ["first", "second"])
 def test_a_run_from_a_checkpoint_that_was_named_does_not(other: str, asked: Run, tmp_path: Path) -> None:
     finish(tmp_path / "ppo/mine", asked, resume=f"{other}.ckpt")
-    assert finished_before(asked, "abc") is None
+    assert finished_before(asked, "abc", {}) is None
 
 
 @pytest.mark.parametrize(("file", "content"), [("config.yaml", "a: [1"), ("config.yaml", "a: 1"), ("result.json", "{")])
@@ -56,6 +57,6 @@ def test_what_cannot_be_read_is_passed_over(file: str, content: str, asked: Run,
     finish(tmp_path / "ppo/mine", asked)
     finish(tmp_path / "ppo/mine_run-2", asked)
     (tmp_path / "ppo/mine" / file).write_text(content)
-    found = finished_before(asked, "abc")
+    found = finished_before(asked, "abc", {})
     assert found is not None
     assert found.folder == tmp_path / "ppo/mine_run-2"
