@@ -8,7 +8,7 @@ Of a pipeline it is the PPO stage. The folder holds the merged model
 (samples as in training), README.md (the model card) and, for a LoRA policy,
 adapter/ for peft. At the end it is loaded and compared with the run's own
 model. An unfinished run is exported from its last checkpoint, and the card
-says so.
+says so; one with code of its own, as your reward function, needs --trust-run.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from src.export.model_card import model_card
 from src.export.parity import largest_difference
 from src.models.loading import load_tokenizer
 from src.runs.find import RunFolder, find_run, own_settings
+from src.runs.trust import HELP, REMOTE_CODE, refuse_unknown
 from src.stages.builders import stage_of
 from src.utils.exits import friendly_errors
 from src.utils.output import set_up_output
@@ -37,16 +39,18 @@ TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}  # nats; merging an adapt
 HALF_TOLERANCE = 0.5
 
 
-def export(given: str, out: str | None) -> Path:
+def export(given: str, out: str | None, arguments: Sequence[str] = (), trusted: bool = False) -> Path:
     """Write the folder, compare, and return its path. Raises `ConfigError` or `ModelError` and then leaves nothing."""
-    run = find_run(given)
+    run = find_run(given, arguments, trusted)
     if run is None:
         raise ConfigError(f"{given}: this is already a model folder; give the folder of a run")
     target = Path(out).expanduser() if out else run.folder / "export"
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists and is not empty: remove it, or choose another folder with out=FOLDER")
     with tempfile.TemporaryDirectory() as scratch:
-        source, iteration = (run.folder, None) if run.finished else (Path(scratch), restore(run, Path(scratch)))
+        source, iteration = (
+            (run.folder, None) if run.finished else (Path(scratch), restore(run, Path(scratch), trusted))
+        )
         working = target.with_name(f"{target.name}.tmp")
         shutil.rmtree(working, ignore_errors=True)
         try:
@@ -64,8 +68,10 @@ def export(given: str, out: str | None) -> Path:
     return target
 
 
-def restore(run: RunFolder, folder: Path) -> int:
+def restore(run: RunFolder, folder: Path, trusted: bool) -> int:
     """Write the last checkpoint of an unfinished run as the run writes its model; returns its iteration."""
+    if not trusted:
+        refuse_unknown(run.config, str(run.folder), ())
     saved = checkpoints(run.folder / "checkpoints")
     if not saved:
         raise ConfigError(f"{run.folder}: the run is unfinished and has no checkpoint yet")
@@ -120,14 +126,16 @@ def main() -> None:
         prog="python -m src.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", help="folder of a run or of a pipeline")
-    parser.add_argument("settings", nargs="*", help="out=FOLDER (default: RUN/export)")
-    arguments = parser.parse_args()
+    parser.add_argument("settings", nargs="*", help="out=FOLDER (default: RUN/export), model.trust_remote_code=true")
+    parser.add_argument("--trust-run", action="store_true", help=HELP)
+    arguments = parser.parse_intermixed_args()
     set_up_output()
     with friendly_errors(arguments.settings):
         own, others = own_settings(arguments.settings, {"out": None})
-        if others:
-            raise ConfigError(f"{others[0]}: the only setting of export is out=FOLDER")
-        export(arguments.run, own["out"])
+        unknown = [other for other in others if other != f"{REMOTE_CODE}=true"]
+        if unknown:
+            raise ConfigError(f"{unknown[0]}: the settings of export are out=FOLDER and {REMOTE_CODE}=true")
+        export(arguments.run, own["out"], others, arguments.trust_run)
 
 
 if __name__ == "__main__":

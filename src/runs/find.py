@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from src.config.files import key_of
 from src.config.schema import PPORun, Run
 from src.errors import ConfigError
 from src.runs.folder import FINISHED, run_folders
+from src.runs.trust import refuse_unknown, without_consent
 
 
 @dataclass(frozen=True)
@@ -50,17 +52,18 @@ class RunFolder:
         return self.config.model.path if self.stage != "reward" else None
 
 
-def find_run(given: str) -> RunFolder | None:
+def find_run(given: str, arguments: Sequence[str] = (), trusted: bool = False) -> RunFolder | None:
     """The run in a folder, or the PPO stage in a pipeline's folder; None for a plain model folder.
 
-    Raises `ConfigError` for any other folder.
+    Its configuration is what `without_consent` leaves, given this call's `arguments`. Raises `ConfigError` for any
+    other folder.
     """
     folder = Path(given).expanduser()
     if not folder.is_dir():
         raise ConfigError(f"{given}: there is no such folder")
     for place in (folder, folder / "ppo"):
         if (place / "config.yaml").is_file():
-            return RunFolder(place, load_config(place / "config.yaml"))
+            return RunFolder(place, without_consent(load_config(place / "config.yaml"), arguments, trusted))
     if (folder / "sft").is_dir():
         raise ConfigError(f"{given}: this pipeline has not reached its PPO stage; give the folder of one stage")
     if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
@@ -106,10 +109,11 @@ def load_config(path: Path) -> Run:
         raise ConfigError(f"{path} is not the configuration of a run of this version") from error
 
 
-def settings_of(run: RunFolder | None, given: str, overrides: list[str]) -> PPORun:
+def settings_of(run: RunFolder | None, given: str, overrides: list[str], trusted: bool = False) -> PPORun:
     """The PPO configuration that a model is evaluated with: the run's, changed by `overrides`.
 
-    For a plain model folder it is the defaults of stage=ppo, without an experiment.
+    For a plain model folder it is the defaults of stage=ppo, without an experiment. Raises `ConfigError` for what a
+    run's folder may not make (`refuse_unknown`) unless it is `trusted`.
     """
     if run is None or not isinstance(run.config, PPORun):
         model = str(run.model if run is not None else given)
@@ -120,6 +124,8 @@ def settings_of(run: RunFolder | None, given: str, overrides: list[str]) -> PPOR
         config = _filled(config, run.config, "model")
         if config.choices["reward"] == run.config.choices["reward"]:
             config = _filled(config, run.config, "reward")
+        if not trusted:
+            refuse_unknown(config, given, overrides)
     if not isinstance(config, PPORun):
         raise ConfigError(f"stage={config.stage}: a model is measured with the settings of stage=ppo")
     return config

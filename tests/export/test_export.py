@@ -134,7 +134,7 @@ def test_what_it_refuses(tiny_run, tmp_path, monkeypatch, capsys):
         (base,): "this is already a model folder",
         (run, f"out={tmp_path}/full"): "exists and is not empty",
         (tmp_path / "young",): "the run is unfinished and has no checkpoint yet",
-        (run, "color=red"): "the only setting of export is out=FOLDER",
+        (run, "color=red"): "the settings of export are out=FOLDER and model.trust_remote_code=true",
     }.items():
         assert refusal(*arguments, monkeypatch=monkeypatch) == 2
         said = capsys.readouterr().err
