@@ -6,8 +6,17 @@ The message is one sentence: what is wrong, where, and how to mend it.
 from __future__ import annotations
 
 import errno
+import re
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what the system says when there is no room
+NO_SECRETS = (
+    "a password or key in an address would be stored with the run; put it into the environment variable that "
+    "reward.token_variable names (REWARD_TOKEN): a token, or a whole header as 'Basic ...'"
+)
+SECRETS = (  # in an address: a name and password, the value of a parameter that is a key
+    re.compile(r"(?<=://)[^/?#\s'\"]+(?=@)"),
+    re.compile(r"(?<=[?&])((?:[\w.-]*[_.-])?(?:api)?(?:key|token|secret|password|sig|auth)=)[^&\s'\"]+", re.I),
+)
 
 
 class UserError(Exception):
@@ -54,3 +63,9 @@ def require(ok: bool, name: str, value: object, allowed: str) -> None:
     """Raise `SettingError` unless `ok`."""
     if not ok:
         raise SettingError(name, value, allowed)
+
+
+def without_secrets(text: str) -> str:
+    """The text with `...` for every name, password and key in an address."""
+    names, keys = SECRETS
+    return keys.sub(r"\1...", names.sub("...", text))

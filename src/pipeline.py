@@ -12,7 +12,6 @@ reference and reward model on one base.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -21,19 +20,20 @@ from typing import Any
 
 import psutil
 
-from src.checkpointing.resume import LENGTHS, changed_keys, describe_changes, may_change, plain_config
+from src.checkpointing.resume import LENGTHS, changed_keys, describe_changes, edited_code, may_change, plain_config
 from src.config.compose import compose, readable_by
 from src.config.errors import quoted, repeated
 from src.config.files import key_of
 from src.config.schema import PPORun, Run
 from src.errors import ConfigError
-from src.runs.find import load_config
-from src.runs.folder import FINISHED, run_folder, run_folders
+from src.runs.find import RunFolder, load_config
+from src.runs.folder import FINISHED, has_result, run_folder, run_folders, set_aside_damaged
 from src.runs.prerequisites import keep
 from src.runs.report import pictures, write_json
 from src.runs.start import train
 from src.stages.base import Stage
 from src.stages.builders import stage_of
+from src.stages.code import own_code
 from src.utils.exits import friendly_errors
 from src.utils.launch import launched
 from src.utils.output import set_up_output
@@ -58,7 +58,7 @@ def run_pipeline(overrides: list[str]) -> dict[str, Any]:
     for name, run in runs.items():  # whatever is wrong is said before the first stage runs
         stages[name] = stage_of(run.model_copy(update={"run_dir": str(folder / name)}))
         stages[name].check()
-        refuse_other_settings(stages[name].run, folder / name)
+        refuse_other_settings(stages[name].run, folder / name, own_code(stages[name].code))
         if run.trainer.strategy is not None and launched():
             raise ConfigError("the pipeline starts its processes by itself: run it without torchrun and srun")
     results: dict[str, Any] = {}
@@ -91,10 +91,11 @@ def compose_stages(overrides: list[str]) -> dict[str, Run]:
     return {stage: runs[stage] for stage in STAGES if stage in runs}
 
 
-def refuse_other_settings(run: Run, folder: Path) -> None:
+def refuse_other_settings(run: Run, folder: Path, code: dict[str, str]) -> None:
     """Raise `ConfigError` if the stage in `folder` was finished with settings that would have given another result.
 
-    The paths that stages hand to one another do not count; `allow_config_change=true` takes the stage as it is.
+    The same holds for the user's own `code`. The paths that stages hand to one another do not count;
+    `allow_config_change=true` takes the stage as it is.
     """
     if not (folder / FINISHED).exists() or not (folder / "config.yaml").exists():
         return
@@ -102,22 +103,26 @@ def refuse_other_settings(run: Run, folder: Path) -> None:
     handed = {f"{key}.path" for later in HANDED_ON.values() for key, _ in later.values()}
     counts = {*LENGTHS, *MEASURED} | ({"model.path"} if run.stage == "sft" else set())
     changed = [key for key in changed_keys(before, now) if key in counts or not (key in handed or may_change(key, now))]
-    if not changed:
+    edited = edited_code(RunFolder(folder, run).result().get("code", {}), code)
+    if not changed and not edited:
         return
+    what = f"settings: {describe_changes(before, now, changed)}" if changed else f"code of {', '.join(edited)}"
     if run.allow_config_change:
-        say(f"taking {folder} as it is, although it was finished with other settings: {', '.join(changed)}")
+        say(f"taking {folder} as it is, although it was finished with other {what}")
         return
     raise ConfigError(
-        f"{folder} was finished with other settings: {describe_changes(before, now, changed)}; give the same again, or "
+        f"{folder} was finished with other {what}; give the same again, or "
         f"allow_config_change=true takes it as it is; resume=never or another name starts from the beginning"
     )
 
 
 def _run_stage(stage: Stage[Any], folder: Path) -> dict[str, Any]:
     """Train a stage, or read the result of one that was finished before an interruption."""
-    if (folder / FINISHED).exists():
+    if (folder / FINISHED).exists():  # be it empty
+        set_aside_damaged(folder, "the stage is run again")
+    if has_result(folder):
         say("finished before")
-        return json.loads((folder / FINISHED).read_text(encoding="utf-8"))
+        return RunFolder(folder, stage.run).result()
     return train(stage.run, stage)
 
 

@@ -14,6 +14,7 @@ needs it too.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import secrets
 import socket
@@ -75,13 +76,30 @@ def build_app(reward: Reward, label_column: str, token: str, max_bytes: int) -> 
         for name, values in columns.items():
             if values is not None and len(values) != len(question.query):
                 raise HTTPException(422, f"{len(values)} {name} for {len(question.query)} queries")
-        return {"rewards": await run_in_threadpool(score, reward, question, label_column)}
+        return {"rewards": await run_in_threadpool(numbers, reward, question, label_column)}
 
     return app
 
 
+def numbers(reward: Reward, question: Question, label_column: str) -> list[float]:
+    """The reward of each query; 422 with the reason when it raises, or gives what is no finite number.
+
+    Not 500: a client would ask for the same texts again, for minutes.
+    """
+    try:
+        scores = score(reward, question, label_column)
+    except Exception as error:  # a user's function may raise anything
+        raise HTTPException(422, f"the reward raised {error!r}") from error
+    if len(scores) != len(question.query):
+        raise HTTPException(422, f"the reward gave {len(scores)} scores for {len(question.query)} queries")
+    for query, given in zip(question.query, scores, strict=True):
+        if not math.isfinite(given):  # JSON has no NaN: it would arrive as null
+            raise HTTPException(422, f"the reward gave {given} for {query[:80]!r}; a score must be a finite number")
+    return scores
+
+
 def score(reward: Reward, question: Question, label_column: str) -> list[float]:
-    """The reward of each query."""
+    """The reward of each query, as the reward gives it."""
     count = len(question.query)
     prompts = question.prompts or [""] * count
     responses = [

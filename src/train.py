@@ -124,6 +124,7 @@ def job(config: DictConfig) -> float:
     from src.runs.folder import name_in_sweep, run_folder
     from src.runs.report import git_revision
     from src.runs.start import start_run
+    from src.stages.code import code_of, own_code
 
     settings = HydraConfig.get()
     overrides = [str(override) for override in OmegaConf.to_container(settings.overrides.task, resolve=False) or ()]
@@ -132,15 +133,17 @@ def job(config: DictConfig) -> float:
         run = typed(config, dict(settings.runtime.choices), overrides)
         if run.name is None:
             run = run.model_copy(update={"name": name_in_sweep(overrides, swept_in(settings.sweep.dir))})
-        before = finished_before(run, git_revision())
+        before = finished_before(run, git_revision(), own_code(code_of(run)))
         if before is None:
             record.folder = str(run_folder(Path(run.log_dir) / run.stage, run.name, run.overrides, run.resume))
             result = start_run(run)
         else:
             record.folder = str(before.folder)
-            say(f"finished before: {before.folder}\n  (own data and rewards are not compared; resume=never repeats it)")
+            say(f"finished before: {before.folder}\n  (own data are not compared; resume=never repeats it)")
             result = before.result()
     group, _, name = (run.sweep_metric or METRICS[run.stage]).partition(".")
+    if name not in result[group]:  # as ppo.gold without a gold reward
+        raise ConfigError(f"sweep_metric={group}.{name}: this run has no such figure, only {', '.join(result[group])}")
     return float(result[group][name])
 
 

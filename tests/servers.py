@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -54,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.running += 1
             self.server.most = max(self.server.most, self.server.running)
         try:
-            FAULTS[self.server.says(body)](self, [score_of(text) for text in body["query"]])
+            (FAULTS | SPECIAL)[self.server.says(body)](self, [score_of(text) for text in body["query"]])
         finally:
             with self.server.lock:
                 self.server.running -= 1
@@ -79,6 +80,21 @@ class Handler(BaseHTTPRequestHandler):
         whole = json.dumps({"rewards": scores})
         self.answer(whole[: len(whole) // 2], length=len(whole))
         self.close_connection = True
+
+    def drip(self, content: str) -> None:
+        """One byte at a time, for as long as somebody reads."""
+        for byte in content.encode():
+            self.wfile.write(bytes([byte]))
+            self.wfile.flush()
+            if self.server.over.wait(0.05):
+                break
+        self.close_connection = True
+
+    def drip_head(self, scores: list[float]) -> None:
+        self.drip(f"HTTP/1.1 200 OK\r\nX-Long: {'x' * 200}\r\n")
+
+    def drip_body(self, scores: list[float]) -> None:
+        self.drip("HTTP/1.1 200 OK\r\nContent-Length: 200\r\n\r\n" + " " * 200)
 
     def hang_up(self, scores: list[float]) -> None:
         self.close_connection = True
@@ -118,6 +134,15 @@ FAULTS: dict[str, Callable[[Handler, list[float]], None]] = {
 } | {
     str(status): lambda h, s, status=status: h.answer("says why", status)
     for status in (302, 400, 401, 403, 404, 413, 422, 429, 500, 503)
+}
+
+
+SPECIAL: dict[str, Callable[[Handler, list[float]], None]] = {  # which no test of every fault needs
+    "drips its head": Handler.drip_head,
+    "drips its body": Handler.drip_body,
+    "wait 7": lambda h, s: h.answer("busy", 429, Retry_After="7"),
+    "wait a date": lambda h, s: h.answer("busy", 503, Retry_After=formatdate(time.time() + 7, usegmt=True)),
+    "echo": lambda h, s: h.answer(f"{h.headers['Authorization']} is unknown", 400),
 }
 
 

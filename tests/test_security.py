@@ -12,11 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from src.chat.__main__ import open_talk
 from src.checkpointing.checksum import seal
 from src.checkpointing.resume import find_checkpoint
 from src.config.compose import compose
 from src.errors import CheckpointError, ConfigError, ModelError
+from src.evaluate.__main__ import evaluate
+from src.export.__main__ import export
 from src.export.parity import compare
 from src.models.loading import (
     build_tokenizer,
@@ -55,12 +59,12 @@ def test_a_checkpoint_with_a_payload_is_not_opened(given: bool, tmp_path: Path) 
     """With a right checksum, as an attacker would give it; found in the run's own folder, or named by resume=PATH."""
     (tmp_path / "checkpoints").mkdir()
     file = tmp_path / "checkpoints/iteration-1.ckpt"
-    torch.save({"format": 1, "state_dict": Payload(tmp_path / "marker")}, tmp_path / "checkpoints/file.tmp")
+    torch.save({"format": 2, "state_dict": Payload(tmp_path / "marker")}, tmp_path / "checkpoints/file.tmp")
     seal(tmp_path / "checkpoints/file.tmp", file)
     config = compose([f"resume={file}"] if given else [])
     config = config.model_copy(update={"run_dir": str(tmp_path / "other" if given else tmp_path)})
     with pytest.raises(CheckpointError, match=r"iteration-1\.ckpt holds more than tensors"):
-        find_checkpoint(config)
+        find_checkpoint(config, {})
     assert not (tmp_path / "marker").exists()
 
 
@@ -185,3 +189,63 @@ def test_a_configuration_calls_nothing_that_reaches_out(target: str) -> None:
     config = compose([f"+callbacks.mine._target_={target}"])
     with pytest.raises(ConfigError, match=f"{target}.*blocklisted"):
         stage_of(config)
+
+
+PAYLOAD = (
+    "import pathlib\npathlib.Path({marker!r}).touch()\ndef score(p, r, m): return [0.0] * len(r)\ndef make(): ...\n"
+)
+
+
+@pytest.fixture
+def foreign(tiny_run: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Makes a run folder from somebody else, whose overrides and configuration name a module that leaves a mark."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "payload.py").write_text(PAYLOAD.format(marker=str(tmp_path / "marker")))
+
+    def make(*overrides: str) -> Path:
+        folder = tmp_path / "run"
+        shutil.copytree(tiny_run[0], folder)
+        content: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        run = compose([*content["overrides"], *overrides])
+        OmegaConf.save(OmegaConf.create(run.plain()), folder / "config.yaml")
+        (tmp_path / "p.txt").write_text("the film\n")
+        return folder
+
+    yield make
+    sys.modules.pop("payload", None)
+
+
+def unfinished(folder: Path) -> Path:
+    (folder / "result.json").unlink()
+    return folder
+
+
+COMMANDS: dict[str, Callable[[Path, bool], Any]] = {
+    "chat": lambda folder, trusted: open_talk(str(folder), [], trusted),
+    "evaluate": lambda folder, trusted: evaluate(
+        str(folder), [f"prompts={folder.parent}/p.txt", f"out={folder.parent}/out"], trusted
+    ),
+    "export": lambda folder, trusted: export(str(unfinished(folder)), f"{folder.parent}/out", "null", (), trusted),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_run_folder_runs_nothing_of_its_own_without_consent(
+    command: str, foreign: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The reward is refused in one sentence; callbacks are not made at all; with --trust-run the reward is."""
+    folder = foreign("reward=function", "reward.target=payload.score", "+callbacks.z._target_=payload.make")
+    with pytest.raises(ConfigError, match=r"reward\.function\._target_=payload\.score, .*add --trust-run"):
+        COMMANDS[command](folder, False)
+    assert not (tmp_path / "marker").exists()
+    if command == "export":
+        (folder / "result.json").touch()
+    COMMANDS[command](folder, True)
+    assert (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_callbacks_of_a_run_folder_are_not_made(command: str, foreign: Callable[..., Path], tmp_path: Path) -> None:
+    """No other command has a use for them: it does its work."""
+    COMMANDS[command](foreign("+callbacks.z={_target_: payload.make}"), False)
+    assert not (tmp_path / "marker").exists()

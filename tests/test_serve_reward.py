@@ -16,6 +16,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from src import serve_reward
+from src.errors import RewardError
 from src.rewards.function import FunctionReward
 from src.rewards.http import HttpReward
 from src.rewards.rules import KeywordReward, LengthReward
@@ -151,15 +152,33 @@ def test_a_body_that_is_too_long_is_refused(chunked: bool) -> None:
             assert status == 200 or answer.text == "the body has more than 1000 bytes"
 
 
-def test_a_reward_that_raises_is_an_error_of_the_server() -> None:
+def test_a_reward_that_raises_says_why_and_is_not_asked_again_for_minutes() -> None:
     """And the next question is answered."""
 
     def picky(prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
         return [1 / len(response) for response in responses]
 
     server = client(FunctionReward("picky", picky))
-    assert server.post("/", json={"query": ["ab", ""]}).status_code == 500
+    answer = server.post("/", json={"query": ["ab", ""]})
+    assert answer.status_code == 422
+    assert "ZeroDivisionError" in answer.json()["detail"]
     assert server.post("/", json={"query": ["ab"]}).json() == {"rewards": [0.5]}
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_nan_is_an_error_with_its_text_and_not_null(wrong: float) -> None:
+    def broken(prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
+        return [0.5, wrong][: len(responses)]
+
+    with serving(build_app(FunctionReward("broken", broken), "answer", "", 10**6)) as url:
+        asked = HttpReward(url, 30.0, 300.0, 5, 4, 2, "answer", "REWARD_TOKEN")
+        with pytest.raises(RewardError, match=rf"status 422: .*the reward gave {wrong} for 'second'; a score must be"):
+            asked.score(["", ""], ["first", "second"], [{}, {}])
+
+
+def test_a_wrong_number_of_scores_is_an_error() -> None:
+    answer = client(FunctionReward("one", lambda p, r, m: [0.5])).post("/", json={"query": ["a", "b"]})
+    assert (answer.status_code, answer.json()["detail"]) == (422, "the reward gave 1 scores for 2 queries")
 
 
 # ----------------------------------------------------------------------------------------------------- the command line
@@ -245,7 +264,7 @@ def test_as_a_process_it_serves_until_it_is_told_to_stop() -> None:
                 break
             except httpx.ConnectError:
                 time.sleep(0.1)
-        reward = HttpReward(f"http://127.0.0.1:{port}", 30.0, 1, 4, 2, "answer", "REWARD_TOKEN")
+        reward = HttpReward(f"http://127.0.0.1:{port}", 30.0, 5.0, 1, 4, 2, "answer", "REWARD_TOKEN")
         scores = reward.score(PROMPTS, RESPONSES, [{}] * 6)
     finally:
         process.terminate()

@@ -35,7 +35,7 @@ def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def asking(url: str, **changes: Any) -> HttpReward:
-    plain: dict[str, Any] = {"timeout": 30.0, "attempts": 1, "concurrency": 4, "batch_size": 2}
+    plain: dict[str, Any] = {"timeout": 30.0, "patience": 30.0, "attempts": 1, "concurrency": 4, "batch_size": 2}
     return HttpReward(url, **(plain | {"label_column": "answer", "token_variable": "REWARD_TOKEN"} | changes))
 
 
@@ -112,7 +112,7 @@ def test_ppo_loses_nothing_to_a_server_that_fails_every_fifth_time(
 
     expected = train(Vader())
     with serving(app) as url:
-        found = train(asking(url, attempts=20, batch_size=1))
+        found = train(asking(url, batch_size=1))
     assert 0.1 < sum(fates) / len(fates) < 0.3
     assert found == expected
     assert {row["rollout/dropped"] for row in found.values()} == {0.0}

@@ -58,10 +58,11 @@ class SampleTable(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: PPOModule) -> None:
         """Write the tables of the checkpoint and delete those that an interrupted run wrote later."""
         for path in self.folder.glob("iteration-*.jsonl"):
-            if int(path.stem.removeprefix("iteration-")) not in self.tables:
+            done = path.stem.removeprefix("iteration-")
+            if done.isdecimal() and int(done) not in self.tables:
                 path.unlink()
-        for done in self.tables:
-            self._write(done)
+        for number in self.tables:
+            self._write(number)
 
     def _write(self, done: int) -> None:
         """Write a table, which a checkpoint keeps too: a full disk does not end the run here."""

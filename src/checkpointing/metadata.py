@@ -18,7 +18,7 @@ from src.rewards.learned import LearnedReward
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 LIBRARIES = ("torch", "lightning", "transformers", "tokenizers", "peft", "numpy")
 READING = ".reading"  # suffix of fingerprints of a learned reward's settings other than its weights
 TO_ALLOW = "allow_config_change=true to resume with the change"
@@ -27,14 +27,17 @@ TO_ALLOW = "allow_config_change=true to resume with the change"
 class RunMetadata(Callback):
     """Adds `format` and `run` to each checkpoint: configuration, versions, processes, revision, fingerprints.
 
-    `config` is the resolved configuration in plain types, `git_revision` the commit or None. Resuming with other
+    `config` is the resolved configuration in plain types, `code` the fingerprints of the code that it names (both are
+    compared by `find_checkpoint`), `git_revision` the commit or None. Resuming with other
     frozen weights, another tokenizer, other settings of a learned reward, other training data or another number of
     processes raises `CheckpointError`, unless `allow_changes`; other versions of the libraries give a warning. The
     optimizers' settings are those of the configuration, not those of the checkpoint.
     """
 
-    def __init__(self, config: dict[str, Any], git_revision: str | None, allow_changes: bool) -> None:
-        self.config, self.git_revision, self.allow_changes = config, git_revision, allow_changes
+    def __init__(
+        self, config: dict[str, Any], code: dict[str, str], git_revision: str | None, allow_changes: bool
+    ) -> None:
+        self.config, self.code, self.git_revision, self.allow_changes = config, code, git_revision, allow_changes
         self.fingerprints: dict[str, str] = {}
         self.optimizers: list[list[dict[str, Any]]] = []
         self.loaded: int | None = None  # number of optimizers in the loaded checkpoint
@@ -52,6 +55,7 @@ class RunMetadata(Callback):
         checkpoint["format"] = FORMAT
         checkpoint["run"] = {
             "config": self.config,
+            "code": self.code,
             "git_revision": self.git_revision,
             "versions": {name: version(name) for name in LIBRARIES},
             "world_size": trainer.world_size,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -43,12 +44,13 @@ SAFE = (
 )
 
 
-def find_checkpoint(run: Run) -> Path | None:
+def find_checkpoint(run: Run, code: Mapping[str, str], tell: bool = True) -> Path | None:
     """The checkpoint from which the run in `run.run_dir` resumes; None: the run starts from the beginning.
 
     With `resume=auto` it is the run's own; with `resume=PATH` (a checkpoint or a run folder) that one, until the run
     has its own. Raises `CheckpointError` when none of a folder's checkpoints can be read, and `ConfigError` when
-    settings that change results differ from the checkpoint's and `allow_config_change` is not set.
+    settings that change results, or fingerprints of the `code` that they name, differ from the checkpoint's and
+    `allow_config_change` is not set. With `tell` one line says where the run resumes.
     """
     if run.resume == "never":
         return None
@@ -56,7 +58,7 @@ def find_checkpoint(run: Run) -> Path | None:
     if found is None and run.resume != "auto":
         found = given(run.resume)
     if found is not None:
-        _refuse_changes(run, found)
+        _refuse_changes(run, code, found, tell)
     return found
 
 
@@ -120,6 +122,11 @@ def describe_changes(before: dict[str, Any], now: dict[str, Any], keys: list[str
     return listed + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
 
 
+def edited_code(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """The targets of both whose code is another one now."""
+    return sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
+
+
 def may_change(key: str, now: dict[str, Any]) -> bool:
     """Whether a run may resume with another value of `key`: its results stay the same up to rounding.
 
@@ -136,16 +143,9 @@ def plain_config(run: Run) -> dict[str, Any]:
     return content | {"resume": content["resume"] if content["resume"] not in ("auto", "never") else None}
 
 
-def _refuse_changes(run: Run, path: Path) -> None:
-    """Log which keys differ; refuse changes that change results."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds more than tensors and plain values, which this project never writes: it was not opened"
-        ) from error
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
-        raise CheckpointError(f"{path} was not written by this version of the project: resume=never starts again")
+def _refuse_changes(run: Run, code: Mapping[str, str], path: Path, tell: bool) -> None:
+    """Refuse changes that change results; say what differs otherwise."""
+    checkpoint = _opened(path)
     before, now = checkpoint["run"]["config"], plain_config(run)
     own = path.parent.parent == Path(run.run_dir or "")
     changed = [key for key in changed_keys(before, now) if own or key != "resume"]
@@ -155,10 +155,36 @@ def _refuse_changes(run: Run, path: Path) -> None:
             f"{path} was made with other settings, and these change results: {describe_changes(before, now, unsafe)}; "
             f"give the same again, or {TO_ALLOW}, or resume=never to start again"
         )
-    new, silent = dict(leaves(now)), ("overrides", "choices", "run_dir")
+    edited = edited_code(checkpoint["run"]["code"], code)
+    if edited and not run.allow_config_change:
+        raise ConfigError(
+            f"{path} was made with other code of {', '.join(edited)}, whose file has been edited since: restore it, or "
+            f"{TO_ALLOW}, or resume=never to start again"
+        )
+    if tell:
+        log.info(f"resuming from {path}{_differences(changed, unsafe, edited, now)}")
+
+
+def _opened(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint of this version. Raises `CheckpointError` for anything else."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than tensors and plain values, which this project never writes: it was not opened"
+        ) from error
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
+        raise CheckpointError(f"{path} was not written by this version of the project: resume=never starts again")
+    return checkpoint
+
+
+def _differences(changed: list[str], unsafe: list[str], edited: list[str], now: dict[str, Any]) -> str:
+    """A clause on the settings and the code that differ; empty if none does."""
+    new, silent = dict(leaves(now)), ("overrides", "choices", "run_dir", "allow_config_change")
     made_here = [key for key in ("model.path", "reward.path") if new.get(key) is None]  # trained and filled in later
     shown = [key for key in changed if key in unsafe or not (key in made_here or key.split(".")[0] in silent)]
-    if shown:
-        kinds = [kind for kind in WITH_A_MEMORY if f"{kind}._target_" in shown]
-        reset = f"; {', '.join(kinds)} start without the state that the checkpoint lacks" if kinds else ""
-        log.info(f"resuming from {path} with other settings: {', '.join(shown)}{reset}")
+    kinds = [kind for kind in WITH_A_MEMORY if f"{kind}._target_" in shown]
+    reset = f"; {', '.join(kinds)} start without the state that the checkpoint lacks" if kinds else ""
+    other = [f"other settings: {', '.join(shown)}"] if shown else []
+    other += [f"other code: {', '.join(edited)}"] if edited else []
+    return f" with {' and '.join(other)}{reset}" if other else ""

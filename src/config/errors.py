@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from src.config.files import brings, groups, key_of, options
 from src.config.schema import MEANT, OPEN, OPTIONS, PLAIN, QUOTES, RUNS, WHY_NOT
-from src.errors import ConfigError
+from src.errors import NO_SECRETS, ConfigError, without_secrets
 
 
 def readable(overrides: list[str], sweep: bool = False) -> list[str]:
@@ -37,6 +37,8 @@ def _unreadable(override: str, sweep: bool, after: str = "") -> str | None:
     if override != override.encode("utf-8", "replace").decode("utf-8"):
         return f"{override.encode('utf-8', 'surrogateescape')!r} is not valid UTF-8"
     key, given = key_of(override), override[:200]
+    if without_secrets(override) != override:
+        return f"{key}: {NO_SECRETS}"
     try:
         (parsed,) = OverridesParser.create().parse_overrides([override])
     except HydraException:

@@ -18,8 +18,9 @@ prompts=FILE is .jsonl (column `prompt`; the other columns go to the reward)
 or text with one prompt per line. They are written as the run wrote its own, by
 its template or as chats; data.template=null or data.chat=false changes that.
 All other key=value overrides are those of python -m src.train; they change the
-run's own settings. Writes result.json (every figure with n and 95% interval)
-and rows.jsonl (one line per answer) to out=FOLDER, by default
+run's own settings. A run with your own code, such as a reward function, needs
+--trust-run. Writes result.json (every figure with n and 95% interval) and
+rows.jsonl (one line per answer) to out=FOLDER, by default
 RUN/evaluation/NAME-OF-THE-FILE.
 """
 
@@ -41,8 +42,9 @@ from src.errors import ConfigError
 from src.evaluate.prompt_file import PromptFile, read_prompts
 from src.evaluate.prompts import Evaluated, generate, own_column, score_given, writer_of
 from src.runs.find import RunFolder, find_run, own_settings, settings_of
-from src.runs.folder import FINISHED, make_folder, run_folder
+from src.runs.folder import FINISHED, make_folder, make_writable, run_folder
 from src.runs.report import figures_table, make_result, write_json
+from src.runs.trust import HELP
 from src.utils.exits import friendly_errors
 from src.utils.output import set_up_output
 from src.utils.terminal import say
@@ -50,23 +52,24 @@ from src.utils.terminal import say
 SETTINGS = {"prompts": None, "reference": None, "out": None}
 
 
-def evaluate(given: str, arguments: list[str]) -> Path:
-    """Measure, print and write; returns the folder of the result."""
+def evaluate(given: str, arguments: list[str], trusted: bool = False) -> Path:
+    """Measure, print and write; returns the folder of the result. A `trusted` run may bring its own code."""
     started = time.perf_counter()
     own, overrides = own_settings(arguments, SETTINGS)
     if own["prompts"] is None:
         raise ConfigError("prompts is missing: add prompts=FILE (.jsonl with a column 'prompt', or a prompt per line)")
-    run = find_run(given)
+    run = find_run(given, arguments, trusted)
     if run is not None and run.stage == "reward":
         raise ConfigError(f"{given}: this is a reward model; give the folder of an SFT or PPO run")
     if run is not None and not run.model.is_dir():
         raise ConfigError(f"{given}: the run is unfinished and has no model yet: use python -m src.export")
-    config = settings_of(run, given, overrides)
+    config = settings_of(run, given, overrides, trusted)
     if getattr(config.reward, "path", "given") is None:
         raise ConfigError(f"{given} names no reward model: add reward=vader, or reward=learned reward.path=FOLDER")
     policy = str(run.model if run is not None else Path(given).expanduser())
     reference = own["reference"] or (run.before if run is not None and run.stage == "ppo" else None)
     folder = target(run, own, overrides)
+    make_writable(folder.parent)
     prompts = prompts_of(run, config, policy, own["prompts"], overrides)
     found = score_given(config, policy, prompts) or generate(config, policy, reference, prompts)
     make_folder(folder)
@@ -75,7 +78,7 @@ def evaluate(given: str, arguments: list[str]) -> Path:
         "model": policy,
         "reference_model": reference,
         "prompts": str(own["prompts"]),
-        "command": command(given, arguments),
+        "command": command(given, [*arguments, *(["--trust-run"] if trusted else [])]),
     }
     result = make_result(config, found.figures, time.perf_counter() - started)
     write_json(folder / FINISHED, result | {"stage": "evaluation", **facts})
@@ -122,10 +125,11 @@ def main() -> None:
     )
     parser.add_argument("model", help="folder of a run, of a pipeline or of a model")
     parser.add_argument("settings", nargs="*", help="prompts=FILE out=FOLDER reference=FOLDER, and overrides key=value")
-    arguments = parser.parse_args()
+    parser.add_argument("--trust-run", action="store_true", help=HELP)
+    arguments = parser.parse_intermixed_args()
     set_up_output()
     with friendly_errors(sys.argv[2:]):
-        evaluate(arguments.model, arguments.settings)
+        evaluate(arguments.model, arguments.settings, arguments.trust_run)
 
 
 if __name__ == "__main__":

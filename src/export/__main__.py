@@ -8,9 +8,10 @@ Of a pipeline it is the PPO stage. The folder holds the merged model
 (samples as in training), README.md (the model card) and, for a LoRA policy,
 adapter/ for peft. At the end it is loaded and compared with the run's own
 model. An unfinished run is exported from its last checkpoint, and the card
-says so. dtype=float32 merges an adapter in float32 into a base of half
-precision, whose rounding would lose a part of the update;
-trust_remote_code=true runs code that the model's folder brings along.
+says so; one with your own code, such as a reward function, needs --trust-run.
+dtype=float32 merges an adapter in float32 into a base of half precision, whose
+rounding would lose a part of the update; model.trust_remote_code=true runs
+code that the model's folder brings along.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -31,6 +33,8 @@ from src.export.parity import Comparison, base_and_adapter, base_at_hand, compar
 from src.models.endings import endings
 from src.models.loading import load_tokenizer
 from src.runs.find import RunFolder, find_run, own_settings
+from src.runs.folder import make_writable
+from src.runs.trust import HELP, REMOTE_CODE, refuse_unknown
 from src.stages.builders import stage_of
 from src.utils.exits import friendly_errors
 from src.utils.output import set_up_output
@@ -40,31 +44,35 @@ LARGEST_KL = {torch.float64: 1e-9, torch.float32: 1e-6}  # nats; merging an adap
 LARGEST_SCORE = {torch.float64: 1e-4, torch.float32: 1e-3}  # difference of scores
 HALF_KL, HALF_SCORE = 0.02, 0.5
 WORTH_SAYING = 0.01  # share of an update
-SETTINGS = {"out": None, "dtype": "null", "trust_remote_code": "false"}
 
 
-def export(given: str, out: str | None, dtype: str = "null", trusted: bool = False) -> Path:
+def export(
+    given: str, out: str | None, dtype: str = "null", arguments: Sequence[str] = (), trusted: bool = False
+) -> Path:
     """Write the folder, compare, and return its path. Raises `ConfigError` or `ModelError` and then leaves nothing.
 
-    `dtype`: "float32" merges an adapter in it; "null" copies the run's model. `trusted`: code in the run's folder may
-    be run.
+    `dtype`: "float32" merges an adapter in it; "null" copies the run's model. `arguments` and `trusted` give consent
+    to the folder's code, as in `find_run`.
     """
-    run = find_run(given)
+    run = find_run(given, arguments, trusted)
     if run is None:
         raise ConfigError(f"{given}: this is already a model folder; give the folder of a run")
     target = Path(out).expanduser() if out else run.folder / "export"
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists and is not empty: remove it, or choose another folder with out=FOLDER")
+    make_writable(target.parent)
     with tempfile.TemporaryDirectory() as scratch:
-        source, iteration = (run.folder, None) if run.finished else (Path(scratch), restore(run, Path(scratch)))
+        source, iteration = (
+            (run.folder, None) if run.finished else (Path(scratch), restore(run, Path(scratch), trusted))
+        )
         working = target.with_name(f"{target.name}.tmp")
         shutil.rmtree(working, ignore_errors=True)
         try:
-            adapter = write(run, source, working, iteration, trusted)
+            remote, scores = run.config.model.trust_remote_code, run.stage == "reward"
+            adapter = write(run, source, working, iteration, remote)
             if dtype != "null":
-                merge(run, source, working, trusted)
-            scores = run.stage == "reward"
-            say(in_words(compare(source, working, run.before, scores, trusted), scores, working))
+                merge(run, source, working, remote)
+            say(in_words(compare(source, working, run.before, scores, remote), scores, working))
         except BaseException:
             shutil.rmtree(working, ignore_errors=True)
             raise
@@ -77,8 +85,10 @@ def export(given: str, out: str | None, dtype: str = "null", trusted: bool = Fal
     return target
 
 
-def restore(run: RunFolder, folder: Path) -> int:
+def restore(run: RunFolder, folder: Path, trusted: bool) -> int:
     """Write the last checkpoint of an unfinished run as the run writes its model; returns its iteration."""
+    if not trusted:
+        refuse_unknown(run.config, str(run.folder), ())
     saved = checkpoints(run.folder / "checkpoints")
     if not saved:
         raise ConfigError(f"{run.folder}: the run is unfinished and has no checkpoint yet")
@@ -156,18 +166,19 @@ def main() -> None:
     )
     parser.add_argument("run", help="folder of a run or of a pipeline")
     parser.add_argument(
-        "settings", nargs="*", help="out=FOLDER (default: RUN/export), dtype=float32, trust_remote_code=true"
+        "settings", nargs="*", help=f"out=FOLDER (default: RUN/export), dtype=float32, {REMOTE_CODE}=true"
     )
-    arguments = parser.parse_args()
+    parser.add_argument("--trust-run", action="store_true", help=HELP)
+    arguments = parser.parse_intermixed_args()
     set_up_output()
     with friendly_errors(arguments.settings):
-        own, others = own_settings(arguments.settings, SETTINGS)
-        if others:
-            raise ConfigError(f"{others[0]}: the settings of export are out=FOLDER, dtype and trust_remote_code")
-        for key, allowed in {"dtype": ("null", "float32"), "trust_remote_code": ("false", "true")}.items():
-            if own[key] not in allowed:
-                raise ConfigError(f"{key}={own[key]}: must be {' or '.join(allowed)}")
-        export(arguments.run, own["out"], own["dtype"], own["trust_remote_code"] == "true")
+        own, others = own_settings(arguments.settings, {"out": None, "dtype": "null"})
+        unknown = [other for other in others if other != f"{REMOTE_CODE}=true"]
+        if unknown:
+            raise ConfigError(f"{unknown[0]}: the settings of export are out=FOLDER, dtype and {REMOTE_CODE}=true")
+        if own["dtype"] not in ("null", "float32"):
+            raise ConfigError(f"dtype={own['dtype']}: must be null or float32")
+        export(arguments.run, own["out"], own["dtype"], others, arguments.trust_run)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ def is_gguf(path: str) -> bool:
 
 def load_gguf(path: str, **options: Any) -> PreTrainedModel:
     """The language model in a GGUF file, every tensor of it accounted for. Raises `ModelError`."""
-    lm, info = AutoModelForCausalLM.from_pretrained(**source(path), output_loading_info=True, **options)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(**source(path), output_loading_info=True, **options)
+    lm, info = loaded
     refuse(f"no usable model at {path!r}", type(lm).__name__, info["missing_keys"], info["unexpected_keys"])
     return unquantized(lm)
 

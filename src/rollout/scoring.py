@@ -18,6 +18,7 @@ from src.rewards.answers import as_numbers, reward_name
 from src.rewards.learned import LearnedReward
 from src.types import AnyReward, PartedReward, Reward, Rollout, RolloutReward, TokenReward, select
 from src.utils.distributed import map_over_ranks
+from src.utils.exits import REWARD_THREAD
 
 # scores (N,), NaN where there is none; credit (N, T); parts of the scores; error of the first failure
 Answers = tuple[Tensor, Tensor, dict[str, Tensor], RewardError | None]
@@ -161,7 +162,7 @@ class Scorer:
             except BaseException as error:  # raised again in the waiting thread
                 box["error"] = error
 
-        thread = threading.Thread(target=work, daemon=True, name="reward")
+        thread = threading.Thread(target=work, daemon=True, name=REWARD_THREAD)
         thread.start()
         thread.join(self.timeout)
         if thread.is_alive():

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
 from src.checkpointing.checkpoint import checkpoints
+from src.checkpointing.checksum import seal_models
 from src.checkpointing.graceful_stop import GracefulStop
 from src.checkpointing.metadata import RunMetadata
 from src.checkpointing.resume import find_checkpoint, plain_config
@@ -29,6 +30,7 @@ from src.runs.prerequisites import train_missing
 from src.runs.report import MENDABLE, endings, git_revision, make_result, report, write_json
 from src.stages.base import Stage
 from src.stages.builders import stage_of
+from src.stages.code import own_code
 from src.utils.exits import attempt
 from src.utils.launch import in_processes, launched
 from src.utils.output import set_up_output
@@ -52,7 +54,7 @@ def start_run(run: Run) -> dict[str, Any]:
     stage.check()
     if run.trainer.strategy is not None and launched():
         _refuse_what_ranks_cannot_share(run)
-    find_checkpoint(run)  # its errors come before a model is trained for this run
+    find_checkpoint(run, stage.code, tell=False)  # its errors come before a model is trained for this run
     stage.set_paths(**train_missing(run, train))
     if rank_zero_only.rank == 0:
         say(f"stage {run.stage} -> {folder}")
@@ -68,14 +70,19 @@ def train(run: Run, stage: Stage[Any] | None = None) -> dict[str, Any]:
     Several processes are started here and nowhere else; each of them calls this function again, as one rank.
     """
     folder = Path(run.run_dir or "")
-    if run.trainer.strategy is not None and not launched():
-        in_processes(run.trainer.devices, _as_rank, run.plain(), MENDABLE)
-        return json.loads((folder / FINISHED).read_text(encoding="utf-8"))
-    if stage is None:
-        stage = stage_of(run)
-        stage.check()
-    with ExitStack() as held:
-        return _train(stage, folder, held)
+    try:
+        if run.trainer.strategy is not None and not launched():
+            in_processes(run.trainer.devices, _as_rank, run.plain(), MENDABLE)
+            return json.loads((folder / FINISHED).read_text(encoding="utf-8"))
+        if stage is None:
+            stage = stage_of(run)
+            stage.check()
+        with ExitStack() as held:
+            return _train(stage, folder, held)
+    except Interrupted as interruption:
+        saved = checkpoints(folder / "checkpoints")
+        interruption.kept = str(saved[-1]) if saved else None
+        raise
 
 
 def _as_rank(content: dict[str, Any]) -> None:
@@ -87,9 +94,9 @@ def _train(stage: Stage[Any], folder: Path, held: ExitStack) -> dict[str, Any]:
     """The part of one process; `held` releases the folder at the end, also after an error."""
     started, run = time.perf_counter(), stage.run
     set_up_output()
-    checkpoint = find_checkpoint(run)
-    metadata = RunMetadata(plain_config(run), git_revision(), run.allow_config_change)
+    metadata = RunMetadata(plain_config(run), stage.code, git_revision(), run.allow_config_change)
     trainer = stage.trainer([metadata, *stage.callbacks(folder)], folder)
+    checkpoint = find_checkpoint(run, stage.code, tell=trainer.is_global_zero)
     corpus = stage.corpus()
     if trainer.is_global_zero:
         _make_folder(folder, run, held)
@@ -105,14 +112,11 @@ def _train(stage: Stage[Any], folder: Path, held: ExitStack) -> dict[str, Any]:
             if trainer.is_global_zero:
                 module.save(folder)
             trainer.test(module, datamodule=data, verbose=False)
-    except Interrupted as interruption:
-        saved = checkpoints(folder / "checkpoints")
-        interruption.kept = str(saved[-1]) if saved else None
-        raise
     finally:
         _close(trainer)
-    result = make_result(run, module.result(), time.perf_counter() - started)
+    result = make_result(run, module.result(), time.perf_counter() - started) | {"code": own_code(stage.code)}
     if trainer.is_global_zero:
+        seal_models(folder)
         write_json(folder / FINISHED, result)
         report(module)
         attempt(PAGE, lambda: write_page(folder))

@@ -22,6 +22,8 @@ from src.config.validate import refuse
 from src.errors import ConfigError
 from src.models.settings import ModelSettings
 from src.modules.lr_schedule import lr_schedule
+from src.stages.checks import refuse_damaged
+from src.stages.code import code_of
 from src.stages.objects import instantiate
 from src.types import Corpus
 from src.utils.device import accelerator
@@ -43,6 +45,7 @@ class Stage(ABC, Generic[AnyRun]):
         self.run = run
         self.model: ModelSettings = instantiate(run.model, "model")
         extra = (run.callbacks.model_extra or {}).items()
+        self.code: dict[str, str] = {}
         self.user_callbacks = [instantiate(node, f"callbacks.{name}") for name, node in extra if node is not None]
 
     @property
@@ -55,7 +58,10 @@ class Stage(ABC, Generic[AnyRun]):
         """The module and its data."""
 
     def check(self) -> None:
-        """Raise `ConfigError` or `ModelError` for unusable settings, before weights are loaded or models trained."""
+        """Raise `ConfigError` or `ModelError` for unusable settings, before weights are loaded or models trained.
+
+        Sets `code` to the fingerprints of the code as it is now; a file may be edited while the stage runs.
+        """
         unknown = sorted(set(self.run.trainer.model_extra or {}) - set(inspect.signature(Trainer).parameters))
         if unknown:
             raise ConfigError(f"trainer.{unknown[0]}: Lightning's Trainer has no such argument")
@@ -63,6 +69,10 @@ class Stage(ABC, Generic[AnyRun]):
         nodes = self.run.trainer.num_nodes
         if nodes > 1 and not launched():
             refuse("trainer.num_nodes", nodes, "start the processes by torchrun or srun")
+        for node in [node for node in ("model", "reward") if hasattr(self.run, node)]:
+            path = getattr(getattr(self.run, node), "path", None)
+            refuse_damaged(f"{node}.path={path}", path)
+        self.code = code_of(self.run)
 
     def set_paths(self, model: str | None = None, reward: str | None = None) -> None:
         """Set the folders of models that were trained for this run."""

@@ -10,6 +10,7 @@ from typing import TextIO
 import huggingface_hub
 import transformers
 
+from src.errors import without_secrets
 from src.utils.terminal import shown, wrapped
 
 
@@ -24,7 +25,7 @@ class _Stdout(logging.StreamHandler[TextIO]):
         super().emit(record)
 
     def format(self, record: logging.LogRecord) -> str:
-        text = shown(super().format(record))
+        text = shown(without_secrets(super().format(record)))
         return wrapped(text) if self.stream.isatty() else text
 
 

@@ -6,7 +6,10 @@ import re
 import shutil
 import sys
 import textwrap
+from io import TextIOWrapper
 from typing import TextIO
+
+from src.errors import without_secrets
 
 # control characters but tab and new line, those that turn the direction of writing, and halves of surrogate pairs
 COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -18,9 +21,16 @@ def shown(text: str) -> str:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print a text; wrapped to the width of a terminal, as it is into a file or pipe; escapes are made visible."""
-    stream, text = sys.stdout if stream is None else stream, shown(text)
+    """Print a text without passwords in addresses, escapes made visible; wrapped to the width of a terminal only."""
+    stream, text = sys.stdout if stream is None else stream, shown(without_secrets(text))
     print(wrapped(text) if stream.isatty() else text, file=stream)
+
+
+def print_any_letter() -> None:
+    """Let both streams write escapes for letters that a console's encoding lacks, as with LANG=C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def wrapped(text: str, width: int | None = None) -> str:

@@ -74,7 +74,7 @@ class Run:
         module.lr_schedule = schedule or module.lr_schedule
         module.optimizer_factories = {role: module.optimizer_factories[role] for role in factories}
         saved, see = checkpoints(folder), See(kill)
-        record = RunMetadata({"stage": "ppo", "ppo": {"num_iterations": ITERATIONS}}, None, allow_changes=allow)
+        record = RunMetadata({"stage": "ppo", "ppo": {"num_iterations": ITERATIONS}}, {}, None, allow_changes=allow)
         try:
             self.recorder, self.trainer = fit(
                 module, folder, maker=maker or make_maker(), iterations=ITERATIONS,

@@ -34,7 +34,7 @@ def written(folder: Path, run: Run, number: int = 3, **content: Any) -> Path:
     """A checkpoint of nothing but a record."""
     path = folder / f"checkpoints/iteration-{number}.ckpt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"format": 1, "run": {"config": plain_config(run)}} | content, path.with_suffix(".tmp"))
+    torch.save({"format": 2, "run": {"config": plain_config(run), "code": {}}} | content, path.with_suffix(".tmp"))
     seal(path.with_suffix(".tmp"), path)
     return path
 
@@ -62,12 +62,12 @@ def test_what_changes_results_is_named_where_it_was_written_and_refused(
     assert set(keys) <= set(unsafe) if keys else unsafe == []
     if keys:
         with pytest.raises(ConfigError, match=rf"{keys[0]} \(.* -> .*\).*allow_config_change=true") as refused:
-            find_checkpoint(now)
+            find_checkpoint(now, {})
         assert "\n" not in str(refused.value)
-        assert find_checkpoint(configured(tmp_path, *overrides, "allow_config_change=true")) == path
-        assert find_checkpoint(configured(tmp_path, *overrides, "resume=never")) is None
+        assert find_checkpoint(configured(tmp_path, *overrides, "allow_config_change=true"), {}) == path
+        assert find_checkpoint(configured(tmp_path, *overrides, "resume=never"), {}) is None
     else:
-        assert find_checkpoint(now) == path
+        assert find_checkpoint(now, {}) == path
 
 
 @pytest.mark.parametrize("override", [
@@ -82,7 +82,7 @@ def test_what_changes_no_result_is_taken_and_named(
     caplog.set_level("INFO", "src")
     path = written(tmp_path, configured(tmp_path))
     written_out = "+" + override if "progress_bar" in override else override
-    assert find_checkpoint(configured(tmp_path, written_out)) == path
+    assert find_checkpoint(configured(tmp_path, written_out), {}) == path
     key = override.split("=")[0]
     (said,) = caplog.messages
     assert said.startswith(f"resuming from {path} with other settings: ")
@@ -103,41 +103,41 @@ def test_what_begins_afresh_is_named(tmp_path: Path, caplog: pytest.LogCaptureFi
     caplog.set_level("INFO", "src")
     written(tmp_path, configured(tmp_path))
     other = ("kl_controller=adaptive", "policy_loss=kl_penalty")
-    find_checkpoint(configured(tmp_path, *other, "allow_config_change=true"))
+    find_checkpoint(configured(tmp_path, *other, "allow_config_change=true"), {})
     (said,) = caplog.messages
     assert said.endswith("; ppo.kl_controller, ppo.old_kl_controller start without the state that the checkpoint lacks")
-    find_checkpoint(configured(tmp_path, "ppo.clip=0.3", "allow_config_change=true"))
+    find_checkpoint(configured(tmp_path, "ppo.clip=0.3", "allow_config_change=true"), {})
     assert "start without" not in caplog.messages[1]
 
 
 def test_a_stage_may_be_lengthened_where_the_learning_rate_does_not_depend_on_its_length(tmp_path: Path) -> None:
     constant = "ppo.lr_schedule=constant_with_warmup"
     path = written(tmp_path / "constant", configured(tmp_path / "constant", constant))
-    assert find_checkpoint(configured(tmp_path / "constant", constant, "ppo.num_iterations=300")) == path
+    assert find_checkpoint(configured(tmp_path / "constant", constant, "ppo.num_iterations=300"), {}) == path
     written(tmp_path / "linear", configured(tmp_path / "linear"))
     with pytest.raises(ConfigError, match=r"ppo.num_iterations \(\d+ -> 300\)"):
-        find_checkpoint(configured(tmp_path / "linear", "ppo.num_iterations=300"))
+        find_checkpoint(configured(tmp_path / "linear", "ppo.num_iterations=300"), {})
 
 
 def test_a_path_is_a_checkpoint_or_a_run_folder_until_the_run_has_its_own(tmp_path: Path) -> None:
     other, mine = tmp_path / "other", tmp_path / "mine"
     older, newer = (written(other, configured(other), number) for number in (9, 10))
     from_file = configured(mine, f"resume={older}")
-    assert find_checkpoint(from_file) == older
+    assert find_checkpoint(from_file, {}) == older
     for folder in (other, other / "checkpoints"):
-        assert find_checkpoint(configured(mine, f"resume={folder}")) == newer
+        assert find_checkpoint(configured(mine, f"resume={folder}"), {}) == newer
     with pytest.raises(ConfigError, match=r"ppo.clip \(0.2 -> 0.3\)"):
-        find_checkpoint(configured(mine, f"resume={older}", "ppo.clip=0.3"))
+        find_checkpoint(configured(mine, f"resume={older}", "ppo.clip=0.3"), {})
     own = written(mine, from_file, 12)
-    assert find_checkpoint(from_file) == own
+    assert find_checkpoint(from_file, {}) == own
     with pytest.raises(ConfigError, match=r"resume \(.*iteration-9.ckpt -> None\)"):
-        find_checkpoint(configured(mine))  # the folder was not begun by this command
+        find_checkpoint(configured(mine), {})  # the folder was not begun by this command
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="no checkpoint in that folder"):
-        find_checkpoint(configured(tmp_path / "new", f"resume={tmp_path / 'empty'}"))
+        find_checkpoint(configured(tmp_path / "new", f"resume={tmp_path / 'empty'}"), {})
     older.write_bytes(older.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="damaged"):
-        find_checkpoint(configured(tmp_path / "new", f"resume={older}"))
+        find_checkpoint(configured(tmp_path / "new", f"resume={older}"), {})
 
 
 def test_the_same_path_finds_its_own_folder_again(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_the_same_path_finds_its_own_folder_again(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
     written(tmp_path, configured(tmp_path), format=0)
     with pytest.raises(CheckpointError, match="not written by this version"):
-        find_checkpoint(configured(tmp_path))
+        find_checkpoint(configured(tmp_path), {})
 
 
 def test_leaves_are_all_that_holds_no_keys() -> None:
@@ -165,5 +165,5 @@ def test_models_that_a_run_made_for_itself_are_no_other_settings(
     """The checkpoint knows their folders; the same command comes to them later."""
     caplog.set_level("INFO", "src")
     path = written(tmp_path, configured(tmp_path, "model.path=made", "reward.path=made"))
-    assert find_checkpoint(configured(tmp_path)) == path
-    assert not caplog.messages
+    assert find_checkpoint(configured(tmp_path), {}) == path
+    assert caplog.messages == [f"resuming from {path}"]

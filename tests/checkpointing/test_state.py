@@ -155,8 +155,8 @@ def recorded(base: str, folder: Path, *, allow: bool = False, **changes: Any) ->
             seen.append(batch["prompts"]["texts"])
 
     module = make_module(make_roles(base), iterations=ITERATIONS, **changes)
-    callbacks = (RunMetadata(config, "abc", allow), See(), IterationCheckpoint(str(folder), every=1, keep=9),
-                 *(() if saved else (Kill(),)))  # fmt: skip
+    record = RunMetadata(config, {"mine.f": "0"}, "abc", allow)
+    callbacks = (record, See(), IterationCheckpoint(str(folder), every=1, keep=9), *(() if saved else (Kill(),)))
     try:
         fit(module, folder, maker=make_maker(), iterations=ITERATIONS, callbacks=callbacks,
             ckpt_path=saved[-1] if saved else None)  # fmt: skip
@@ -192,8 +192,9 @@ def test_another_base_is_refused(base: str, tmp_path: Path) -> None:
 def test_the_record_says_what_wrote_the_checkpoint(base: str, tmp_path: Path) -> None:
     recorded(base, tmp_path)
     checkpoint = torch.load(checkpoints(tmp_path)[-1], weights_only=True)
-    assert checkpoint["format"] == 1
+    assert checkpoint["format"] == 2
     run = checkpoint["run"]
+    assert run["code"] == {"mine.f": "0"}
     assert (run["config"]["seed"], run["git_revision"], run["world_size"]) == (1, "abc", 1)
     assert run["versions"]["torch"] == torch.__version__.split("+")[0] or run["versions"]["torch"] == torch.__version__
     assert set(run["fingerprints"]) == {"roles", "tokenizer"}

@@ -65,7 +65,7 @@ def passes_or_is_refused(given: list[str], folder: Path) -> None:
         place = run_folder(Path(run.log_dir) / run.stage, run.name, run.overrides, run.resume)
         run = run.model_copy(update={"run_dir": str(place)})
         stage_of(run).check()
-        find_checkpoint(run)
+        find_checkpoint(run, {})
     except MENDABLE as error:
         found = one_sentence(error)
     else:

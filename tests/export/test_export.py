@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from src.errors import ConfigError, ModelError
 from src.export import __main__ as command
 from src.export.__main__ import export
+from src.export.model_card import _without_folders
 from src.export.parity import compare
 from tests.tiny import EOS, FOREIGN_WARNINGS, PAD, make_module, make_roles, write_lm
 
@@ -137,7 +138,7 @@ def test_what_it_refuses(tiny_run, tmp_path, monkeypatch, capsys):
         (base,): "this is already a model folder",
         (run, f"out={tmp_path}/full"): "exists and is not empty",
         (tmp_path / "young",): "the run is unfinished and has no checkpoint yet",
-        (run, "color=red"): "the settings of export are out=FOLDER, dtype and trust_remote_code",
+        (run, "color=red"): "the settings of export are out=FOLDER, dtype and model.trust_remote_code=true",
     }.items():
         assert refusal(*arguments, monkeypatch=monkeypatch) == 2
         said = capsys.readouterr().err
@@ -204,3 +205,22 @@ def test_a_merge_in_float32_keeps_the_update(tmp_path):
     assert "changes the update" not in command.in_words(found, False, tmp_path)
     with pytest.raises(ConfigError, match="this run has not both at hand"):
         command.merge(SimpleNamespace(before=None, stage="ppo"), source, tmp_path / "out", False)
+
+
+@pytest.mark.parametrize(
+    ("setting", "shown"),
+    [
+        ("data.path=/home/me/texts/rows.jsonl", "data.path=rows.jsonl"),
+        ("data.path='/home/my own/texts/rows.jsonl'", "data.path='rows.jsonl'"),
+        ("data.path=[/home/me/a.jsonl,/home/me/b.jsonl]", "data.path=[a.jsonl,b.jsonl]"),
+        ("model.path=~/models/mine", "model.path=mine"),
+        ("model.path=../models/mine", "model.path=mine"),
+        ("+callbacks.z={_target_: mine.C, path: /home/me/x}", "+callbacks.z={_target_: mine.C, path: x}"),
+        (["/home/me/a.jsonl", "b.jsonl"], ["a.jsonl", "b.jsonl"]),
+        ("model.path=owner/name", "model.path=owner/name"),
+        ("ppo.clip=0.1", "ppo.clip=0.1"),
+        (3, 3),
+    ],
+)
+def test_a_card_names_no_folder_of_this_machine(setting, shown):
+    assert _without_folders(setting) == shown

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from random import Random
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tenacity import wait_none
 
-from src.errors import RewardError, SettingError
+from src.config.compose import compose
+from src.errors import ConfigError, RewardError, SettingError, without_secrets
 from src.rewards.http import HttpReward
+from src.rewards.request import AWAY
 from tests.servers import FAULTS, free_port, misbehaving, score_of
 
 PROMPTS, RESPONSES = ["the film", "a", "ночь", ""], [" was great .", " bad film \n.", " 🎬", " we"]
 ROWS: list[dict[str, Any]] = [{"answer": 7}, {}, {"answer": "é", "finished": True}, {"answer": [1, None]}]
 TEXTS = [prompt + response for prompt, response in zip(PROMPTS, RESPONSES, strict=True)]
-REFUSED = ["401", "403", "404", "413"]
+REFUSED = [name for name in FAULTS if name.isdigit() and int(name) not in AWAY]
+AWAY_OR_CUT = ["slow", "cut", "hang up", "no gzip", *map(str, AWAY)]  # no answer, or none that is whole
 FAULTY = [name for name in FAULTS if name not in ("ok", "late", *REFUSED)]
 
 
@@ -36,6 +40,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 def reward(url: str, **changes: Any) -> HttpReward:
     plain: dict[str, Any] = {
         "timeout": 30.0,
+        "patience": 300.0,
         "attempts": 3,
         "concurrency": 4,
         "batch_size": 64,
@@ -53,20 +58,25 @@ def in_turn(*names: str) -> Callable[[dict[str, Any]], str]:
 
 @pytest.mark.parametrize("fault", FAULTY)
 def test_what_goes_wrong_is_tried_again_and_ends_in_one_sentence(fault: str) -> None:
-    """Address, number of attempts, number of texts and the first of them; then what it was."""
+    """Address, number of attempts, number of texts and the first of them; then what it was.
+
+    An answer that cannot be used ends the run after `attempts`, a server that is away only after `patience`.
+    """
     with misbehaving(lambda body: fault) as server:
-        asked = reward(server.url, timeout=0.1 if fault == "slow" else 30.0)
+        asked = reward(
+            server.url, timeout=0.1 if fault == "slow" else 30.0, patience=0.25 if fault in AWAY_OR_CUT else 300
+        )
         with pytest.raises(RewardError) as caught:
             asked.score(PROMPTS, RESPONSES, ROWS)
-    expected = (
-        f"reward server {server.url}: 3 failed attempts for 4 texts, the first of them {TEXTS[0]!r}; the last time: "
-    )
+    tries = len(server.bodies)
+    what = f"{tries} failed attempts for 4 texts, the first of them {TEXTS[0]!r}; the last time: "
+    expected = f"reward server {server.url}: {what}"
     said = str(caught.value)
     assert said.startswith(expected)
     assert len(said) > len(expected)
-    assert len(server.bodies) == 3
+    assert tries > 3 if fault in AWAY_OR_CUT and fault != "slow" else tries == 3
     if fault.isdigit():
-        assert said.endswith(f"status {fault}")
+        assert said.endswith(f"status {fault}: says why")
 
 
 @pytest.mark.parametrize("fault", FAULTY)
@@ -81,9 +91,9 @@ def test_a_good_answer_after_bad_ones_is_taken(fault: str) -> None:
 def test_nothing_listens() -> None:
     url = f"http://127.0.0.1:{free_port()}/"
     with pytest.raises(
-        RewardError, match=rf"^reward server {re.escape(url)}: 2 failed attempts for 4 texts, .* refused"
+        RewardError, match=rf"^reward server {re.escape(url)}: \d+ failed attempts for 4 texts, .* (refused|failed)"
     ):
-        reward(url, attempts=2).score(PROMPTS, RESPONSES, ROWS)
+        reward(url, patience=0.1).score(PROMPTS, RESPONSES, ROWS)
 
 
 @pytest.mark.parametrize("status", REFUSED)
@@ -99,10 +109,9 @@ def test_waits_are_random_and_double_up_to_ten_seconds(monkeypatch: pytest.Monke
     """The n-th wait is drawn between 0 and 0.1 * 2^n s, at most 10: of 20 draws the longest is near its end."""
     monkeypatch.undo()
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    waits: list[float] = []
-    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=waits.append))
+    waits = waits_are_noted(monkeypatch)
     random.seed(1)
-    with misbehaving(lambda body: "500") as server:
+    with misbehaving(lambda body: "empty") as server:
         for _ in range(20):
             with pytest.raises(RewardError):
                 reward(server.url, attempts=9).score(PROMPTS[:1], RESPONSES[:1], ROWS[:1])
@@ -111,6 +120,17 @@ def test_waits_are_random_and_double_up_to_ten_seconds(monkeypatch: pytest.Monke
         assert len(drawn) == 20
         assert min(drawn) < end / 3
         assert end * 2 / 3 < max(drawn) <= end
+
+
+def waits_are_noted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """No waits; the list gets what each would have been."""
+    waits: list[float] = []
+
+    async def noted(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr("src.rewards.request.sleep", noted)
+    return waits
 
 
 # ------------------------------------------------------------------------------------------------------- many pieces
@@ -162,7 +182,7 @@ def test_texts_go_out_in_pieces_of_the_batch_size(batch_size: int, sizes: list[i
 
 def test_where_one_piece_fails_the_others_are_not_asked_for_in_vain() -> None:
     """Of 50 pieces only those under way are tried to the end; a server that is down costs its time once."""
-    with misbehaving(lambda body: "500") as server, pytest.raises(RewardError):
+    with misbehaving(lambda body: "empty") as server, pytest.raises(RewardError):
         reward(server.url, batch_size=1, concurrency=2).score(*many(50))
     assert 3 <= len(server.bodies) < 30
 
@@ -200,17 +220,21 @@ def test_the_token_of_the_environment_variable_is_sent(token: str, monkeypatch: 
 
 def test_a_token_is_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REWARD_TOKEN", "s3cret")
-    for fault in ("401", "500"):
+    for fault in ("401", "500", "echo"):
         with misbehaving(lambda body, fault=fault: fault) as server, pytest.raises(RewardError) as caught:
-            reward(server.url).score(PROMPTS, RESPONSES, ROWS)
+            reward(server.url, patience=0.05).score(PROMPTS, RESPONSES, ROWS)
         assert "s3cret" not in str(caught.value)
+    assert str(caught.value).endswith("status 400: Bearer ... is unknown")
 
 
 @pytest.mark.parametrize(
     ("key", "value", "allowed"),
     [
         ("url", "localhost:8000", "an address that starts with http:// or https://"),
+        ("url", "http://", "an address that starts with http:// or https://"),
+        ("url", "http://x:port/", "an address that starts with http:// or https://"),
         ("timeout", 0.0, "greater than 0 seconds"),
+        ("patience", 0.0, "greater than 0 seconds"),
         ("attempts", 0, "at least 1"),
         ("concurrency", 0, "at least 1"),
         ("batch_size", -1, "at least 1"),
@@ -235,3 +259,88 @@ def test_it_can_be_asked_from_several_threads_at_once() -> None:
         for thread in threads:
             thread.join()
     assert answers == [expected] * 3
+
+
+# ------------------------------------------------------------------------- a server that is away, slow, or in the know
+
+
+def test_a_restart_of_minutes_is_waited_for_and_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Thirty answers 503, far more than `attempts`: 300 s of patience hold (waits of at most 10 s)."""
+    with misbehaving(in_turn(*["503"] * 30)) as server, caplog.at_level("WARNING"):
+        assert reward(server.url, attempts=1).score(PROMPTS, RESPONSES, ROWS) == [score_of(text) for text in TEXTS]
+    assert caplog.messages == [f"reward server {server.url}: status 503: says why; asked again for 300 s"]
+
+
+@pytest.mark.parametrize(("fault", "least", "most"), [("wait 7", 7, 7), ("wait a date", 5, 8)])
+def test_retry_after_is_the_least_wait(fault: str, least: float, most: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In seconds, or as a date, which the server sets 7 s ahead."""
+    waits = waits_are_noted(monkeypatch)
+    with misbehaving(in_turn(fault)) as server:
+        reward(server.url).score(PROMPTS, RESPONSES, ROWS)
+    (wait,) = waits
+    assert least <= wait <= most
+
+
+def test_a_server_that_wants_longer_than_patience_is_not_waited_for() -> None:
+    started = time.monotonic()
+    with (
+        misbehaving(lambda body: "wait 7") as server,
+        pytest.raises(RewardError, match=r"1 failed attempts .* status 429"),
+    ):
+        reward(server.url, patience=5.0).score(PROMPTS, RESPONSES, ROWS)
+    assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("fault", ["drips its body", "drips its head"])
+def test_the_deadline_of_a_request_holds_end_to_end(fault: str) -> None:
+    """Each byte comes long before `timeout`, which every byte would start again if it held for a read alone."""
+    started = time.monotonic()
+    with misbehaving(lambda body: fault) as server, pytest.raises(RewardError, match=r"no whole answer within 0\.3 s"):
+        reward(server.url, timeout=0.3, patience=0.1).score(PROMPTS, RESPONSES, ROWS)
+    assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://me:s3cret@x/", "http://...@x/"),
+        ("http://s3cret@x/", "http://...@x/"),
+        ("https://me:s3@cret@x/", "https://...@x/"),
+        ("http://x/?api_key=s3cret&v=1", "http://x/?api_key=...&v=1"),
+        ("http://x/score?v=1&token=s3cret", "http://x/score?v=1&token=..."),
+    ],
+)
+def test_a_password_in_an_address_is_neither_kept_nor_shown(url: str, shown: str) -> None:
+    """A run stores its overrides and configuration; an override is refused before anything is composed."""
+    assert without_secrets(f"error: {url} is away") == f"error: {shown} is away"
+    with pytest.raises(ConfigError, match=re.escape(f"reward server {shown}: a password or key in an address")):
+        reward(url)
+    for override in (f"reward.url={url}", f"reward.url='{url}'", f"+reward.parts.mine.url='{url}'"):
+        with pytest.raises(ConfigError, match=r"^reward\.[a-z.]+: a password or key in an address") as caught:
+            compose(["reward=mix" if "parts" in override else "reward=http", override])
+        assert "cret" not in str(caught.value)
+
+
+def test_an_address_without_a_password_is_shown_as_it_is() -> None:
+    for url in ("http://x:80/v1?api-version=2&author=me", "https://x/a@b", "http://[::1]:80/"):
+        assert without_secrets(url) == url
+        assert reward(url).service.url == url
+
+
+def test_a_whole_header_may_be_in_the_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REWARD_TOKEN", "Basic bWU6czNjcmV0")
+    with misbehaving(in_turn()) as server:
+        reward(server.url).score(PROMPTS, RESPONSES, ROWS)
+    assert server.headers[0]["Authorization"] == "Basic bWU6czNjcmV0"
+
+
+def test_it_can_be_asked_where_an_event_loop_runs() -> None:
+    """As in a notebook."""
+
+    async def cell() -> list[float]:
+        return reward(server.url).score(PROMPTS, RESPONSES, ROWS)
+
+    with misbehaving(in_turn()) as server:
+        assert asyncio.run(cell()) == [score_of(text) for text in TEXTS]

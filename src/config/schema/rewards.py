@@ -76,6 +76,7 @@ class HttpReward(Typed):
 
     url: str
     timeout: Positive
+    patience: Positive
     attempts: Count
     concurrency: Count
     batch_size: Count
