@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bokeh.embed import json_item
-from bokeh.models import BoxAnnotation, ColumnDataSource, HoverTool, Span
+from bokeh.models import ColumnDataSource, HoverTool
+from bokeh.models.annotations.geometry import BoxAnnotation, Span
 from bokeh.plotting import figure
 
 from src.report.metrics import Metric
@@ -76,7 +77,7 @@ def against(title: str, x_label: str, y_label: str, curves: Sequence[Curve], joi
     plot = _plot(x_label, y_label, mode="mouse")
     for color, curve in zip(colors(len(curves)), curves, strict=True):
         source = _source(curve)
-        named = {"legend_label": curve.label} if joined and len(curves) > 1 else {}
+        named: dict[str, Any] = {"legend_label": curve.label} if joined and len(curves) > 1 else {}
         if joined:
             plot.line("x", "y", source=source, color=color, alpha=0.35)
         if curve.low is not None:
