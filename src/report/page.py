@@ -157,11 +157,12 @@ def _reward_charts(reward: dict[str, Any]) -> list[Chart]:
 
 def _answers(run: RunData) -> tuple[list[dict[str, Any]], int]:
     """The answers before and after that fit into the page, and how many there are."""
-    found, size = [], 0
+    found: list[dict[str, Any]] = []
+    size = 0
     for row in run.comparison:
         before, after = row.get("sft") or {}, row.get("ppo") or {}
-        scores = [answer.get("score") for answer in (before, after)]
-        gain = scores[1] - scores[0] if all(isinstance(score, int | float) for score in scores) else None
+        old, new = before.get("score"), after.get("score")
+        gain = new - old if isinstance(old, int | float) and isinstance(new, int | float) else None
         size += len(str(row))
         if found and size > MOST_BYTES_OF_TEXTS:
             break
