@@ -65,11 +65,12 @@ def metric_chart(metric: Metric, curves: Sequence[Curve], step: str, key: str = 
         _draw_curve(plot, curve, color, step)
     low, high = metric.range or (None, None)
     if metric.range is not None and low != high:
-        plot.add_layout(BoxAnnotation(bottom=low, top=high, fill_color=HEALTHY, fill_alpha=0.08, level="underlay"))
+        ends: dict[str, Any] = {"bottom": low, "top": high}
+        plot.add_layout(BoxAnnotation(**ends, fill_color=HEALTHY, fill_alpha=0.08, level="underlay"))
         for end in (x for x in (low, high) if x is not None):
             plot.add_layout(Span(location=end, dimension="width", line_color=HEALTHY, line_dash="dotted"))
-    ends = [f"{curve.label} {_from_to(curve.points)}".strip() for curve in curves]
-    return _chart(f"{key}-{metric.name}", metric.title, "; ".join(ends), plot)
+    summary = [f"{curve.label} {_from_to(curve.points)}".strip() for curve in curves]
+    return _chart(f"{key}-{metric.name}", metric.title, "; ".join(summary), plot)
 
 
 def against(title: str, x_label: str, y_label: str, curves: Sequence[Curve], joined: bool = True) -> Chart:
