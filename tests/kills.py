@@ -193,7 +193,7 @@ def differences(whole: Path, other: Path) -> list[str]:
     for path in sorted(whole.rglob("*")):
         relative = path.relative_to(whole)
         mine, theirs = path, other / relative
-        if path.is_dir() or relative.name in ("config.yaml", "timing.csv") or path.suffix == ".png":
+        if path.is_dir() or relative.name in ("config.yaml", "timing.csv") or path.suffix in (".png", ".html"):
             continue
         if not theirs.is_file():
             found.append(f"{relative} is missing")

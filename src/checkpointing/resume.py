@@ -27,15 +27,8 @@ WITH_A_MEMORY = ("ppo.advantage", "ppo.kl_controller", "ppo.old_kl_controller", 
 LENGTHS = ("ppo.num_iterations", "sft.steps", "reward_model.steps")
 SAFE = (
     *("overrides", "choices", "run_dir", "log_dir", "name", "allow_config_change"),  # names of the run
-    *(
-        "logger",
-        "sweep_metric",
-        "ppo.samples",
-        "ppo.stop_on_alarm",
-        "ppo.log_every",
-        "sft.log_every",
-        "reward_model.log_every",
-    ),
+    *("logger", "sweep_metric", "ppo.samples", "ppo.stop_on_alarm"),
+    *("ppo.log_every", "sft.log_every", "reward_model.log_every"),
     *("callbacks.checkpoint", "callbacks.stop", "trainer.enable_progress_bar"),
     *("ppo.eval_prompts", "sft.eval_rows"),  # of the comparison at the end
     *("ppo.micro_batch_size", "rollout.scoring_batch_size"),  # memory; results up to rounding

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bokeh.embed import json_item
-from bokeh.models import BoxAnnotation, ColumnDataSource, HoverTool, Span
+from bokeh.models import ColumnDataSource, HoverTool
+from bokeh.models.annotations.geometry import BoxAnnotation, Span
 from bokeh.plotting import figure
 
 from src.report.metrics import Metric
@@ -64,11 +65,12 @@ def metric_chart(metric: Metric, curves: Sequence[Curve], step: str, key: str = 
         _draw_curve(plot, curve, color, step)
     low, high = metric.range or (None, None)
     if metric.range is not None and low != high:
-        plot.add_layout(BoxAnnotation(bottom=low, top=high, fill_color=HEALTHY, fill_alpha=0.08, level="underlay"))
+        ends: dict[str, Any] = {"bottom": low, "top": high}
+        plot.add_layout(BoxAnnotation(**ends, fill_color=HEALTHY, fill_alpha=0.08, level="underlay"))
         for end in (x for x in (low, high) if x is not None):
             plot.add_layout(Span(location=end, dimension="width", line_color=HEALTHY, line_dash="dotted"))
-    ends = [f"{curve.label} {_from_to(curve.points)}".strip() for curve in curves]
-    return _chart(f"{key}-{metric.name}", metric.title, "; ".join(ends), plot)
+    summary = [f"{curve.label} {_from_to(curve.points)}".strip() for curve in curves]
+    return _chart(f"{key}-{metric.name}", metric.title, "; ".join(summary), plot)
 
 
 def against(title: str, x_label: str, y_label: str, curves: Sequence[Curve], joined: bool = True) -> Chart:
@@ -76,7 +78,7 @@ def against(title: str, x_label: str, y_label: str, curves: Sequence[Curve], joi
     plot = _plot(x_label, y_label, mode="mouse")
     for color, curve in zip(colors(len(curves)), curves, strict=True):
         source = _source(curve)
-        named = {"legend_label": curve.label} if joined and len(curves) > 1 else {}
+        named: dict[str, Any] = {"legend_label": curve.label} if joined and len(curves) > 1 else {}
         if joined:
             plot.line("x", "y", source=source, color=color, alpha=0.35)
         if curve.low is not None:

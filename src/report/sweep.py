@@ -80,8 +80,9 @@ def compare_jobs(folder: Path, started: float) -> None:
     paths = sorted((folder / JOBS).glob("*.json"), key=lambda path: path.stat().st_mtime)
     ended = [path for path in paths if path.stat().st_mtime >= started - 1]
     jobs = [Job(**json.loads(path.read_text(encoding="utf-8"))) for path in ended]
-    folders = [job.folder for job in jobs if job.folder and Path(job.folder).is_dir()]
-    runs: dict[str | None, RunData] = {folder: read_run(Path(folder)) for folder in folders}
+    runs: dict[str | None, RunData] = {
+        job.folder: read_run(Path(job.folder)) for job in jobs if job.folder and Path(job.folder).is_dir()
+    }
     if not jobs:
         return
     shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
