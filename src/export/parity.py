@@ -63,8 +63,8 @@ def base_and_adapter(
     source: Path, base: str, scores: bool, trusted: bool, dtype: torch.dtype | None = None
 ) -> PeftModel:
     """The base with the run's adapter, not merged, in `dtype` (None: as trained, which is as the run saved it)."""
-    dtype = dtype or load_config(str(source / "model"), trusted=trusted).dtype or torch.float32
-    return load_whole_adapter(_load(base, scores, trusted, dtype), str(source / "adapter"), "export").eval()
+    wanted = dtype or load_config(str(source / "model"), trusted=trusted).dtype or torch.float32
+    return load_whole_adapter(_load(base, scores, trusted, wanted), str(source / "adapter"), "export").eval()
 
 
 @torch.no_grad()
