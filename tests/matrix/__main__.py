@@ -29,7 +29,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     rows: dict[str, Served | str] = {}
-    for name in track(sys.argv[1:] or list(ARCHITECTURES), "architectures", disable=not sys.stderr.isatty()):
+    for name in track(sys.argv[1:] or sorted(ARCHITECTURES), "architectures", disable=not sys.stderr.isatty()):
         with tempfile.TemporaryDirectory() as folder:
             rows[name] = measure(name, Path(folder))
     if sys.argv[1:]:

