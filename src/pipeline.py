@@ -12,7 +12,6 @@ reference and reward model on one base.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -28,7 +27,7 @@ from src.config.files import key_of
 from src.config.schema import PPORun, Run
 from src.errors import ConfigError
 from src.runs.find import RunFolder, load_config
-from src.runs.folder import FINISHED, run_folder, run_folders
+from src.runs.folder import FINISHED, has_result, run_folder, run_folders, set_aside_damaged
 from src.runs.prerequisites import keep
 from src.runs.report import pictures, write_json
 from src.runs.start import train
@@ -119,9 +118,11 @@ def refuse_other_settings(run: Run, folder: Path, code: dict[str, str]) -> None:
 
 def _run_stage(stage: Stage[Any], folder: Path) -> dict[str, Any]:
     """Train a stage, or read the result of one that was finished before an interruption."""
-    if (folder / FINISHED).exists():
+    if (folder / FINISHED).exists():  # be it empty
+        set_aside_damaged(folder, "the stage is run again")
+    if has_result(folder):
         say("finished before")
-        return json.loads((folder / FINISHED).read_text(encoding="utf-8"))
+        return RunFolder(folder, stage.run).result()
     return train(stage.run, stage)
 
 

@@ -121,6 +121,8 @@ def job(config: DictConfig) -> float:
             say(f"finished before: {before.folder}\n  (own data are not compared; resume=never repeats it)")
             result = before.result()
     group, _, name = (run.sweep_metric or METRICS[run.stage]).partition(".")
+    if name not in result[group]:  # as ppo.gold without a gold reward
+        raise ConfigError(f"sweep_metric={group}.{name}: this run has no such figure, only {', '.join(result[group])}")
     return float(result[group][name])
 
 

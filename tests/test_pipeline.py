@@ -7,6 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from src import pipeline
+from src.checkpointing.checksum import seal_models
 from src.errors import ConfigError
 from src.pipeline import compose_stages, run_pipeline
 
@@ -74,7 +75,8 @@ def test_a_finished_stage_is_not_taken_for_one_with_other_settings(tmp_path, mon
         if run.stage == "ppo":
             raise TimeoutError
         folder = Path(run.run_dir)
-        folder.mkdir(parents=True)
+        (folder / "model").mkdir(parents=True)
+        seal_models(folder)
         OmegaConf.save(OmegaConf.create(run.plain()), folder / "config.yaml")
         (folder / "result.json").write_text("{}")
         return {}

@@ -44,12 +44,13 @@ class SampleTable(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: PPOModule) -> None:
         """Write the tables of the checkpoint and delete those that an interrupted run wrote later."""
-        by_iteration = {done: list(rows) for done, rows in groupby(self.table, key=lambda row: row[0])}
+        by_iteration = {number: list(rows) for number, rows in groupby(self.table, key=lambda row: row[0])}
         for path in self.folder.glob("iteration-*.jsonl"):
-            if int(path.stem.removeprefix("iteration-")) not in by_iteration:
+            done = path.stem.removeprefix("iteration-")
+            if done.isdecimal() and int(done) not in by_iteration:
                 path.unlink()
-        for done, rows in by_iteration.items():
-            self._write(done, rows)
+        for number, rows in by_iteration.items():
+            self._write(number, rows)
 
     def _write(self, done: int, rows: list[list[Any]]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

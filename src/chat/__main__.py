@@ -9,7 +9,7 @@ reward for /score. A model with a chat template reads the whole conversation;
 any other model continues each line alone. temperature=0 picks the most
 probable token. Ctrl-C stops an answer, Ctrl-D quits. /help lists the commands.
 Other key=value overrides are those of python -m src.train; they change the
-run's own settings. A run with code of its own, as your reward function, needs
+run's own settings. A run with your own code, such as a reward function, needs
 --trust-run.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from src.errors import FULL_DISK, CheckpointError, require
 from src.loggers.csv import CsvTables
 
 ROLLOUT = "rollout/"  # prefix of metrics that an iteration measures before its updates
+NAME = re.compile(r"iteration-(\d+)\.ckpt")
 BEST = "best.ckpt"  # a link to the best checkpoint
 
 
@@ -158,5 +160,6 @@ def note_row(trainer: Trainer) -> None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
-    return sorted(folder.glob("iteration-*.ckpt"), key=lambda path: int(path.stem.removeprefix("iteration-")))
+    """The checkpoints in a folder, oldest first; files of other names, such as copies, are none."""
+    found = {int(name[1]): path for path in folder.glob("iteration-*.ckpt") if (name := NAME.fullmatch(path.name))}
+    return [found[done] for done in sorted(found) if found[done].is_file()]

@@ -12,6 +12,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 SEAL = b"sha256:"  # a sealed file ends in this and 32 bytes, the SHA-256 of all bytes before
 LENGTH = len(SEAL) + 32
+SUMS = "checksums.txt"  # of the models in a run's folder, as `sha256sum -c checksums.txt` reads it
 
 
 class DirectWrite(TorchCheckpointIO):
@@ -64,3 +65,40 @@ def checksum_matches(path: Path) -> bool:
             return left == 0 and file.read() == SEAL + digest.digest()
     except OSError:
         return False
+
+
+def seal_models(folder: Path) -> None:
+    """Write `checksums.txt` of everything in the folders `model` and `adapter`; replaces an older one."""
+    files = sorted(file for part in ("model", "adapter") for file in (folder / part).rglob("*") if file.is_file())
+    lines = [f"{_sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
+    temporary = folder / "checksums.tmp"
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())
+    rename(temporary, folder / SUMS)
+
+
+def damaged_models(folder: Path) -> list[str]:
+    """The files that `checksums.txt` lists and that are not there or are others; itself if it is not readable.
+
+    Empty for a folder without one.
+    """
+    try:
+        lines = [line.partition("  ") for line in (folder / SUMS).read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError):
+        return [SUMS]
+    if not all(name for _, _, name in lines):
+        return [SUMS]
+    return [name for digest, _, name in lines if _sha256(folder / name) != digest]
+
+
+def _sha256(path: Path) -> str:
+    """The checksum in hex digits; empty for a file that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""

@@ -1,4 +1,4 @@
-"""Graceful stop on SIGTERM, Ctrl-C or Slurm's signal: finish the iteration, save, and name the way to resume."""
+"""Graceful stop on SIGTERM, SIGHUP, Ctrl-C or Slurm's signal: finish the iteration, save, and say how to resume."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from src.checkpointing.checkpoint import IterationCheckpoint, at_end
 from src.errors import require
 from src.utils.distributed import gather
-from src.utils.signals import Interrupted
+from src.utils.signals import Interrupted, ending, handling
 
 SAME = 1.0  # seconds within which signals count as one: a terminal sends Ctrl-C to every process, a parent may too
 
@@ -44,16 +44,11 @@ class GracefulStop(Callback):
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Handle the signals within the block, in the main thread; in other threads do nothing."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {signum: signal.signal(signum, self._receive) for signum in (signal.SIGTERM, signal.SIGINT)}
         try:
-            yield
+            with handling(ending(), self._receive):
+                yield
         finally:
             self._stop_waiting()
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the handlers again, as Lightning has replaced them."""
@@ -79,21 +74,31 @@ class GracefulStop(Callback):
             self._end(trainer, trainer.fit_loop.total_batch_idx + 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop at once from here on, as the rest of a run is short to repeat."""
+        """Stop at once from here on, as the rest of a run is short to repeat; now if a signal came since the end."""
         self.learning = False
+        self._stop(trainer)
 
     def _end(self, trainer: Trainer, done: int) -> None:
         """Save and stop if any rank has received a signal."""
-        self.received = next((signum for signum in gather(self.received) if signum is not None), None)
+        if self._received_anywhere() is not None:
+            for callback in trainer.callbacks:
+                if isinstance(callback, IterationCheckpoint):
+                    callback.save(trainer, done)
+            self._stop(trainer)
+
+    def _stop(self, trainer: Trainer) -> None:
+        """Raise `Interrupted` if any rank has received a signal; what is learned is saved."""
+        self.received = self._received_anywhere()
         if self.received is None:
             return
-        for callback in trainer.callbacks:
-            if isinstance(callback, IterationCheckpoint):
-                callback.save(trainer, done)
         self._stop_waiting()
         if self.received == self.requeue_signal and trainer.is_global_zero:
             requeue()
         raise Interrupted(self.received)
+
+    def _received_anywhere(self) -> int | None:
+        """The signal that a rank has received, the first rank's first."""
+        return next((signum for signum in gather(self.received) if signum is not None), None)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         """Remember the first signal; raise on the second, or when there is nothing to finish."""

@@ -16,8 +16,8 @@ Answers that are in the file already, in the column `responses`:
 
 prompts=FILE is .jsonl (column `prompt`; the other columns go to the reward)
 or text with one prompt per line. All other key=value overrides are those of
-python -m src.train; they change the run's own settings. A run with code of its
-own, as your reward function, needs --trust-run. Writes result.json
+python -m src.train; they change the run's own settings. A run with your own
+code, such as a reward function, needs --trust-run. Writes result.json
 (every figure with n and 95% interval) and rows.jsonl (one line per answer) to
 out=FOLDER, by default RUN/evaluation/NAME-OF-THE-FILE.
 """
@@ -37,7 +37,7 @@ from rich.console import Console
 from src.errors import ConfigError
 from src.evaluate.prompts import Evaluated, generate, score_given
 from src.runs.find import RunFolder, find_run, own_settings, settings_of
-from src.runs.folder import FINISHED, make_folder, run_folder
+from src.runs.folder import FINISHED, make_folder, make_writable, run_folder
 from src.runs.report import figures_table, make_result, write_json
 from src.runs.trust import HELP
 from src.utils.exits import friendly_errors
@@ -64,6 +64,7 @@ def evaluate(given: str, arguments: list[str], trusted: bool = False) -> Path:
     policy = str(run.model if run is not None else Path(given).expanduser())
     reference = own["reference"] or (run.before if run is not None and run.stage == "ppo" else None)
     folder = target(run, own, overrides)
+    make_writable(folder.parent)
     found = score_given(config, policy, own["prompts"]) or generate(config, policy, reference, own["prompts"])
     make_folder(folder)
     write_rows(folder / "rows.jsonl", found)

@@ -8,7 +8,7 @@ Of a pipeline it is the PPO stage. The folder holds the merged model
 (samples as in training), README.md (the model card) and, for a LoRA policy,
 adapter/ for peft. At the end it is loaded and compared with the run's own
 model. An unfinished run is exported from its last checkpoint, and the card
-says so; one with code of its own, as your reward function, needs --trust-run.
+says so; one with your own code, such as a reward function, needs --trust-run.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from src.export.model_card import model_card
 from src.export.parity import largest_difference
 from src.models.loading import load_tokenizer
 from src.runs.find import RunFolder, find_run, own_settings
+from src.runs.folder import make_writable
 from src.runs.trust import HELP, REMOTE_CODE, refuse_unknown
 from src.stages.builders import stage_of
 from src.utils.exits import friendly_errors
@@ -47,6 +48,7 @@ def export(given: str, out: str | None, arguments: Sequence[str] = (), trusted: 
     target = Path(out).expanduser() if out else run.folder / "export"
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists and is not empty: remove it, or choose another folder with out=FOLDER")
+    make_writable(target.parent)
     with tempfile.TemporaryDirectory() as scratch:
         source, iteration = (
             (run.folder, None) if run.finished else (Path(scratch), restore(run, Path(scratch), trusted))

@@ -11,6 +11,10 @@ from omegaconf import OmegaConf
 
 from src.runs.find import RunFolder
 
+FOLDERS = re.compile(  # of a path in quotes, which may hold spaces, and of any other
+    r"""(?<=')[~.]{0,2}/[^']*/(?=[^'/]+')|(?<=")[~.]{0,2}/[^"]*/(?=[^"/]+")"""
+    r"""|(?<![\w.'"])[~.]{0,2}/[^\s'",\[\]{}]*/(?=[^/\s'",\[\]{}]+)"""
+)
 TEMPLATE = Path(__file__).with_name("model_card.jinja")
 KINDS = {
     "sft": "A language model fine-tuned on text.",
@@ -108,9 +112,11 @@ def _is_local(path: str) -> bool:
     return Path(path).exists() or Path(path).is_absolute() or path.startswith((".", "~")) or path.count("/") > 1
 
 
-def _without_folders(text: Any) -> Any:
-    """A setting whose value is a path, with the last part of that path alone."""
-    return re.sub(r"(?<![\w.])[~.]?/[^\s'\"]*/(?=[^/\s'\"]+)", "", text) if isinstance(text, str) else text
+def _without_folders(setting: Any) -> Any:
+    """A setting with the last part of each path alone, in lists too."""
+    if isinstance(setting, list):
+        return [_without_folders(one) for one in setting]
+    return FOLDERS.sub("", setting) if isinstance(setting, str) else setting
 
 
 def _without_stage(run: RunFolder) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -10,6 +13,13 @@ from transformers.pytorch_utils import Conv1D
 
 from src.errors import ModelError
 from src.models.settings import LoraSettings
+
+NAMES = (
+    "target_modules",
+    "exclude_modules",
+    "modules_to_save",
+    "target_parameters",
+)  # of which the order means nothing
 
 
 def lora_config(lora: LoraSettings, base: PreTrainedModel) -> LoraConfig:
@@ -35,6 +45,23 @@ def linear_names(model: nn.Module) -> list[str]:
     inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
     linear = (n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D | BaseTunerLayer))
     return sorted({name.rpartition(".")[2] for name in linear if not name.startswith(inside)})
+
+
+def save_one(peft: PeftModel, name: str, folder: Path) -> None:
+    """Write the adapter `name` alone; peft writes it to a subfolder of that name, whose files are moved up."""
+    peft.save_pretrained(str(folder), selected_adapters=[name])
+    for file in (folder / name).iterdir():
+        file.replace(folder / file.name)
+    (folder / name).rmdir()
+    sort_targets(folder)
+
+
+def sort_targets(folder: Path) -> None:
+    """Sort the lists of names in `adapter_config.json`: peft writes sets, in an order that Python draws anew."""
+    file = folder / "adapter_config.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    lists = {key: sorted(value) for key, value in content.items() if key in NAMES and isinstance(value, list)}
+    file.write_text(json.dumps(content | lists, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def add_adapter(base: PreTrainedModel, lora: LoraSettings, name: str) -> PeftModel:

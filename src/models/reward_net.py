@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.errors import ModelError
+from src.models.adapters import sort_targets
 from src.models.forward import gradient_checkpointing, head_at_end, hidden_states, sequence_scores
 from src.models.reward_adapter import AdapterFacts
 from src.models.scalar_head import BIAS_KEY, scale_scores, score_bias, shift_scores
@@ -82,6 +83,7 @@ class RewardNet(nn.Module):
         if isinstance(self.classifier, PeftModel):
             self.classifier.save_pretrained(str(folder / "adapter"))
             tokenizer.save_pretrained(folder / "adapter")
+            sort_targets(folder / "adapter")
             if self.facts is not None:
                 self.facts.write(folder / "adapter", self.bias)
         model = copy.deepcopy(self.classifier)  # one rank saves; all continue with the same weights

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from src.core.masking import masked
 from src.errors import ModelError
 from src.kernels.fast_layers import prepack
-from src.models.adapters import add_adapter, lora_config
+from src.models.adapters import add_adapter, lora_config, save_one
 from src.models.distribution import TokenDistribution
 from src.models.forward import (
     at_actions,
@@ -218,16 +218,13 @@ class LoraRoles(Roles):
         self.eval()
 
     def save_adapter(self, folder: Path) -> bool:
-        """Write the adapter "policy" only; peft writes it to a subfolder of that name, whose files are moved up.
+        """Write the adapter "policy" only.
 
         Returns False if the base was itself an adapter: peft cannot load one adapter on top of another.
         """
         if adapter_base(self.peft.get_base_model().name_or_path) is not None:
             return False
-        self.peft.save_pretrained(str(folder), selected_adapters=["policy"])
-        for file in (folder / "policy").iterdir():
-            file.replace(folder / file.name)
-        (folder / "policy").rmdir()
+        save_one(self.peft, "policy", folder)
         return True
 
     def merged_policy(self) -> PreTrainedModel:

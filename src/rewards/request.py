@@ -154,8 +154,9 @@ class Service:
         return read(content, body)
 
     def _tell(self, state: RetryCallState) -> None:
-        """Say once, after about a second, why nothing happens."""
-        if state.attempt_number == 4 and state.outcome is not None:
+        """Say once, after about a second, why nothing happens: at the first attempt if it took as long."""
+        slow = (state.seconds_since_start or 0.0) > 1
+        if state.outcome is not None and (state.attempt_number == 4 or (state.attempt_number == 1 and slow)):
             log.warning(f"{self.name} {self.url}: {state.outcome.exception()}; asked again for {self.patience:g} s")
 
 

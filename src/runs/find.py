@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from src.config.compose import compose, restored, settings_hash, with_value
 from src.config.files import key_of
 from src.config.schema import PPORun, Run
 from src.errors import ConfigError
-from src.runs.folder import FINISHED, run_folders
+from src.runs.folder import FINISHED, has_result, run_folders
 from src.runs.trust import refuse_unknown, without_consent
+from src.stages.checks import refuse_damaged
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,16 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether its result is written, which is the last file."""
-        return (self.folder / FINISHED).is_file()
+        """Whether its result, which is the last file, and its model are there."""
+        return has_result(self.folder) and self.model.is_dir()
 
     def result(self) -> dict[str, Any]:
-        """The content of result.json; empty while the run is not finished."""
+        """The content of result.json; empty while the run is not finished. Raises `ConfigError` for a spoilt one."""
         file = self.folder / FINISHED
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        try:
+            return dict(json.loads(file.read_text(encoding="utf-8"))) if has_result(self.folder) else {}
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{file} is spoilt: remove it, and the command that trained writes it again") from error
 
     @property
     def model(self) -> Path:
@@ -56,13 +61,15 @@ def find_run(given: str, arguments: Sequence[str] = (), trusted: bool = False) -
     """The run in a folder, or the PPO stage in a pipeline's folder; None for a plain model folder.
 
     Its configuration is what `without_consent` leaves, given this call's `arguments`. Raises `ConfigError` for any
-    other folder.
+    other folder, and for one whose model is not the one that the run has sealed.
     """
     folder = Path(given).expanduser()
     if not folder.is_dir():
         raise ConfigError(f"{given}: there is no such folder")
     for place in (folder, folder / "ppo"):
         if (place / "config.yaml").is_file():
+            if has_result(place):  # the seal of a finished run
+                refuse_damaged(given, str(place))
             return RunFolder(place, without_consent(load_config(place / "config.yaml"), arguments, trusted))
     if (folder / "sft").is_dir():
         raise ConfigError(f"{given}: this pipeline has not reached its PPO stage; give the folder of one stage")
@@ -80,7 +87,7 @@ def finished_before(run: Run, revision: str | None, code: dict[str, str]) -> Run
     for folder in run_folders(Path(run.log_dir) / run.stage, run.name, run.overrides) if run.resume == "auto" else ():
         if not folder.exists():
             return None
-        if (folder / FINISHED).is_file() and _is_of(folder, run, revision, code):
+        if _is_of(folder, run, revision, code):
             return RunFolder(folder, load_config(folder / "config.yaml"))
     return None
 
@@ -89,9 +96,9 @@ def _is_of(folder: Path, run: Run, revision: str | None, code: dict[str, str]) -
     """Whether a folder holds a run of these settings; False for one that cannot be read."""
     try:
         saved = load_config(folder / "config.yaml")
-        result = RunFolder(folder, saved).result()
+        result = RunFolder(folder, saved).result() if RunFolder(folder, saved).finished else {}
         same = (result["git_revision"], result["code"]) == (revision, code)
-    except (ConfigError, OSError, KeyError, TypeError, ValueError, YAMLError):
+    except (OSError, KeyError, ValueError):  # ConfigError is a ValueError
         return False
     if not same or saved.resume not in ("auto", "never") or saved.choices != run.choices:
         return False
@@ -105,7 +112,7 @@ def load_config(path: Path) -> Run:
     try:
         content: Any = OmegaConf.to_container(OmegaConf.load(path))
         return restored(content)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path} is not the configuration of a run of this version") from error
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterator
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from src.checkpointing.checksum import SUMS, damaged_models
 from src.errors import ConfigError
 
+log = logging.getLogger(__name__)
+
 FINISHED = "result.json"  # written last: a folder with this file is a finished run
+FOLDERS = ("checkpoints", "samples", "model", "adapter", "nonfinite")  # what a run makes in its own
 NOT_IN_NAMES = ("resume=auto", "resume=never", "allow_config_change=", "stage=", "log_dir=", "name=")
 
 
@@ -22,7 +27,7 @@ def run_folder(parent: Path, name: str | None, overrides: list[str], resume: str
     NAME is made from the overrides when `name` is None. With `resume="never"` an unfinished folder is skipped.
     """
     for folder in run_folders(parent, name, overrides):
-        if not folder.exists() or (resume != "never" and not (folder / FINISHED).exists()):
+        if not folder.exists() or (resume != "never" and not has_result(folder)):
             return folder
     raise AssertionError("there is always a free name")
 
@@ -32,6 +37,12 @@ def run_folders(parent: Path, name: str | None, overrides: list[str]) -> Iterato
     base = name_of(overrides) if name is None else str(name)
     yield parent / base
     yield from (parent / f"{base}_run-{number}" for number in count(2))
+
+
+def has_result(folder: Path) -> bool:
+    """Whether a run's last file is there; an empty one, as a power failure leaves it, counts as none."""
+    file = folder / FINISHED
+    return file.is_file() and file.stat().st_size > 0
 
 
 def name_of(overrides: list[str]) -> str:
@@ -64,12 +75,23 @@ def make_folder(folder: Path) -> None:
     probe.unlink(missing_ok=True)  # a parallel job may have removed it
 
 
+def make_writable(folder: Path) -> None:
+    """Make the folder for a result. Raises `ConfigError` when nothing can be written there."""
+    try:
+        make_folder(folder)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {folder} ({error.strerror}): choose another with out=FOLDER") from error
+
+
 def own_folder(folder: Path) -> FileLock:
     """Make the folder and keep other runs out of it until the returned lock is released.
 
     Raises `ConfigError` while another process trains there. The system releases the lock of a killed process.
     """
     make_folder(folder)
+    for path in (folder / name for name in FOLDERS):
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{path} is a file, and the run needs a folder of that name: move it away")
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()
@@ -78,3 +100,28 @@ def own_folder(folder: Path) -> FileLock:
             f"{folder}: another process is training there; wait for it, stop it, or give this run another name=..."
         ) from error
     return lock
+
+
+def set_aside_damaged(folder: Path, made_again: str) -> None:
+    """Rename a finished run whose model is not the one that was sealed, or that has lost its result, and say so.
+
+    A link to such a run is removed, and the run itself stays where it is. Does nothing for an intact or missing one.
+    """
+    if not folder.exists():
+        folder.unlink(missing_ok=True)  # a link to a folder that was deleted
+        return
+    needed = {FINISHED: has_result(folder), "model": (folder / "model").is_dir(), SUMS: (folder / SUMS).is_file()}
+    found = [f"{name} is missing" for name, is_there in needed.items() if not is_there]
+    found += [f"{name} is not what was written" for name in damaged_models(folder)]
+    if not found:
+        return
+    if folder.is_symlink():
+        where = folder.resolve()
+        folder.unlink()
+    else:
+        names = chain(["damaged"], (f"damaged-{number}" for number in count(2)))
+        where = next(
+            path for path in (folder.with_name(f"{folder.name}.{name}") for name in names) if not path.exists()
+        )
+        folder.rename(where)
+    log.warning(f"{folder}: {', '.join(found[:3])}: it is kept as {where}, and {made_again}")

@@ -5,18 +5,19 @@ from __future__ import annotations
 import ast
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from src.config.compose import compose, settings_hash, with_value
 from src.config.files import key_of, leaves
 from src.config.schema import PPORun, Run
 from src.errors import ConfigError
-from src.runs.folder import make_folder
+from src.runs.folder import make_folder, set_aside_damaged
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +58,9 @@ def train_missing(run: Run, train: Train) -> dict[str, str]:
 def keep(run: Run, folder: Path) -> None:
     """Link the model that the pipeline's stage `run` has trained in `folder`, so that later runs find it."""
     final = _place(run)
-    with FileLock(f"{final}.lock"):
+    with _turn(final, TRAINED[run.stage]):
+        set_aside_damaged(final, f"{folder} takes its place")
         if not final.exists():
-            final.unlink(missing_ok=True)  # a link to a folder that was deleted
             final.symlink_to(folder.resolve())
 
 
@@ -77,14 +78,29 @@ def _trained(overrides: list[str], train: Train) -> str:
     """The folder of the model that `overrides` describe, trained if it does not exist yet; for a reward its run's."""
     run = compose(overrides)
     final = _place(run)
-    with FileLock(f"{final}.lock"):  # a parallel job that needs the same model waits for it
-        if not (final / "result.json").exists():
-            final.unlink(missing_ok=True)  # a link to a folder that was deleted
+    with _turn(final, TRAINED[run.stage]):  # a parallel job that needs the same model waits for it
+        set_aside_damaged(final, "the model is trained again")
+        if not final.exists():
             log.info("no %s yet for these settings: it is trained first, and kept in %s", TRAINED[run.stage], final)
             working = final.with_name(f"{final.name}.tmp")  # an interrupted one is resumed
             train(run.model_copy(update={"run_dir": str(working)}))
             working.rename(final)
     return str((final if run.stage == "reward" else final / "model").resolve())
+
+
+@contextmanager
+def _turn(final: Path, what: str) -> Iterator[None]:
+    """Hold the lock of a stored model; say so if another command has it."""
+    lock = FileLock(f"{final}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("waiting for another command, which trains or checks the same %s: %s", what, final)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _key(run: Run) -> str:

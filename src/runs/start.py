@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
 from src.checkpointing.checkpoint import checkpoints
+from src.checkpointing.checksum import seal_models
 from src.checkpointing.graceful_stop import GracefulStop
 from src.checkpointing.metadata import RunMetadata
 from src.checkpointing.resume import find_checkpoint, plain_config
@@ -67,14 +68,19 @@ def train(run: Run, stage: Stage[Any] | None = None) -> dict[str, Any]:
     Several processes are started here and nowhere else; each of them calls this function again, as one rank.
     """
     folder = Path(run.run_dir or "")
-    if run.trainer.strategy is not None and not launched():
-        in_processes(run.trainer.devices, _as_rank, run.plain(), MENDABLE)
-        return json.loads((folder / FINISHED).read_text(encoding="utf-8"))
-    if stage is None:
-        stage = stage_of(run)
-        stage.check()
-    with ExitStack() as held:
-        return _train(stage, folder, held)
+    try:
+        if run.trainer.strategy is not None and not launched():
+            in_processes(run.trainer.devices, _as_rank, run.plain(), MENDABLE)
+            return json.loads((folder / FINISHED).read_text(encoding="utf-8"))
+        if stage is None:
+            stage = stage_of(run)
+            stage.check()
+        with ExitStack() as held:
+            return _train(stage, folder, held)
+    except Interrupted as interruption:
+        saved = checkpoints(folder / "checkpoints")
+        interruption.kept = str(saved[-1]) if saved else None
+        raise
 
 
 def _as_rank(content: dict[str, Any]) -> None:
@@ -104,14 +110,11 @@ def _train(stage: Stage[Any], folder: Path, held: ExitStack) -> dict[str, Any]:
             if trainer.is_global_zero:
                 module.save(folder)
             trainer.test(module, datamodule=data, verbose=False)
-    except Interrupted as interruption:
-        saved = checkpoints(folder / "checkpoints")
-        interruption.kept = str(saved[-1]) if saved else None
-        raise
     finally:
         _close(trainer)
     result = make_result(run, module.result(), time.perf_counter() - started) | {"code": own_code(stage.code)}
     if trainer.is_global_zero:
+        seal_models(folder)
         write_json(folder / FINISHED, result)
         report(module)
     return result

@@ -19,7 +19,7 @@ from src.errors import ConfigError
 ASKS_OTHERS = ("src.rewards.http.", "src.rewards.judge.")
 UNUSED = ("callbacks", "logger")  # what trains or logs alone is never made by another command
 REMOTE_CODE = "model.trust_remote_code"
-HELP = "run the code of its own that the run's configuration names; only for a folder that you trust"
+HELP = "run what the run's configuration names and this project lacks; only for a folder that you trust"
 
 
 @cache
@@ -67,7 +67,7 @@ def refuse_unknown(run: Run, given: str, arguments: Sequence[str]) -> None:
         node = place.partition(".")[0]
         if target in white_list() or target in words or node in chosen:
             continue
-        what = "asks another machine" if target.startswith(ASKS_OTHERS) else "is code of its own"
+        what = "asks another machine" if target.startswith(ASKS_OTHERS) else "does not belong to this project"
         instead = f", or choose another, as {node}=vader" if node in ("reward", "gold_reward") else ""
         raise ConfigError(
             f"{given}: its configuration names {place}={target}, which {what}: add --trust-run if you trust the folder"

@@ -22,6 +22,7 @@ from src.config.schema import Optimization, Run
 from src.config.validate import refuse
 from src.errors import ConfigError
 from src.models.settings import ModelSettings
+from src.stages.checks import refuse_damaged
 from src.stages.code import code_of
 from src.stages.objects import instantiate
 from src.types import Corpus
@@ -68,6 +69,9 @@ class Stage(ABC, Generic[AnyRun]):
         nodes = self.run.trainer.num_nodes
         if nodes > 1 and not launched():
             refuse("trainer.num_nodes", nodes, "start the processes by torchrun or srun")
+        for node in [node for node in ("model", "reward") if hasattr(self.run, node)]:
+            path = getattr(getattr(self.run, node), "path", None)
+            refuse_damaged(f"{node}.path={path}", path)
         self.code = code_of(self.run)
 
     def set_paths(self, model: str | None = None, reward: str | None = None) -> None:

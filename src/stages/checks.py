@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from transformers import PretrainedConfig
 
+from src.checkpointing.checksum import SUMS, damaged_models
 from src.config.schema import Lora, Model, PPORun, RewardRun, Run, SFTRun
 from src.config.validate import refuse
 from src.errors import ConfigError
@@ -17,6 +18,18 @@ from src.models.reward_choices import RewardChoice
 from src.stages.objects import instantiate
 
 ARTIFACTS = "artifacts"  # the folder of models that other runs need first (src.runs.prerequisites)
+
+
+def refuse_damaged(given: str, path: str | None) -> None:
+    """Raise `ConfigError` if the models in a run's folder, or one of them, are not those that the run has sealed."""
+    folder = Path(path or "").expanduser()
+    run = folder if (folder / SUMS).is_file() else folder.parent
+    found = damaged_models(run) if path and folder.is_dir() else []
+    if found:
+        raise ConfigError(
+            f"{given}: {', '.join(found[:3])} is not what the run wrote (by {run / SUMS}): restore it, train it again, "
+            f"or remove {SUMS} if you changed it yourself"
+        )
 
 
 def check_sft(run: SFTRun) -> None:

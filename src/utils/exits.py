@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from src.errors import FULL_DISK, UserError, without_secrets
-from src.utils.signals import Interrupted
-from src.utils.terminal import say
+from safetensors import SafetensorError
 
+from src.errors import FULL_DISK, UserError, without_secrets
+from src.utils.signals import Interrupted, end, ending, handling
+from src.utils.terminal import print_any_letter, say
+
+IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EACCES, errno.EPERM, errno.EROFS)
 REWARD_THREAD = "reward"  # the name of a thread that waits for a reward
 
 
@@ -24,10 +30,13 @@ class JobFailedError(RuntimeError):
 def friendly_errors(overrides: list[str] | None = None, job_of_sweep: bool = False) -> Iterator[None]:
     """Turn errors that a user can mend into one sentence on stderr and exit code 2, signals into 128 + their number.
 
+    SIGTERM and SIGHUP raise `Interrupted` in the block, so that files that are half written are removed.
     A job of a sweep prints its sentence at once and raises `JobFailedError`, so that the other jobs still run.
     """
+    print_any_letter()
     try:
-        yield
+        with handling([signum for signum in ending() if signum != signal.SIGINT], end):
+            yield
     except JobFailedError:
         say("error: jobs of the sweep failed, for the reasons above; the others have their results", sys.stderr)
         leave(2)
@@ -40,11 +49,11 @@ def friendly_errors(overrides: list[str] | None = None, job_of_sweep: bool = Fal
             raise JobFailedError(sentence) from None
         say(f"error: {sentence}", sys.stderr)
         leave(2)
-    except OSError as error:
-        if error.errno not in FULL_DISK:
+    except (OSError, SafetensorError) as error:
+        sentence = _of_system(error)
+        if sentence is None:
             raise
-        where = f" while writing {error.filename}" if error.filename else ""
-        say(f"error: {error.strerror}{where}: make room, then the same command resumes", sys.stderr)
+        say(f"error: {sentence}", sys.stderr)
         leave(2)
     except Interrupted as interrupted:
         say(f"interrupted by {interrupted.sentence()}", sys.stderr)
@@ -68,6 +77,18 @@ def leave(code: int) -> NoReturn:
 def one_sentence(error: BaseException) -> str:
     """The message on one line, without passwords in addresses."""
     return without_secrets(" ".join(str(error).split()))
+
+
+def _of_system(error: Exception) -> str | None:
+    """What the system refused to write or open, and how to mend it; None for any other error."""
+    coded = re.search(r"os error (\d+)", str(error))  # of safetensors, whose error is no OSError
+    number = error.errno if isinstance(error, OSError) else int(coded[1]) if coded else None
+    name = f" {error.filename}" if isinstance(error, OSError) and error.filename else ""
+    if number in FULL_DISK:
+        return f"{os.strerror(number)}{name and f' while writing{name}'}: make room, then the same command resumes"
+    if number in IN_THE_WAY and name:
+        return f"{os.strerror(number)}:{name}; move it away or change its permissions, then give the same command again"
+    return None
 
 
 def _out_of_memory(error: RuntimeError) -> str | None:

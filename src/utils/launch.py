@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,9 +18,10 @@ from torch.multiprocessing.spawn import ProcessException
 from src.errors import RankError
 from src.utils.distributed import broadcast_
 from src.utils.exits import leave, one_sentence
-from src.utils.signals import Interrupted
+from src.utils.signals import Interrupted, end, ending, handling
 
 GRACE = 10.0  # seconds for the other ranks to end when one has failed, and again after SIGTERM
+FINISHED = ""  # the report of a rank that has nothing to say
 REPORTED = 2  # exit code of a rank that has reported an error; after a signal: 128 + its number
 
 
@@ -49,44 +49,74 @@ def in_processes(
     """`function(argument)` in `count` new processes on this machine, which are Lightning's ranks.
 
     Raises `RankError` when a rank fails, with its message if the error is `reportable`; the other ranks are ended. A
-    signal is forwarded to the ranks, which end gracefully; then raises `Interrupted`.
+    signal is forwarded to the ranks, which end gracefully; then, whatever they end with, raises `Interrupted`, unless
+    they had finished.
     """
     reports = mp.get_context("spawn").SimpleQueue()
     port = find_free_network_port()
-    context = mp.start_processes(_as_rank, (port, function, argument, reportable, reports), count, join=False)
-    try:
-        with _passing_on(context.processes):
+    started: list[Any] = []
+    failure: ProcessException | None = None
+    with _passing_on(started) as received:
+        with _held_back():
+            context = mp.start_processes(_as_rank, (port, function, argument, reportable, reports), count, join=False)
+        started += context.processes
+        for signum in received:  # before there was anyone to pass it on to
+            _send(started, signum)
+        try:
             while not context.join(grace_period=GRACE):
                 pass
-    except ProcessException as error:
-        report = None if reports.empty() else reports.get()
-        if isinstance(report, str):
-            raise RankError(report) from None
-        if report is not None:
-            raise Interrupted(*report) from None
-        if isinstance(error, ProcessRaisedException):  # a bug: keep its traceback
-            raise
-        raise RankError(f"{error.msg}, one of {count} ranks, and the others were ended with it") from None
+        except ProcessException as error:
+            failure = error
+    given = []
+    while not reports.empty():
+        given.append(reports.get())
+    _conclude(given, received, failure, count)
+
+
+def _conclude(given: list[Any], received: list[int], failure: ProcessException | None, count: int) -> None:
+    """Return if the ranks have finished; else raise what they have reported, or what has become of them."""
+    words = [report for report in given if report != FINISHED]
+    if failure is None and not words and len(given) == count:
+        return
+    ended = next((report for report in words if isinstance(report, tuple)), None)
+    if received or (words and words[0] == ended):
+        raise Interrupted(*(ended or (received[0], None)))
+    if words:
+        raise RankError(words[0])
+    if failure is None:
+        raise RankError(f"of {count} ranks {len(given)} finished, and the others ended without a word")
+    if isinstance(failure, ProcessRaisedException):  # a bug: keep its traceback
+        raise failure
+    raise RankError(f"{failure.msg}, one of {count} ranks, and the others were ended with it")
 
 
 @contextmanager
-def _passing_on(processes: list[Any]) -> Iterator[None]:
-    """Forward SIGTERM and SIGINT to the ranks within the block; only in the main thread, which receives signals."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _passing_on(processes: list[Any]) -> Iterator[list[int]]:
+    """Forward signals that end to the ranks within the block; the list gets each of them."""
+    received: list[int] = []
 
     def pass_on(signum: int, frame: Any) -> None:
-        for process in processes:
-            if process.is_alive():
-                os.kill(process.pid, signum)
+        received.append(signum)
+        _send(processes, signum)
 
-    before = {signum: signal.signal(signum, pass_on) for signum in (signal.SIGTERM, signal.SIGINT)}
+    with handling(ending(), pass_on):
+        yield received
+
+
+def _send(processes: list[Any], signum: int) -> None:
+    for process in processes:
+        if process.is_alive():
+            os.kill(process.pid, signum)
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Start processes in which signals wait until `_as_rank` handles them: imports would end by them with any code."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ending())
     try:
         yield
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _as_rank(
@@ -99,6 +129,9 @@ def _as_rank(
 ) -> None:
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
+        for signum in ending():
+            signal.signal(signum, end)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ending())  # one that has waited is raised here
         function(argument)
     except reportable as error:
         reports.put(one_sentence(error))
@@ -106,3 +139,4 @@ def _as_rank(
     except Interrupted as interrupted:
         reports.put((interrupted.signum, interrupted.kept))
         leave(128 + interrupted.signum)
+    reports.put(FINISHED)

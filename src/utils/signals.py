@@ -1,8 +1,20 @@
-"""The end of a run by a signal."""
+"""The end of a command by a signal."""
 
 from __future__ import annotations
 
 import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+Handler = Callable[[int, FrameType | None], None]
+
+
+def ending() -> list[signal.Signals]:
+    """The signals that ask a process to end; without SIGHUP where it is ignored, as nohup asks for."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGTERM, signal.SIGINT, *hangup]
 
 
 class Interrupted(BaseException):
@@ -14,5 +26,28 @@ class Interrupted(BaseException):
 
     def sentence(self) -> str:
         """The signal, the kept checkpoint, and how to resume."""
-        kept = f"{self.kept} is kept" if self.kept else "no iteration was saved"
-        return f"{self}: {kept}; the same command resumes (resume=never starts again)"
+        if self.kept is None:
+            return f"{self}: nothing was saved; the same command starts again"
+        return f"{self}: {self.kept} is kept; the same command resumes (resume=never starts again)"
+
+
+@contextmanager
+def handling(signals: Iterable[signal.Signals], handler: Handler) -> Iterator[None]:
+    """Handle signals within the block, in the main thread, which receives them; in other threads do nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.signal(signum, handler) for signum in signals}
+    try:
+        yield
+    finally:
+        for signum, earlier in before.items():
+            signal.signal(signum, earlier)
+
+
+def end(signum: int, frame: FrameType | None) -> None:
+    """A handler that raises `Interrupted`, once: what is half written is removed on the way out."""
+    for other in ending():
+        if signal.getsignal(other) is end:
+            signal.signal(other, signal.SIG_IGN)
+    raise Interrupted(signum)

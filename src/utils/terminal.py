@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import textwrap
+from io import TextIOWrapper
 from typing import TextIO
 
 from src.errors import without_secrets
@@ -14,6 +15,13 @@ def say(text: str, stream: TextIO | None = None) -> None:
     """Print a text without passwords in addresses; wrapped to the width of a terminal, one line in a file or pipe."""
     stream, text = sys.stdout if stream is None else stream, without_secrets(text)
     print(wrapped(text) if stream.isatty() else text, file=stream)
+
+
+def print_any_letter() -> None:
+    """Let both streams write escapes for letters that a console's encoding lacks, as with LANG=C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def wrapped(text: str, width: int | None = None) -> str:

@@ -136,3 +136,17 @@ def test_checkpoints_are_ordered_by_number(tmp_path: Path) -> None:
 def test_settings_that_keep_nothing_are_refused(every: int, keep: int, name: str) -> None:
     with pytest.raises(SettingError, match=name):
         IterationCheckpoint("x", every, keep)
+
+
+def test_files_of_other_names_are_no_checkpoints(tmp_path: Path) -> None:
+    """Copies as file managers make them, and a folder."""
+    for name in (
+        "iteration-3.ckpt",
+        "iteration-10.ckpt",
+        "iteration-3 (copy).ckpt",
+        "iteration-3-copy.ckpt",
+        "best.ckpt",
+    ):
+        (tmp_path / name).touch()
+    (tmp_path / "iteration-11.ckpt").mkdir()
+    assert [path.name for path in checkpoints(tmp_path)] == ["iteration-3.ckpt", "iteration-10.ckpt"]

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback
 
 from src.checkpointing.checkpoint import BEST, IterationCheckpoint, checkpoints
-from src.checkpointing.checksum import checksum_matches, seal
+from src.checkpointing.checksum import checksum_matches, damaged_models, seal, seal_models
 from src.checkpointing.resume import newest_intact
 from src.errors import CheckpointError, SettingError
 from src.loggers.csv import CsvTables
@@ -165,3 +165,26 @@ def test_a_checkpoint_holds_the_row_of_its_own_iteration(base: str, tmp_path: Pa
     other.log_metrics({"late": 1.0}, 7)
     other.load_state_dict(state)
     assert (tmp_path / "other/metrics.csv").read_bytes() == (tmp_path / "metrics.csv").read_bytes()
+
+
+def test_the_models_of_a_run_are_sealed_file_by_file(tmp_path: Path) -> None:
+    """As `sha256sum -c` reads it; a file that came later is no damage, and a folder without the list has none."""
+    for name in ("model/model.safetensors", "model/sub/tokenizer.json", "adapter/adapter_config.json", "samples/x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode() * 1000)
+    assert damaged_models(tmp_path) == []
+    seal_models(tmp_path)
+    assert damaged_models(tmp_path) == []
+    lines = (tmp_path / "checksums.txt").read_text().splitlines()
+    expected = hashlib.sha256(b"model/model.safetensors" * 1000).hexdigest()
+    assert f"{expected}  model/model.safetensors" in lines
+    assert [line.split("  ")[1] for line in lines] == [
+        "adapter/adapter_config.json", "model/model.safetensors", "model/sub/tokenizer.json",
+    ]  # fmt: skip
+    (tmp_path / "model/later").touch()
+    assert damaged_models(tmp_path) == []
+    content = bytearray((tmp_path / "model/model.safetensors").read_bytes())
+    content[777] ^= 1
+    (tmp_path / "model/model.safetensors").write_bytes(content)
+    (tmp_path / "adapter/adapter_config.json").unlink()
+    assert damaged_models(tmp_path) == ["adapter/adapter_config.json", "model/model.safetensors"]

@@ -25,6 +25,16 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_lm(tmp_path_factory.mktemp("base"))
 
 
+class SendAtEnd(Callback):
+    """Sends a signal after the last iteration has been looked at, and before training ends."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        os.kill(os.getpid(), self.signum)
+
+
 class Send(Callback):
     """Sends signals to this process in the second iteration: after its rollout, or when its checkpoint is written."""
 
@@ -47,7 +57,9 @@ class Send(Callback):
             os.kill(os.getpid(), signum)
 
 
-def interrupted(base: str, folder: Path, send: Send, *, every: int = 10, grace: float = 300.0) -> tuple[int, list[str]]:
+def interrupted(
+    base: str, folder: Path, send: Callback, *, every: int = 10, grace: float = 300.0
+) -> tuple[int, list[str]]:
     """The signal that a run of four iterations ended by, and its checkpoints; handlers are as they were."""
     before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
     stop = GracefulStop(grace)
@@ -59,9 +71,17 @@ def interrupted(base: str, folder: Path, send: Send, *, every: int = 10, grace: 
     return raised.value.signum, [path.stem for path in checkpoints(folder)]
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_running_iteration_is_finished_and_saved(base: str, signum: int, tmp_path: Path) -> None:
     assert interrupted(base, tmp_path, Send(signum)) == (signum, ["iteration-2"])
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_between_the_last_iteration_and_the_end_of_training_ends_the_run(
+    base: str, signum: int, tmp_path: Path
+) -> None:
+    """It was acknowledged, and then nobody looked at it."""
+    assert interrupted(base, tmp_path, SendAtEnd(signum)) == (signum, ["iteration-4"])
 
 
 def test_a_signal_during_a_checkpoint_ends_the_run_after_it(base: str, tmp_path: Path) -> None:

@@ -166,4 +166,4 @@ def test_models_that_a_run_made_for_itself_are_no_other_settings(
     caplog.set_level("INFO", "src")
     path = written(tmp_path, configured(tmp_path, "model.path=made", "reward.path=made"))
     assert find_checkpoint(configured(tmp_path), {}) == path
-    assert not caplog.messages
+    assert caplog.messages == [f"resuming from {path}"]

@@ -128,7 +128,8 @@ VALUES: list[tuple[str, Any, str]] = [
     ("trainer.precision", "transformer-engine", "must be '32-true' or 'bf16-mixed'"),
     ("trainer.precision", 16, "trainer.precision=16: must be '32-true' or 'bf16-mixed'"),
     ("name", "../x", "name='../x': must be the name of a folder: no slash, no dot in front, at most 100 characters"),
-    ("sweep_metric", "x", "sweep_metric='x': must be a group and a figure of result.json, as ppo.gold"),
+    ("sweep_metric", "x", "sweep_metric='x': must be a figure of this stage's result.json, as ppo.score"),
+    ("sweep_metric", "ppo.nope", "sweep_metric='ppo.nope': must be a figure of this stage's result.json, as ppo.score"),
 ]
 
 

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from src.errors import ModelError
 from src.export import __main__ as command
 from src.export.__main__ import export
+from src.export.model_card import _without_folders
 from tests.tiny import EOS, FOREIGN_WARNINGS, PAD
 
 pytestmark = FOREIGN_WARNINGS
@@ -155,3 +156,22 @@ def test_an_export_that_came_out_wrong_is_refused_and_leaves_nothing(tiny_run, t
     with pytest.raises(ModelError, match="its outputs differ by up to"):
         export(str(tiny_run[0]), str(tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "shown"),
+    [
+        ("data.path=/home/me/texts/rows.jsonl", "data.path=rows.jsonl"),
+        ("data.path='/home/my own/texts/rows.jsonl'", "data.path='rows.jsonl'"),
+        ("data.path=[/home/me/a.jsonl,/home/me/b.jsonl]", "data.path=[a.jsonl,b.jsonl]"),
+        ("model.path=~/models/mine", "model.path=mine"),
+        ("model.path=../models/mine", "model.path=mine"),
+        ("+callbacks.z={_target_: mine.C, path: /home/me/x}", "+callbacks.z={_target_: mine.C, path: x}"),
+        (["/home/me/a.jsonl", "b.jsonl"], ["a.jsonl", "b.jsonl"]),
+        ("model.path=owner/name", "model.path=owner/name"),
+        ("ppo.clip=0.1", "ppo.clip=0.1"),
+        (3, 3),
+    ],
+)
+def test_a_card_names_no_folder_of_this_machine(setting, shown):
+    assert _without_folders(setting) == shown

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from src.errors import ModelError
 from src.kernels.fast_adapters import AdaptedLinear
-from src.models.adapters import add_adapter, linear_names, lora_config
+from src.models.adapters import add_adapter, linear_names, lora_config, sort_targets
 from src.models.loading import load_causal_lm
 from tests.models.architectures import DECODERS, write
 from tests.tiny import FOREIGN_WARNINGS, LORA, model_settings, write_lm
@@ -57,3 +59,14 @@ def test_the_fast_way_is_taken_where_the_model_was_loaded_with_it(fast: bool, tm
     peft = add_adapter(load_causal_lm(model_settings(write_lm(tmp_path), fast_cpu=fast)), LORA, "policy")
     kinds = {type(module) for module in peft.modules() if isinstance(module, peft_lora.Linear)}
     assert kinds == {AdaptedLinear if fast else peft_lora.Linear}
+
+
+def test_a_saved_adapter_does_not_depend_on_the_order_of_sets(tmp_path: Path) -> None:
+    """peft writes sets as lists, in an order that Python draws anew for each process."""
+    file = tmp_path / "adapter_config.json"
+    names, layers = ["v_proj", "o_proj", "c_attn"], [5, 4]
+    for order in permutations(names):
+        file.write_text(json.dumps({"target_modules": order, "layers_to_transform": layers, "modules_to_save": None}))
+        sort_targets(tmp_path)
+        kept = {"target_modules": sorted(names), "layers_to_transform": layers, "modules_to_save": None}
+        assert json.loads(file.read_text()) == kept

@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 
 from src.config.compose import compose
 from src.config.schema import Run
-from src.runs.find import finished_before
+from src.errors import ConfigError
+from src.runs.find import RunFolder, finished_before, load_config
 
 GIVEN = ["experiment=quick", "reward=vader", "ppo.clip=0.1"]
 
@@ -21,6 +22,7 @@ def finish(folder: Path, run: Run, revision: str | None = "abc", **changes: Any)
     folder.mkdir(parents=True)
     content = run.model_copy(update={"model": run.model.model_copy(update={"path": "trained"})}).plain()
     OmegaConf.save(OmegaConf.create(content | changes), folder / "config.yaml")
+    (folder / "model").mkdir()
     (folder / "result.json").write_text(json.dumps({"git_revision": revision, "code": {}}))
 
 
@@ -60,3 +62,30 @@ def test_what_cannot_be_read_is_passed_over(file: str, content: str, asked: Run,
     found = finished_before(asked, "abc", {})
     assert found is not None
     assert found.folder == tmp_path / "ppo/mine_run-2"
+
+
+SPOILT = ["", "a: [1", "a: 1", "[1, 2]", "stage: ppo\nchoices: 3\n", "stage: ${", "\x00", "{{ x }}"]
+
+
+@pytest.mark.parametrize("content", SPOILT)
+def test_a_spoilt_configuration_is_one_sentence(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=r"config\.yaml is not the configuration of a run of this version$"):
+        load_config(tmp_path / "config.yaml")
+
+
+def test_a_run_without_its_model_has_not_finished(asked: Run, tmp_path: Path) -> None:
+    finish(tmp_path / "ppo/mine", asked)
+    (tmp_path / "ppo/mine/model").rmdir()
+    assert finished_before(asked, "abc", {}) is None
+    assert not RunFolder(tmp_path / "ppo/mine", asked).finished
+
+
+def test_a_spoilt_result_is_one_sentence_and_an_empty_one_is_none(asked: Run, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path, asked)
+    for content in ("{", "[1]", "3"):
+        (tmp_path / "result.json").write_text(content)
+        with pytest.raises(ConfigError, match=r"result\.json is spoilt: remove it, and the command that trained"):
+            run.result()
+    (tmp_path / "result.json").write_text("")
+    assert run.result() == {}

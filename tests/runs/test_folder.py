@@ -1,5 +1,7 @@
 """Run folders: the same command finds its folder again, and a folder can be given on the command line."""
 
+from pathlib import Path
+
 import pytest
 from lightning.pytorch import Trainer
 
@@ -77,3 +79,21 @@ def test_a_run_that_fails_lets_go_of_its_folder(tmp_path, monkeypatch):
         run(["experiment=quick", "stage=sft", f"log_dir={tmp_path}", "name=mine"])
     own_folder(tmp_path / "sft" / "mine").release()
     assert caught.value.__traceback__ is not None
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "samples", "model", "adapter", "nonfinite"])
+def test_a_file_in_the_place_of_a_folder_is_named_before_anything_is_computed(name: str, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).touch()
+    with pytest.raises(ConfigError, match=rf"run/{name} is a file, and the run needs a folder of that name"):
+        own_folder(tmp_path / "run")
+
+
+def test_an_empty_result_is_none(tmp_path: Path) -> None:
+    """As a power failure leaves it: the run is resumed, where a whole one has the next name."""
+    folder = tmp_path / "default"
+    folder.mkdir()
+    (folder / "result.json").touch()
+    assert run_folder(tmp_path, None, [], "auto") == folder
+    (folder / "result.json").write_text("{}")
+    assert run_folder(tmp_path, None, [], "auto") == tmp_path / "default_run-2"

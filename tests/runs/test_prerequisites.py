@@ -2,11 +2,14 @@
 
 import multiprocessing
 import shutil
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from src.checkpointing.checksum import seal_models
 from src.config.compose import compose
 from src.runs import prerequisites
 from src.runs.prerequisites import imported_files, train_missing
@@ -16,6 +19,8 @@ def pretend(run):
     """Stand in for a training: leaves what a real one leaves, and a line in a common log."""
     folder = Path(run.run_dir)
     (folder / "model").mkdir(parents=True)
+    (folder / "model/model.safetensors").write_bytes(b"weights")
+    seal_models(folder)
     with (Path(run.log_dir) / "trained").open("a") as file:
         file.write(f"{run.stage} {run.model.path}\n")
     time.sleep(0.2)
@@ -123,6 +128,70 @@ def test_an_interrupted_training_leaves_no_half_artifact(tmp_path):
     found = missing(tmp_path, train=resumes)
     assert Path(found["model"]).parent.name == left.stem
     assert not left.exists()
+
+
+def flip(folder):
+    (folder / "model/model.safetensors").write_bytes(b"weighus")
+
+
+SPOILT = {
+    "a flipped bit": (flip, "model/model.safetensors is not what was written"),
+    "a missing file": (lambda f: (f / "model/model.safetensors").unlink(), "model/model.safetensors is not what"),
+    "no result": (lambda f: (f / "result.json").unlink(), "result.json is missing"),
+    "no model": (lambda f: shutil.rmtree(f / "model"), "model is missing"),
+    "no checksums": (lambda f: (f / "checksums.txt").unlink(), "checksums.txt is missing"),
+    "spoilt checksums": (
+        lambda f: (f / "checksums.txt").write_text("nonsense"),
+        "checksums.txt is not what was written",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_a_stored_model_that_is_spoilt_is_set_aside_named_and_made_again(tmp_path, how, caplog):
+    """Twice: the second one gets a name of its own. What depends on it is the same."""
+    spoil, what = SPOILT[how]
+    found = missing(tmp_path)
+    stored = Path(found["model"]).parent
+    for name in ("damaged", "damaged-2"):
+        spoil(stored)
+        caplog.clear()
+        assert missing(tmp_path) == found
+        (message,) = [text for text in caplog.messages if "kept as" in text]
+        assert message.startswith(f"{stored}: {what}")
+        assert message.endswith(f"it is kept as {stored}.{name}, and the model is trained again")
+        assert (stored / "model/model.safetensors").read_bytes() == b"weights"
+    assert trained(tmp_path) == ["sft", "reward", "sft", "sft"]
+
+
+def test_a_link_to_a_spoilt_model_of_a_pipeline_is_removed_and_the_folder_kept(tmp_path):
+    found = missing(tmp_path)
+    stored, elsewhere = Path(found["model"]).parent, tmp_path / "pipeline"
+    stored.rename(elsewhere)
+    stored.symlink_to(elsewhere)
+    flip(elsewhere)
+    missing(tmp_path)
+    assert not stored.is_symlink()
+    assert (elsewhere / "model/model.safetensors").read_bytes() == b"weighus"
+
+
+def test_a_command_that_waits_for_another_s_says_so(tmp_path, caplog):
+    caplog.set_level("INFO", "src")
+    path, held = f"{Path(missing(tmp_path)['model']).parent}.lock", threading.Event()
+
+    def hold():
+        with FileLock(path):
+            held.set()
+            limit = time.monotonic() + 60
+            while "waiting for another command" not in caplog.text and time.monotonic() < limit:
+                time.sleep(0.01)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait()
+    missing(tmp_path)
+    other.join()
+    assert [text for text in caplog.messages if text.startswith("waiting for another command, which trains or checks")]
 
 
 def test_two_processes_train_once(tmp_path):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from src.config.compose import compose
-from src.config.schema import Target
+from src.config.compose import compose, restored
 from src.errors import ConfigError
 from src.runs.trust import refuse_unknown, targets_in, white_list, without_consent
 
@@ -36,10 +35,11 @@ FOREIGN = {
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_any_other_target_is_refused_by_its_place(name: str) -> None:
-    run = compose(["stage=ppo"])
-    run = run.model_copy(update={"reward": Target.model_validate(FOREIGN[name])})
+    content = compose(["stage=ppo"]).plain()
+    content["choices"]["reward"] = "own"
+    run = restored(content | {"reward": FOREIGN[name]})  # as a folder's config.yaml is read
     *_, (place, target) = targets_in(FOREIGN[name])
-    expected = rf"^RUN: its configuration names reward\.{place}={target}, which is code of its own: add --trust-run"
+    expected = rf"^RUN: its configuration names reward\.{place}={target}, which does not belong to this project: add"
     with pytest.raises(ConfigError, match=expected):
         refuse_unknown(run, "RUN", ["ppo.clip=0.1", "prompts=p.txt"])
     refuse_unknown(run, "RUN", ["reward=function", f"reward.target={target}"])  # named by this call

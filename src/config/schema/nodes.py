@@ -17,11 +17,15 @@ def is_folder_name(text: str) -> str:
     return text
 
 
-def is_figure(text: str) -> str:
-    """Refuse what is no group and figure of a result."""
-    if not re.fullmatch(r"\w+\.\w+", text):
-        raise ValueError("must be a group and a figure of result.json, as ppo.gold")
-    return text
+def figure_of(example: str, *patterns: str) -> AfterValidator:
+    """Refuse what is no figure of a stage's result: neither the `example` nor of one of the `patterns`."""
+
+    def is_figure(text: str) -> str:
+        if text != example and not re.fullmatch("|".join(patterns), text):
+            raise ValueError(f"must be a figure of this stage's result.json, as {example}")
+        return text
+
+    return AfterValidator(is_figure)
 
 
 Whole = Annotated[int, Field(ge=-LARGEST, le=LARGEST)]
@@ -34,7 +38,6 @@ Unit = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Norm = Annotated[float, Field(gt=0, allow_inf_nan=True)]  # infinite: nothing is clipped
 FolderName = Annotated[str, AfterValidator(is_folder_name)]
-FigureName = Annotated[str, AfterValidator(is_figure)]
 Schedule = Literal["linear", "cosine", "constant_with_warmup"]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -11,7 +11,6 @@ from src.config.schema.model import Lora, Model, Scratch
 from src.config.schema.nodes import (
     Count,
     CountOrNone,
-    FigureName,
     FolderName,
     Length,
     Node,
@@ -22,6 +21,7 @@ from src.config.schema.nodes import (
     Target,
     Typed,
     Whole,
+    figure_of,
 )
 
 
@@ -226,7 +226,7 @@ class Run(Node):
     allow_config_change: bool
     log_dir: str
     run_dir: str | None
-    sweep_metric: FigureName | None
+    sweep_metric: str | None
     nonfinite: Nonfinite
     model: Model
     data: Target
@@ -244,21 +244,31 @@ class Run(Node):
         return self.model_dump(by_alias=True, exclude_unset=True)
 
 
+FIGURES_OF_REWARD = r"reward_model\.(accuracy(_all_pairs|_gap_\w+)|calibration_error|length_correlation)"
+FIGURES_OF_PPO = (
+    r"(sft|ppo)\.(score|greedy_score|gold|kl|response_length|eos_fraction|grammatical|distinct)",
+    r"improvement\.(score|gold)",
+)
+
+
 class SFTRun(Run):
     """The configuration of stage=sft."""
 
+    sweep_metric: Annotated[str, figure_of("sft.nll_per_token")] | None
     sft: SFT
 
 
 class RewardRun(Run):
     """The configuration of stage=reward."""
 
+    sweep_metric: Annotated[str, figure_of("reward_model.accuracy", FIGURES_OF_REWARD)] | None
     reward_model: RewardModel
 
 
 class PPORun(Run):
     """The configuration of stage=ppo."""
 
+    sweep_metric: Annotated[str, figure_of("ppo.score", *FIGURES_OF_PPO)] | None
     reward: Target
     ppo: PPO
     rollout: Rollout
