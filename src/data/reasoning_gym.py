@@ -31,6 +31,7 @@ class ReasoningGym:
         system: str | None = None,
         chat_template: str | None = None,
         tokenizer: str | None = None,
+        trusted: bool = False,
         seed: int = 1,
     ) -> None:
         """Make the questions.
@@ -42,7 +43,7 @@ class ReasoningGym:
         require(0 < held_out < 0.5, "held_out", held_out, "above 0 and below 0.5")
         require("{answer}" in answer_format, "answer_format", answer_format, "a text with {answer} in it")
         self.task, self.params, self.answer_format = task, params, answer_format
-        self.writer = PromptWriter(None, chat, system, chat_template, tokenizer)
+        self.writer = PromptWriter(None, chat, system, chat_template, tokenizer, trusted=trusted)
         entries = distinct(task_of(task, params, questions, seed), questions)
         cut = max(1, round(len(entries) * held_out))
         if len(entries) < 3 * cut or len(entries) < 10:

@@ -177,11 +177,20 @@ def test_a_link_to_a_spoilt_model_of_a_pipeline_is_removed_and_the_folder_kept(t
 
 def test_a_command_that_waits_for_another_s_says_so(tmp_path, caplog):
     caplog.set_level("INFO", "src")
-    found = missing(tmp_path)
-    lock = FileLock(f"{Path(found['model']).parent}.lock")
-    lock.acquire()
-    threading.Timer(0.3, lock.release).start()
+    path, held = f"{Path(missing(tmp_path)['model']).parent}.lock", threading.Event()
+
+    def hold():
+        with FileLock(path):
+            held.set()
+            limit = time.monotonic() + 60
+            while "waiting for another command" not in caplog.text and time.monotonic() < limit:
+                time.sleep(0.01)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait()
     missing(tmp_path)
+    other.join()
     assert [text for text in caplog.messages if text.startswith("waiting for another command, which trains or checks")]
 
 
