@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from src import pipeline
+from src.checkpointing.checksum import seal_models
 from src.config.compose import compose
 from src.errors import ConfigError, ModelError
 from src.evaluate.prompts import load_rewards
@@ -63,6 +64,7 @@ def test_an_adapter_that_nobody_gave_is_trained_on_the_model_at_hand(tmp_path: P
         stages.append((run.stage, run.choices["reward_net"] if run.stage == "reward" else None, run.model.path))
         (Path(run.run_dir) / "model").mkdir(parents=True)
         (Path(run.run_dir) / "result.json").write_text("{}")
+        seal_models(Path(run.run_dir))
         return {}
 
     def missing(*overrides: str) -> dict[str, str]:

@@ -192,7 +192,8 @@ class TableCorpus:
         """The sample of an example, or why there is none."""
         if isinstance(example, str):
             return example
-        if example.prompt is not None and not example.prompt:
+        empty = isinstance(example.prompt, str) and not example.prompt.strip()
+        if empty or (example.prompt is not None and not example.prompt):
             return "no prompt"
         prompt, messages = self.writer.write(example.prompt, row)
         given = {"response": example.response, "chosen": example.chosen, "rejected": example.rejected}

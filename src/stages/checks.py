@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,9 +24,11 @@ ARTIFACTS = "artifacts"  # the folder of models that other runs need first (src.
 
 def refuse_damaged(given: str, path: str | None) -> None:
     """Raise `ConfigError` if the models in a run's folder, or one of them, are not those that the run has sealed."""
-    folder = Path(path or "").expanduser()
-    run = folder if (folder / SUMS).is_file() else folder.parent
-    found = damaged_models(run) if path and folder.is_dir() else []
+    folder = os.path.expanduser(path or "")
+    if not path or not os.path.isdir(folder):  # False also for an invalid path
+        return
+    run = Path(folder) if (Path(folder) / SUMS).is_file() else Path(folder).parent
+    found = damaged_models(run)
     if found:
         raise ConfigError(
             f"{given}: {', '.join(found[:3])} is not what the run wrote (by {run / SUMS}): restore it, train it again, "

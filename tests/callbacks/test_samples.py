@@ -94,14 +94,6 @@ def test_files_of_other_names_stay(tmp_path: Path) -> None:
     assert set(files(tmp_path)) == {"iteration-x", "iteration-3 (copy)"}
 
 
-def test_files_of_other_names_stay(tmp_path: Path) -> None:
-    """A resumed run deletes its own later tables alone."""
-    for name in ("iteration-x.jsonl", "iteration-3 (copy).jsonl", "iteration-000009.jsonl"):
-        (tmp_path / name).touch()
-    SampleTable(str(tmp_path), 1, rows=3).on_train_start(trainer(), SimpleNamespace())  # type: ignore[arg-type]
-    assert set(files(tmp_path)) == {"iteration-x", "iteration-3 (copy)"}
-
-
 def test_one_rank_writes(tmp_path: Path) -> None:
     go(SampleTable(str(tmp_path / "samples"), 1, 3), trainer(main=False))
     assert not (tmp_path / "samples").exists()

@@ -11,6 +11,7 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
+from src.checkpointing.checksum import seal_models
 from src.config.compose import compose
 from src.config.files import CONF, brings, leaves, read
 from src.errors import ConfigError
@@ -172,6 +173,7 @@ def test_a_preset_changes_no_model_that_a_run_trains_for_itself(tmp_path: Path) 
         trained.append((run.stage, run.choices["preset"]))
         (Path(run.run_dir) / "model").mkdir(parents=True)
         (Path(run.run_dir) / "result.json").write_text("{}")
+        seal_models(Path(run.run_dir))
         return {}
 
     for preset in ("none", "trlx"):

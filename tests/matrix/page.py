@@ -98,7 +98,7 @@ def _train(roles: LoraRoles, folder: Path) -> None:
     trained = {"policy": roles.policy_parameters(), "critic": roles.critic_parameters()}
     frozen = [parameter for parameter in roles.parameters() if not parameter.requires_grad]
     before, base = {role: snapshot(parameters) for role, parameters in trained.items()}, snapshot(frozen)
-    recorder, _ = fit(make_module(roles), folder, maker=make_maker())
+    recorder, _ = fit(make_module(roles), folder, maker=make_maker(sampler=Sampler(max_new_tokens=16)))
     numbers = [value for row in recorder.by_step().values() for value in row.values()]
     assert len(recorder.by_step()) == 2
     assert all(map(math.isfinite, numbers))
