@@ -192,8 +192,8 @@ class TableCorpus:
         """The sample of an example, or why there is none."""
         if isinstance(example, str):
             return example
-        empty = isinstance(example.prompt, str) and not example.prompt.strip()
-        if empty or (example.prompt is not None and not example.prompt):
+        words = example.prompt.strip() if isinstance(example.prompt, str) else example.prompt
+        if example.prompt is not None and not words:
             return "no prompt"
         prompt, messages = self.writer.write(example.prompt, row)
         given = {"response": example.response, "chosen": example.chosen, "rejected": example.rejected}
