@@ -12,7 +12,6 @@ PYTHON_CHECK := import sys; sys.exit("Python 3.11 or newer is needed: make PYTHO
 test test-slow: export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-REVIEWS ?=
 TRL ?=
 
 .PHONY: help setup demo real test test-slow fixed-points eval-check real-check results mutants lint format lock audit clean
@@ -56,10 +55,14 @@ real-check: setup ## Test tasks of reasoning-gym (the extra `real`)
 	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'
 	$(BIN)/python -m pytest -n 2 -m "slow or not slow" tests/data/test_reasoning_gym.py
 
-results: setup ## Repeat the studies of docs/results.md (some hours); REVIEWS=FILE adds the one on real text, TRL=PYTHON the one beside TRL
+results: setup ## Repeat the studies of docs/results.md (some hours); TRL=PYTHON adds the one beside TRL
 	$(BIN)/python -m benchmarks.seeds sentiment --seeds 1 2 3 4 5
 	$(BIN)/python -m benchmarks.seeds sentiment --name sentiment_top --seeds 1 2 3 4 5 -- model.lora.layers=2
 	$(BIN)/python -m benchmarks.seeds arithmetic
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'
+	$(BIN)/python -m examples.real_model
+	$(BIN)/python -m benchmarks.real
+	$(BIN)/python -m benchmarks.seeds sums -- model.path=logs/real/smollm2-135m-instruct
 	$(BIN)/python -m studies.estimators name=results
 	@newest=$$(ls -td logs/estimators/results* | head -1); \
 	cp "$$newest/estimators.json" "$$newest/estimators.md" benchmarks/results/; cp "$$newest/estimators.png" docs/
@@ -73,7 +76,6 @@ results: setup ## Repeat the studies of docs/results.md (some hours); REVIEWS=FI
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.profile
 	@if [ -n "$(TRL)" ]; then $(BIN)/python -m benchmarks.compare --trl $(TRL); fi
-	@if [ -n "$(REVIEWS)" ]; then $(BIN)/python -m benchmarks.seeds movie_reviews -- data.path=$(REVIEWS); fi
 
 mutants: setup ## Break src/core in every small way and see which breaks the tests notice
 	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[study]'
