@@ -36,8 +36,8 @@ FLUENCY = (
     ("nats per token under the untouched model, SFT policy", "sft", "untouched_nats"),
     ("nats per token under the untouched model, PPO policy", "ppo", "untouched_nats"),
     ("... after minus before", "improvement", "untouched_nats"),
-    ("distinct bigrams, SFT policy", "sft", "distinct_bigrams"),
-    ("distinct bigrams, PPO policy", "ppo", "distinct_bigrams"),
+    ("distinct bigrams, SFT policy", "sft", "distinct_2"),
+    ("distinct bigrams, PPO policy", "ppo", "distinct_2"),
 )
 
 

@@ -79,7 +79,7 @@ def save_one(peft: PeftModel, name: str, folder: Path) -> None:
 
 
 def sort_targets(folder: Path) -> None:
-    """Sort the lists of names in `adapter_config.json`: peft writes sets, in an order that Python draws anew."""
+    """Sort the lists of names in `adapter_config.json`: peft writes sets, in an order that Python draws each time."""
     file = folder / "adapter_config.json"
     content = json.loads(file.read_text(encoding="utf-8"))
     lists = {key: sorted(value) for key, value in content.items() if key in NAMES and isinstance(value, list)}

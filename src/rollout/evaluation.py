@@ -43,7 +43,7 @@ class Answers:
         figures = {name: self._figure(name, rows) for name, rows in with_figure(self.measures).items()}
         n, texts = len(self.responses), {"distinct": self.responses, "distinct_prompts": self.prompts}
         shares = {name: len(set(each)) / n for name, each in texts.items()}
-        shares["distinct_bigrams"] = distinct_ngrams(self.responses, 2)
+        shares["distinct_2"] = distinct_ngrams(self.responses, 2)
         return figures | {name: Figure(value, n, None) for name, value in shares.items()}
 
     def _figure(self, name: str, rows: list[float]) -> Figure:

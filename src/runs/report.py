@@ -32,7 +32,7 @@ ROWS = {
     "eos_fraction": "share ended by EOS",
     "grammatical": "share of grammatical sentences",
     "distinct": "share of distinct responses",
-    "distinct_bigrams": "share of distinct bigrams",
+    "distinct_2": "share of distinct bigrams",
 }
 
 

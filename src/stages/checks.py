@@ -56,6 +56,7 @@ def check_ppo(run: PPORun) -> None:
     _check_length(run, architecture, lengths)
     _check_lora(run.model.lora, architecture, "model.lora", repr(run.model.name))
     _check_pairs(run)
+    _check_held_out(run)
     for path in _reward_paths(run.reward.model_dump(by_alias=True)):
         _check_reward_model(run_part(path, "model"))
 
@@ -152,6 +153,19 @@ def _check_pairs(run: PPORun) -> None:
             f"data set names none (data.columns.chosen, data.columns.rejected): choose another reward, such as "
             f"reward=function or reward=numeric, or give reward.path"
         )
+
+
+def _check_held_out(run: PPORun) -> None:
+    """What is measured while the policy trains must reach the log, and what decides must be measured."""
+    held_out, log_every = run.ppo.held_out, run.ppo.log_every
+    if held_out.every is None:
+        for key in [key for key in ("best", "patience") if getattr(held_out, key) is not None]:
+            refuse(f"ppo.held_out.{key}", getattr(held_out, key), "needs ppo.held_out.every: nothing is measured")
+    elif held_out.every % log_every:
+        why = f"must be a multiple of ppo.log_every ({log_every}), or a measurement is not logged"
+        refuse("ppo.held_out.every", held_out.every, why)
+    if held_out.best is not None and held_out.best.endswith("gold") and run.gold_reward is None:
+        refuse("ppo.held_out.best", held_out.best, "needs a gold reward: choose one with gold_reward")
 
 
 def _reward_paths(node: Any) -> Iterator[str]:

@@ -91,7 +91,7 @@ def test_a_comparison_without_any_scored_answer_has_no_score(roles: Roles) -> No
 
 def test_a_measure_that_no_answer_has_is_left_out_unless_it_is_the_score() -> None:
     answers = Answers(("p", "q"), ("r", "s"), {"score": [1.0, 2.0], "gold": [math.nan, math.nan]})
-    assert set(answers.figures()) == {"score", "distinct", "distinct_prompts", "distinct_bigrams"}
+    assert set(answers.figures()) == {"score", "distinct", "distinct_prompts", "distinct_2"}
     assert set(Evaluation(answers, answers).improvement()) == {"score"}
 
 

@@ -33,6 +33,36 @@ def test_the_override_is_named_and_mends_it(tmp_path: Path) -> None:
     assert refusal(compose(overrides)).endswith("; give a smaller rollout.max_prompt_tokens")
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["ppo.held_out.best=score"], "ppo.held_out.best='score': needs ppo.held_out.every"),
+        (["ppo.held_out.patience=2"], "ppo.held_out.patience=2: needs ppo.held_out.every"),
+        (
+            ["ppo.held_out.every=3", "ppo.log_every=2"],
+            "ppo.held_out.every=3: must be a multiple of ppo.log_every",
+        ),
+        (
+            ["ppo.held_out.every=2", "ppo.held_out.best=-gold", "gold_reward=none"],
+            r"ppo.held_out.best='-gold': needs a gold",
+        ),
+    ],
+)
+def test_a_measurement_that_would_be_lost_is_refused(given: list[str], message: str, tmp_path: Path) -> None:
+    run = compose(
+        [
+            "experiment=quick",
+            "model=gpt2",
+            f"model.path={write_lm(tmp_path / 'lm')}",
+            "reward=vader",
+            *given,
+            "rollout.max_prompt_tokens=8",
+            "rollout.max_new_tokens=8",
+        ]
+    )
+    assert refusal(run).startswith(message)
+
+
 def test_of_a_stage_that_another_needs_first_the_command_is_named(tmp_path: Path) -> None:
     """In the run that was asked for, nothing reads the override."""
     overrides = ["stage=sft", "experiment=none", "model=tiny", f"log_dir={tmp_path}"]
