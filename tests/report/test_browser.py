@@ -190,7 +190,9 @@ def test_tokens_are_walked_through_with_the_keyboard(visit):
     assert numbers.get_attribute("aria-live") == "polite"
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    cells = page.locator("#token-all tbody tr").nth(1).locator("th, td").all_inner_texts()
+    row = page.locator("#token-all tbody tr").nth(1)
+    row.wait_for()  # the page draws the table when the browser says, later, that it was opened
+    cells = row.locator("th, td").all_inner_texts()
     assert [cell.strip() for cell in cells] == ["is", *["-0.05"] * 7, "1"]
 
 
