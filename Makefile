@@ -55,19 +55,8 @@ real-check: setup ## Test tasks of reasoning-gym (the extra `real`)
 	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'
 	$(BIN)/python -m pytest -n 2 -m "slow or not slow" tests/data/test_reasoning_gym.py
 
-results: setup ## Repeat the studies of docs/results.md (some hours); TRL=PYTHON adds the one beside TRL
-	$(BIN)/python -m benchmarks.seeds sentiment --seeds 1 2 3 4 5
-	$(BIN)/python -m benchmarks.seeds sentiment --name sentiment_top --seeds 1 2 3 4 5 -- model.lora.layers=2
-	$(BIN)/python -m benchmarks.seeds arithmetic
-	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'
-	$(BIN)/python -m examples.real_model
-	$(BIN)/python -m benchmarks.real
-	$(BIN)/python -m benchmarks.seeds sums -- model.path=logs/real/smollm2-135m-instruct
-	$(BIN)/python -m studies.estimators name=results
-	@newest=$$(ls -td logs/estimators/results* | head -1); \
-	cp "$$newest/estimators.json" "$$newest/estimators.md" benchmarks/results/; cp "$$newest/estimators.png" docs/
-	$(BIN)/python -m benchmarks.learning
-	$(BIN)/python -m benchmarks.overoptimization
+results: setup ## Repeat every study whose code has changed since (some hours); TRL=PYTHON adds the one beside TRL
+	$(BIN)/python -m benchmarks.studies
 	$(BIN)/python -m benchmarks.pictures
 	$(BIN)/python -m benchmarks.kills
 	$(BIN)/python -m benchmarks.soak

@@ -1,0 +1,90 @@
+"""docs/results.md holds the tables that were measured, and says which are older than the code that makes them."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from benchmarks.provenance import ROOT, essence, rooms
+from benchmarks.studies import BLOCK, INDEX, PAGE, RESULTS, STUDIES, changed, page, read_index
+
+CODE = '''"""A module."""
+
+RATE = 0.5  # of learning
+
+
+def half(x):
+    """Half of x."""
+    y = x * RATE
+    return y
+'''
+
+
+def test_the_page_is_what_its_command_writes():
+    """Where this fails: python -m benchmarks.studies --page. The tables then say that their code has changed."""
+    text = PAGE.read_text(encoding="utf-8")
+    assert page(text) == text
+    assert {match[1] for match in BLOCK.finditer(text)} > {"studies"}
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
+def test_a_study_that_was_run_has_its_files_and_its_command_on_the_page(study):
+    index = read_index()
+    if study.name not in index:
+        assert changed(study, index)
+        return
+    assert [name for name in study.files if not (RESULTS / name).is_file()] == []
+    assert f"python -m {study.command[0]}" in PAGE.read_text(encoding="utf-8")
+    assert set(index) <= {study.name for study in STUDIES}, INDEX
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        CODE.replace("  # of learning", ""),
+        CODE.replace("Half of x.", "x / 2."),
+        CODE.replace('"""A module."""', '"""Another text\n\nof more lines."""'),
+        CODE.replace("\n\n\n", "\n"),
+        CODE.replace("x * RATE", "x   *   RATE"),
+    ],
+)
+def test_words_and_layout_make_no_numbers(same):
+    assert same != CODE
+    assert essence(same) == essence(CODE)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        CODE.replace("0.5", "0.25"),
+        CODE.replace("x * RATE", "x / RATE"),
+        CODE.replace("    y = x * RATE\n    return y", "    y = x * RATE\n    if x:\n        y = 1\n    return y"),
+        CODE.replace("return y", "return 'y'"),
+    ],
+)
+def test_what_makes_numbers_is_noticed(other):
+    assert essence(other) != essence(CODE)
+
+
+def test_indentation_makes_numbers():
+    """The same tokens, but the second statement is or is not part of the condition."""
+    assert essence("if x:\n    a()\n    b()\n") != essence("if x:\n    a()\nb()\n")
+
+
+def test_the_room_that_changed_is_named(tmp_path):
+    for name in ("src", "conf", "benchmarks"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
+    script = "benchmarks/seeds.py"
+    before = rooms(script, root=tmp_path)
+    assert before == rooms(script)
+    for file, old, new in (
+        (tmp_path / "src/core/kl.py", "0.5 * (", "0.25 * ("),
+        (tmp_path / "src/report/page.py", "def ", "async def "),
+        (tmp_path / "conf/stages/ppo.yaml", "lr: 1.0e-4", "lr: 2.0e-4"),
+    ):
+        text = file.read_text(encoding="utf-8")
+        assert old in text
+        file.write_text(text.replace(old, new), encoding="utf-8")
+    after = rooms(script, root=tmp_path)
+    assert {name for name in before if before[name] != after[name]} == {"core", "conf"}
