@@ -73,7 +73,10 @@ STUDIES = (
         ("kl_variance.json", "kl_variance.md"), "kl",
     ),
     Study("kl_forms", "the KL's two forms: gold", ("benchmarks.kl_forms",), ("kl_forms.json", "kl_forms.md")),
-    Study("fixed_points", "the KL's settings and their optimum", ("tests.objectives.fixed_points",), ()),
+    Study(
+        "fixed_points", "the KL's settings and their optimum", ("tests.objectives.fixed_points",),
+        ("fixed_points.md",),
+    ),
     Study("learning", "every Phi_t and every policy loss", ("benchmarks.learning",), ("learning.json", "learning.md")),
     Study(
         "overoptimization", "overoptimization of a weak reward", ("benchmarks.overoptimization",),

@@ -17,7 +17,6 @@ from rich.progress import track
 from torch.optim import Adam
 
 from benchmarks.provenance import provenance
-from src.config.schema.names import KL_UNEVEN
 from src.modules.lr_schedule import lr_schedule
 from src.modules.ppo import PPOModule
 from src.modules.weighted_means import WeightedMeans
@@ -28,10 +27,10 @@ from src.rollout.shaping import IgnoreMissingEos, NoScaling, ScoreShaping
 from src.types import select
 from tests.objectives.bandit import BETA, CONSTANT, Centered, Exact, Score, Table, logits, optimal_values, rollout
 from tests.objectives.enumeration import Problem, all_responses, distance
-from tests.objectives.page import ADVANTAGES, AGGREGATIONS, ESTIMATORS, LOSSES, PAIRS, SEED, chosen
+from tests.objectives.page import ADVANTAGES, AGGREGATIONS, ESTIMATORS, LOSSES, PAIRS, SEED, accepted, chosen
 
 ITERATIONS, SEEDS, LIMIT = 25, (1, 2, 3), 0.01
-SAMPLES, GROUP, MINIBATCHES, RATE, START = 256, 4, 2, 0.05, 4
+SAMPLES, GROUP, MINIBATCHES, RATE, START = 1024, 4, 2, 0.05, 4
 RESULT = Path(__file__).parents[2] / "benchmarks/results/fixed_points.md"
 SETTINGS: list[dict[str, Any]] = [
     *({"advantage": name} for name in ADVANTAGES),
@@ -82,11 +81,6 @@ def train(place: str, kind: str, iterations: int, seed: int, advantage: str = "g
 def table_of(roles: Table) -> torch.Tensor:
     """The policy's logits, (states, words)."""
     return roles.policy_parameters()[0].detach().t()
-
-
-def accepted(place: str, settings: dict[str, Any]) -> bool:
-    """Whether the configuration accepts them together."""
-    return place != "both" or not any(f"{key}={value}" in KL_UNEVEN for key, value in settings.items())
 
 
 def main() -> None:

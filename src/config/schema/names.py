@@ -40,9 +40,9 @@ KL_LOST: dict[tuple[str | None, str | None], str] = {  # place and estimator tha
     ("both", "k1"): "kl=both needs another, as in the loss its expected gradient is zero: kl=reward",
     ("both", "k2"): "kl=both needs another, as it is biased: exact or k3",
 }
-KL_UNEVEN = ("aggregation=sequence_mean", "advantage=reinforce_pp", "ppo.group_scale=true")  # refused with kl=both
+KL_UNEVEN = ("aggregation=sequence_mean", "advantage=reinforce_pp", "advantage=group_relative")  # not with kl=both
 UNEVEN = (
-    "the KL's parts in reward and loss are weighed differently, so kl=both would optimize something else; kl=reward"
+    "the KL's parts in reward and loss are weighed differently, so kl=both would optimize something else: kl=reward"
 )
 NOT_OF_TRAINER = {  # arguments of Lightning's Trainer that mean something else here, and what does it instead
     **dict.fromkeys(
