@@ -57,7 +57,7 @@ def run_pipeline(overrides: list[str]) -> dict[str, Any]:
     stages: dict[str, Stage[Any]] = {}
     for name, run in runs.items():  # whatever is wrong is said before the first stage runs
         stages[name] = stage_of(run.model_copy(update={"run_dir": str(folder / name)}))
-        stages[name].check()
+        stages[name].check_training()
         refuse_other_settings(stages[name].run, folder / name, own_code(stages[name].code))
         if run.trainer.strategy is not None and launched():
             raise ConfigError("the pipeline starts its processes by itself: run it without torchrun and srun")

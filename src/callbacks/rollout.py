@@ -75,6 +75,14 @@ class RolloutCallback(Callback):
                 pl_module.roles, pl_module.reward, pl_module.gold_reward, as_prompts(batch["prompts"]), batch_idx
             )
 
+    def on_exception(self, trainer: Trainer, pl_module: PPOModule, exception: BaseException) -> None:
+        """Close the engine."""
+        self.maker.engine.close()
+
+    def teardown(self, trainer: Trainer, pl_module: PPOModule, stage: str) -> None:
+        """Close the engine."""
+        self.maker.engine.close()
+
     def state_dict(self) -> dict[str, Any]:
         """State of the next iteration besides weights."""
         return self.maker.state_dict()

@@ -31,7 +31,7 @@ SAFE = (
     *("ppo.log_every", "sft.log_every", "reward_model.log_every"),
     *("callbacks.checkpoint", "callbacks.stop", "trainer.enable_progress_bar"),
     *("ppo.eval_prompts", "sft.eval_rows"),  # of the comparison at the end
-    *("ppo.micro_batch_size", "rollout.scoring_batch_size"),  # memory; results up to rounding
+    *("ppo.micro_batch_size", "rollout.scoring_batch_size", "rollout.check_every"),  # memory; results up to rounding
     *("ppo.reward_timeout", "nonfinite"),  # limits that raise errors and change no result
     *("model.path", "model.name", "reward.path", "data.path"),  # their contents are compared by fingerprints
 )

@@ -14,20 +14,22 @@ from src.core.estimators import GAE, Estimator
 from src.core.kl import KLEstimator, SampledKL, k1
 from src.core.masking import masked, whiten, whitening_scale
 from src.core.rewards import token_rewards
-from src.errors import ConfigError, NonFiniteError, RewardError
+from src.errors import ConfigError, NonFiniteError, RewardError, require
 from src.models.roles import Role, Roles
-from src.models.text import response_text
 from src.rewards.answers import reward_name
+from src.rollout.answering import answered, sampled
+from src.rollout.engines.interface import RolloutEngine
+from src.rollout.engines.local import LocalEngine
 from src.rollout.finite_rows import ModelOutputs, keep_finite
 from src.rollout.kl_controller import FixedKL, KLController
-from src.rollout.minibatches import join, stacked
+from src.rollout.minibatches import join
 from src.rollout.oom_retry import OomRetry
 from src.rollout.sampler_check import require_agreement
 from src.rollout.sampling import Sampler
 from src.rollout.scoring import Scored, Scorer
 from src.rollout.shaping import NoScaling, ScoreShaping, SetMissingEos
 from src.types import AnyReward, Episodes, Experience, Prompts, Rollout, select
-from src.utils.distributed import RowShard, gather, map_over_ranks
+from src.utils.distributed import gather
 from src.utils.nonfinite import FiniteGuard
 
 
@@ -64,14 +66,19 @@ class ExperienceMaker:
         whiten_rewards: bool = False,
         whiten_advantages: bool = True,
         batch_size: int = 64,
+        engine: RolloutEngine | None = None,
+        check_every: int = 10,
     ) -> None:
         self.sampler, self.scorer = sampler, scorer
+        self.engine = engine or LocalEngine()
         self.shaping = shaping or ScoreShaping(NoScaling(), None, SetMissingEos(-1.0))
         self.fitting = OomRetry(batch_size, "rollout.scoring_batch_size")
         self.reference_kl, self.advantage = reference_kl, advantage
         self.kl_controller = kl_controller or FixedKL(0.1)
         self.whiten_rewards, self.whiten_advantages = whiten_rewards, whiten_advantages
-        self._sampler_checked = False
+        self.check_every = check_every
+        require(check_every >= 1, "check_every", check_every, "at least 1")
+        self._drawn = 0  # batches since this process started, so that the first one after a resume is checked too
 
     def make(
         self,
@@ -91,15 +98,13 @@ class ExperienceMaker:
         the KL coefficient.
 
         `nonfinite` drops rows whose logprobs or values are not finite, up to its limit; None: the first such row
-        raises `NonFiniteError`. On its first batch a maker compares the sampler with the path that trains, and raises
-        `ModelError` when they differ.
+        raises `NonFiniteError`.
         """
         # 1-3
-        scored = self.scorer.score(reward, self.sample(roles, "policy", prompts, policy_version, generator))
+        scored = self.scorer.score(reward, self.draw(roles, prompts, policy_version, generator))
         scored = replace(scored, rollout=self.with_trunk(roles, scored.rollout))
         outputs = self._model_outputs(roles, scored.rollout)
         scored, outputs = keep_finite(scored, outputs, nonfinite or FiniteGuard(0, None), policy_version + 1)
-        self._check_sampler(roles, scored.rollout, outputs)
         scored, outputs, greedy = self._with_greedy(roles, reward, prompts, scored, outputs)
         rollout, scores, mask = scored.rollout, scored.scores, scored.rollout.response_mask
         kl_coef = self.kl_controller.kl_coef
@@ -126,11 +131,13 @@ class ExperienceMaker:
             loss_kl_coef=loss_kl_coef,
         ), measures  # fmt: skip
 
-    def _check_sampler(self, roles: Roles, rollout: Rollout, outputs: ModelOutputs) -> None:
-        """Compare the sampler with the path that trains, once per process, so also after a resume."""
-        if not self._sampler_checked:
-            require_agreement(roles, rollout, outputs.logprobs, self.sampler.temperature)
-            self._sampler_checked = True
+    def _check_engine(self, roles: Roles, rollout: Rollout) -> None:
+        """Compare the engine with the path that trains; rows that are not finite are left to `keep_finite`."""
+        temperature = self.sampler.temperature
+        logprobs = self.in_micro_batches(lambda micro: roles.distribution(micro, temperature).logprobs(), rollout)
+        rows = (logprobs.isfinite() & rollout.behavior_logprobs.isfinite()).all(1).nonzero().flatten()
+        if len(rows):
+            require_agreement(roles, select(rollout, rows), logprobs[rows], temperature, self.engine.fault)
 
     def _steer(self, outputs: ModelOutputs) -> dict[str, float]:
         """Update the controller with the KL per sequence; returns its metrics, empty without a reference."""
@@ -157,29 +164,27 @@ class ExperienceMaker:
         }
 
     @torch.no_grad()
+    def draw(self, roles: Roles, prompts: Prompts, policy_version: int, generator: torch.Generator) -> Rollout:
+        """Responses of the policy as it is now, to learn from, drawn by the engine.
+
+        In the first batch, and in every `check_every`-th after it, the engine's log-probabilities are compared with
+        those of the path that trains. Raises `ModelError` when they differ.
+        """
+        self.engine.take(roles, policy_version)
+        respond = partial(self.engine.sample, roles, prompts, self.sampler, generator)
+        rollout = answered(roles, prompts, respond, policy_version)
+        if self._drawn % self.check_every == 0:
+            self._check_engine(roles, rollout)
+        self._drawn += 1
+        return rollout
+
+    @torch.no_grad()
     def sample(
         self, roles: Roles, role: Role, prompts: Prompts, policy_version: int, generator: torch.Generator | None
     ) -> Rollout:
-        """Responses of `role`, drawn from `generator` (None: greedy)."""
-        tokenizer = roles.tokenizer
-        stop_ids = torch.tensor(sorted(roles.endings.ids), device=prompts.ids.device)
-
-        def answer(share: RowShard) -> tuple[Tensor, ...]:
-            mine = prompts.ids[share.index], prompts.mask[share.index]
-            return self.sampler.sample(lm, *mine, stop_ids, tokenizer.pad_token_id, generator, share)
-
-        with roles.acting(role) as lm:
-            answers = map_over_ranks(answer, len(prompts.texts))
-        ids, mask, logprobs, finished = map(stacked, zip(*answers, strict=True), (tokenizer.pad_token_id, 0, 0, 0))
-        responses = tuple(
-            response_text(tokenizer, prompt[prompt_mask], response[response_mask], roles.endings)
-            for prompt, prompt_mask, response, response_mask in zip(prompts.ids, prompts.mask, ids, mask, strict=True)
-        )
-        return Rollout(
-            prompt_ids=prompts.ids, prompt_mask=prompts.mask, response_ids=ids, response_mask=mask,
-            behavior_logprobs=logprobs, finished=finished, prompt_index=prompts.index, group_ids=prompts.group_ids,
-            prompts=prompts.texts, responses=responses, metadata=prompts.metadata, policy_version=policy_version,
-        )  # fmt: skip
+        """Responses of `role`, to measure, drawn from `generator` by this process (None: greedy)."""
+        respond = partial(sampled, roles, role, prompts, self.sampler, generator)
+        return answered(roles, prompts, respond, policy_version)
 
     def _with_greedy(
         self, roles: Roles, reward: AnyReward, prompts: Prompts, scored: Scored, outputs: ModelOutputs

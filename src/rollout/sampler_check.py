@@ -1,4 +1,4 @@
-"""Whether the sampler draws from the policy that is trained: its logprobs against those of the path that trains."""
+"""Whether an engine draws from the policy that is trained: its logprobs against those of the path that trains."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ LARGEST = {torch.float64: 1e-6, torch.float32: 5e-3}  # nats, of any token
 HALF_MEAN = 0.1  # nats, of all tokens: in half precision single tokens differ by far more
 
 
-def require_agreement(roles: Roles, rollout: Rollout, logprobs: Tensor, temperature: float) -> None:
-    """Raise `ModelError` if the sampler's logprobs differ from `logprobs` (B, T) by more than rounding.
+def require_agreement(roles: Roles, rollout: Rollout, logprobs: Tensor, temperature: float, fault: str) -> None:
+    """Raise `ModelError` if the engine's logprobs differ from `logprobs` (B, T) by more than rounding.
 
     In float32 and float64 by the largest difference of a token, in half precision (also of autocast and of TF32) by the
-    mean. Both grow by 1 / temperature where that is above 1, and so do the limits. Draws no random number.
+    mean. Both grow by 1 / temperature where that is above 1, and so do the limits. Draws no random number. The message
+    ends in `fault`.
     """
     mask = rollout.response_mask
     with roles.acting("policy") as lm:
@@ -30,7 +31,6 @@ def require_agreement(roles: Roles, rollout: Rollout, logprobs: Tensor, temperat
     if not found <= limit:  # also NaN
         by, precision = "at most" if exact else "on average", "TF32" if rough else str(dtype).removeprefix("torch.")
         raise ModelError(
-            f"the first batch's log-probabilities differ by {found:.2g} nats {by} between sampling, which keeps the "
-            f"past of a {kind} in a cache, and training ({limit:g} nats {by} are allowed in {precision}): this model "
-            f"cannot be sampled exactly and is not trained"
+            f"iteration {rollout.policy_version + 1}: the log-probabilities of a {kind} differ by {found:.2g} nats "
+            f"{by} between sampling and training ({limit:g} nats {by} are allowed in {precision}): {fault}"
         )

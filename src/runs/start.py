@@ -51,7 +51,7 @@ def start_run(run: Run) -> dict[str, Any]:
     folder = run_folder(Path(run.log_dir) / run.stage, run.name, run.overrides, run.resume)
     run = run.model_copy(update={"run_dir": str(folder)})
     stage = stage_of(run)
-    stage.check()
+    stage.check_training()
     if run.trainer.strategy is not None and launched():
         _refuse_what_ranks_cannot_share(run)
     find_checkpoint(run, stage.code, tell=False)  # its errors come before a model is trained for this run
@@ -76,7 +76,7 @@ def train(run: Run, stage: Stage[Any] | None = None) -> dict[str, Any]:
             return json.loads((folder / FINISHED).read_text(encoding="utf-8"))
         if stage is None:
             stage = stage_of(run)
-            stage.check()
+            stage.check_training()
         with ExitStack() as held:
             return _train(stage, folder, held)
     except Interrupted as interruption:

@@ -74,6 +74,10 @@ class Stage(ABC, Generic[AnyRun]):
             refuse_damaged(f"{node}.path={path}", path)
         self.code = code_of(self.run)
 
+    def check_training(self) -> None:
+        """`check`, and what a chat or an evaluation with the same settings does not need."""
+        self.check()
+
     def set_paths(self, model: str | None = None, reward: str | None = None) -> None:
         """Set the folders of models that were trained for this run."""
         if model is not None:

@@ -75,6 +75,11 @@ class PPOStage(Stage[PPORun]):
                 if isinstance(reward, FunctionReward):
                     self.maker.scorer.try_out(reward)
 
+    def check_training(self) -> None:
+        """Check the rollout engine too."""
+        super().check_training()
+        self.maker.engine.check()
+
     def set_paths(self, model: str | None = None, reward: str | None = None) -> None:
         """Set the folders, and make the reward if it needed one."""
         super().set_paths(model, reward)
@@ -177,6 +182,8 @@ def experience_maker(run: PPORun) -> ExperienceMaker:
         whiten_rewards=ppo.whiten_rewards,
         whiten_advantages=ppo.whiten_advantages,
         batch_size=rollout.scoring_batch_size,
+        engine=instantiate(rollout.engine, "rollout.engine"),
+        check_every=rollout.check_every,
     )
 
 

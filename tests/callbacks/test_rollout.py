@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from src.core.estimators import GroupRelative, LeaveOneOut, RewardToGo
 from src.core.kl import SampledKL, k2
 from src.data.modules import PromptData
 from src.errors import ConfigError
+from src.rollout.engines.local import LocalEngine
 from src.rollout.evaluation import Evaluator, merge
 from src.rollout.experience import ReferenceKL
 from src.rollout.kl_controller import AdaptiveKL
@@ -193,3 +195,29 @@ def test_what_maker_and_module_disagree_about_is_refused_before_the_first_rollou
     with pytest.raises(ConfigError, match=message):
         fit(make_module(roles, **module), tmp_path, maker=make_maker(**maker), callbacks=(keep,))
     assert not keep.seen
+
+
+class Closing(LocalEngine):
+    """Counts how often it was closed."""
+
+    def __init__(self) -> None:
+        self.closed: list[bool] = []
+
+    def close(self) -> None:
+        self.closed.append(True)
+
+
+class Failing(Callback):
+    """An error in the middle of the training."""
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        raise KeyError("planted")
+
+
+def test_the_engine_is_closed_when_training_ends_in_whatever_way(base: str, tmp_path: Path) -> None:
+    for callbacks in ((), (Failing(),)):
+        engine = Closing()
+        module, maker = make_module(make_roles(base), iterations=1), make_maker(engine=engine)
+        with pytest.raises(KeyError, match="planted") if callbacks else nullcontext():
+            fit(module, tmp_path, maker=maker, iterations=1, callbacks=callbacks)
+        assert engine.closed

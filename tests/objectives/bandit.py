@@ -168,11 +168,11 @@ class Exact(ExperienceMaker):
 
     batch: Rollout
 
-    def sample(self, *_: Any) -> Rollout:
+    def draw(self, *_: Any) -> Rollout:
         return self.batch
 
-    def _check_sampler(self, *_: Any) -> None:
-        """Nothing was sampled, and no language model is at work."""
+    def sample(self, *_: Any) -> Rollout:
+        return self.batch
 
 
 def gradient(

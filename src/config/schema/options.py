@@ -135,6 +135,7 @@ OPTIONS: dict[str, tuple[str, dict[str, type[Node]]]] = {
     "score_scaling": ("ppo", {"none": Node, "scale": Node, "normalize": Node}),
     "missing_eos": ("ppo", {"none": Node, "set": SetEos, "subtract": SubtractEos}),
     "early_stop": ("ppo", {"none": NoEarlyStop, "gold": EarlyStop}),
+    "engine": ("rollout", {"local": Node}),
     "trainer": ("trainer", {"default": Node, "ddp": Ddp}),
 }
 OWN = ("data", "reward", "gold_reward", "model", "trainer", "logger", "callbacks", "experiment", "preset")

@@ -163,6 +163,8 @@ class Rollout(Node):
     max_new_tokens: Count
     temperature: Positive
     scoring_batch_size: Count
+    check_every: Count
+    engine: Target
 
 
 class Nonfinite(Node):

@@ -1,0 +1,1 @@
+"""What draws the responses that are learned from: this process, or an engine of others."""
