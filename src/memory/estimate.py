@@ -133,7 +133,7 @@ def _roles(lm: PreTrainedModel, model: ModelSettings, critic: bool) -> tuple[dic
         return weights, trained
     peft = add_adapter(lm, model.lora, "policy")
     if critic:
-        peft.add_adapter("critic", lora_config(model.lora, lm))
+        peft.add_adapter("critic", lora_config(model.lora.of_critic, lm))
     peft.set_adapter("policy")
     roles = ("policy", "critic") if critic else ("policy",)
     trained = {role: size(p for name, p in peft.named_parameters() if f".{role}." in name) for role in roles}

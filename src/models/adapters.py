@@ -24,13 +24,14 @@ NAMES = (
 
 
 def lora_config(lora: LoraSettings, base: PreTrainedModel) -> LoraConfig:
-    """The settings as peft's config. Raises `ModelError` when the base has fewer layers than `lora.layers`."""
+    """The settings as peft's config. Raises `ModelError` when the base has fewer layers than they name."""
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     layers = base.config.get_text_config().num_hidden_layers
     if lora.layers is not None and targets == "all-linear":  # peft takes a list of layers with a list of names only
         targets = linear_names(base.base_model)
-    if lora.layers is not None and lora.layers > layers:
-        raise ModelError(f"model.lora.layers={lora.layers}: the model has {layers} layers")
+    for key in ("layers", "critic_layers"):
+        if (getattr(lora, key) or 0) > layers:
+            raise ModelError(f"model.lora.{key}={getattr(lora, key)}: the model has {layers} layers")
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,

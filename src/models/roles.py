@@ -96,7 +96,7 @@ class Roles(nn.Module, ABC):
         """pi(. | s_t) of a role at the response tokens in the mask."""
         mask = rollout.response_mask
         with self.acting(role) as lm:
-            hidden = self._hidden(lm, rollout)[mask]
+            hidden = self._hidden(lm, rollout, role)[mask]
             head = lm.get_output_embeddings()
         return TokenDistribution(hidden, head, rollout.response_ids[mask], mask, temperature)
 
@@ -116,7 +116,7 @@ class Roles(nn.Module, ABC):
         if self.value_head is None:
             raise RuntimeError("these roles were built without a critic")
         with self.acting("critic") as lm:
-            return masked(scalar(self.value_head, self._hidden(lm, rollout)), rollout.response_mask)
+            return masked(scalar(self.value_head, self._hidden(lm, rollout, "critic")), rollout.response_mask)
 
     def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
         """r of the reward model on the base, read at the last counted token. Shapes: (B, S) -> (B,) float32.
@@ -128,16 +128,16 @@ class Roles(nn.Module, ABC):
         with torch.no_grad(), self.acting("reward") as lm:
             return head_at_end(self.score_head, hidden_states(lm, ids, mask), mask).float()
 
-    def _hidden(self, lm: PreTrainedModel, rollout: Rollout) -> Tensor:
+    def _hidden(self, lm: PreTrainedModel, rollout: Rollout, role: Role) -> Tensor:
         with gradient_checkpointing(lm, self.checkpointing and torch.is_grad_enabled()):
-            return at_actions(self._states(lm, rollout), rollout)
+            return at_actions(self._states(lm, rollout, role), rollout)
 
-    def _states(self, lm: PreTrainedModel, rollout: Rollout) -> Tensor:
+    def _states(self, lm: PreTrainedModel, rollout: Rollout, role: Role) -> Tensor:
         return hidden_states(lm, *whole_sequence(rollout))
 
     @property
     def shares_trunk(self) -> bool:
-        """Whether there are layers below all adapters, shared by all roles."""
+        """Whether there are layers that several roles read as they are in the base."""
         return False
 
     def trunk(self, rollout: Rollout) -> Tensor:
@@ -157,7 +157,7 @@ class LoraRoles(Roles):
         if isinstance(base.get_output_embeddings(), BaseTunerLayer):
             raise ModelError("model.lora.targets: the vocabulary head is shared by all roles and has no adapter")
         if critic:
-            self.peft.add_adapter("critic", lora_config(lora, base))
+            self.peft.add_adapter("critic", lora_config(lora.of_critic, base))
         self._adapters = {
             role: [p for name, p in self.peft.named_parameters() if f".{role}." in name]
             for role in ("policy", "critic")
@@ -166,24 +166,26 @@ class LoraRoles(Roles):
         self.eval()
         if prepacked:
             prepack(base.base_model)  # not the head, which is computed in blocks of words
-        self._parts = None if lora.layers is None else split(base, lora.layers)  # a tuple: not registered twice
+        top = lora.shared_above if critic else lora.layers
+        self._parts = None if top is None else split(base, top)  # a tuple: not registered twice
+        self._on_trunk = ("critic", "reference") if lora.layers is None else ("policy", "critic", "reference")
 
     @property
     def shares_trunk(self) -> bool:
-        """True when adapters are in the top `model.lora.layers` layers only."""
+        """True when adapters, or those of the critic, are in the top layers only."""
         return self._parts is not None
 
     def trunk(self, rollout: Rollout) -> Tensor:
-        """The output of the lower part of the base, without gradient."""
+        """The output of the lower part of the base without adapters, without gradient."""
         if self._parts is None:
             return super().trunk(rollout)
         ids, mask = whole_sequence(rollout)
-        with torch.no_grad(), self.acting("policy"):  # only the reward may have adapters in these layers
+        with torch.no_grad(), self.acting("reference"):
             return backbone_states(self._parts[0], mask, input_ids=ids)
 
-    def _states(self, lm: PreTrainedModel, rollout: Rollout) -> Tensor:
-        if rollout.trunk is None or self._parts is None:
-            return super()._states(lm, rollout)
+    def _states(self, lm: PreTrainedModel, rollout: Rollout, role: Role) -> Tensor:
+        if rollout.trunk is None or self._parts is None or role not in self._on_trunk:
+            return super()._states(lm, rollout, role)
         return backbone_states(self._parts[1], whole_sequence(rollout)[1], inputs_embeds=rollout.trunk)
 
     @contextmanager

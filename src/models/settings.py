@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,13 +23,29 @@ class LoraSettings:
     dropout: float = 0.0
     targets: str | Sequence[str] = "all-linear"
     layers: int | None = None  # number of top layers with adapters; None: all
+    critic_layers: int | None = None  # the same for the critic of PPO; None: as `layers`
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
         require(self.rank >= 1, "rank", self.rank, "at least 1")
         require(self.alpha > 0, "alpha", self.alpha, "greater than 0")
         require(self.layers is None or self.layers >= 1, "layers", self.layers, "at least 1, or null")
+        alike = self.layers is None or self.critic_layers in (None, self.layers)
+        require(alike, "critic_layers", self.critic_layers, f"null or {self.layers}, as layers={self.layers}")
+        require(
+            self.critic_layers is None or self.critic_layers >= 1, "critic_layers", self.critic_layers, "at least 1"
+        )
         require(0 <= self.dropout < 1, "dropout", self.dropout, "at least 0 and less than 1")
+
+    @property
+    def of_critic(self) -> LoraSettings:
+        """The settings of the critic's adapter."""
+        return replace(self, layers=self.shared_above, critic_layers=None)
+
+    @property
+    def shared_above(self) -> int | None:
+        """The number of top layers below which critic and reference are the same; None: nothing is shared."""
+        return self.layers if self.critic_layers is None else self.critic_layers
 
 
 @dataclass(frozen=True)

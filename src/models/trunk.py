@@ -1,7 +1,9 @@
 """The frozen layers below the lowest adapter, and the rest of the model that starts from their output.
 
 With adapters in the top layers only, h_m = layers_1..m(x) is the same for policy, critic and reference and in all
-epochs: it is computed once per experience. This is exact: no layer below is trained, so none needs a gradient.
+epochs: it is computed once per experience. This is exact: no layer below is trained, so none needs a gradient. With
+adapters of the critic in the top layers only (`model.lora.critic_layers`), critic and reference read h_m, and the
+policy, which adapts all layers, does not.
 """
 
 from __future__ import annotations
@@ -49,8 +51,8 @@ def split(lm: PreTrainedModel, top: int) -> tuple[nn.Module, nn.Module]:
     backbone, anatomy = lm.base_model, ANATOMIES.get(lm.config.model_type)
     if anatomy is None:
         raise ModelError(
-            f"model.lora.layers: the layers of a {lm.config.model_type!r} cannot be split yet (known: "
-            f"{', '.join(ANATOMIES)}); set model.lora.layers=null"
+            f"model.lora: the layers of a {lm.config.model_type!r} cannot be split yet (known: "
+            f"{', '.join(ANATOMIES)}); set model.lora.layers=null and model.lora.critic_layers=null"
         )
     below = lm.config.num_hidden_layers - top
     kept_out: dict[str, nn.Module] = {} if anatomy.positions is None else {anatomy.positions: NoPositions()}

@@ -55,6 +55,8 @@ def check_ppo(run: PPORun) -> None:
     lengths = {"rollout.max_prompt_tokens": sizes.max_prompt_tokens, "rollout.max_new_tokens": sizes.max_new_tokens}
     _check_length(run, architecture, lengths)
     _check_lora(run.model.lora, architecture, "model.lora", repr(run.model.name))
+    if run.ppo.value_loss is None and run.model.lora is not None and run.model.lora.critic_layers is not None:
+        refuse("model.lora.critic_layers", run.model.lora.critic_layers, "this advantage has no critic: use null")
     _check_pairs(run)
     _check_held_out(run)
     for path in _reward_paths(run.reward.model_dump(by_alias=True)):
@@ -99,8 +101,9 @@ def _check_lora(lora: Lora | None, architecture: PretrainedConfig, key: str, nam
     if lora is None:
         return
     layers = getattr(architecture.get_text_config(), "num_hidden_layers", None)
-    if lora.layers is not None and layers is not None and lora.layers > layers:
-        refuse(f"{key}.layers", lora.layers, f"the model has {layers} layers")
+    for name_of, count in (("layers", lora.layers), ("critic_layers", lora.critic_layers)):
+        if count is not None and layers is not None and count > layers:
+            refuse(f"{key}.{name_of}", count, f"the model has {layers} layers")
     unmatched = unmatched_targets(architecture, lora.targets)
     if unmatched:
         raise ConfigError(

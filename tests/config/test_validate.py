@@ -89,6 +89,9 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("policy_loss=reinforce ppo.clip=0.2", ["nothing reads ppo.clip here", "policy_loss=clip"]),
     # what the model or the data does not have
     ("model.lora.layers=9", ["model.lora.layers=9", "the model has 3 layers"]),
+    ("model.lora.critic_layers=9", ["model.lora.critic_layers=9", "the model has 3 layers"]),
+    ("model.lora.critic_layers=1 model.lora.layers=2", ["critic_layers=1", "null or 2, as layers=2"]),
+    ("model.lora.critic_layers=1 advantage=rloo rollout.samples_per_prompt=2", ["critic_layers=1", "no critic"]),
     ("model.lora=null reward=adapter", ["model.lora=null", "reward=adapter has no base to share"]),
     ("data=custom data.path=x.jsonl data.columns.prompt=q gold_reward=none",
      ["reward=learned without reward.path", "data.columns.chosen", "reward=function"]),

@@ -10,10 +10,11 @@ import torch
 from torch.testing import assert_close
 from transformers.pytorch_utils import Conv1D
 
-from src.errors import ModelError
+from src.errors import ModelError, SettingError
 from src.models.forward import backbone_states, hidden_states, whole_sequence
 from src.models.loading import load_causal_lm
 from src.models.roles import Roles
+from src.models.settings import LoraSettings
 from src.models.trunk import split
 from src.rollout.minibatches import micro_batches
 from src.types import Rollout
@@ -23,6 +24,8 @@ from tests.tiny import FOREIGN_WARNINGS, LORA, make_maker, make_prompts, make_ro
 pytestmark = FOREIGN_WARNINGS
 
 TOP = replace(LORA, layers=1)  # of two layers
+CRITIC = replace(LORA, critic_layers=1)
+SHARING = [TOP, replace(LORA, layers=2), CRITIC]
 families = pytest.mark.parametrize("family", architectures.DECODERS)
 
 
@@ -75,13 +78,13 @@ def test_each_role_adapts_every_linear_layer_of_the_top_layers_once(
 
 
 @families
-@pytest.mark.parametrize("layers", [1, 2], ids=["top", "all"])
+@pytest.mark.parametrize("lora", SHARING, ids=["top", "all", "critic"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 def test_every_role_gives_the_same_numbers_and_gradients(
-    family: str, layers: int, checkpointing: bool, tmp_path: Path
+    family: str, lora: LoraSettings, checkpointing: bool, tmp_path: Path
 ) -> None:
     """Micro-batch by micro-batch, each trimmed to its own lengths, as an update reads them."""
-    roles = roles_of(tmp_path, family, replace(LORA, layers=layers), gradient_checkpointing=checkpointing)
+    roles = roles_of(tmp_path, family, lora, gradient_checkpointing=checkpointing)
     rollout = ragged_rollout()
     parameters = [*roles.policy_parameters(), *roles.critic_parameters()]
 
@@ -104,8 +107,8 @@ def test_every_role_gives_the_same_numbers_and_gradients(
 
 def test_an_experience_keeps_it_for_the_update(tmp_path: Path) -> None:
     """Every row's own, whatever micro-batch it was computed in; a model with adapters everywhere keeps nothing."""
-    for lora, is_kept in ((TOP, True), (LORA, False)):
-        roles = roles_of(tmp_path / str(is_kept), "gpt2", lora)
+    for lora, is_kept in ((TOP, True), (CRITIC, True), (LORA, False)):
+        roles = roles_of(tmp_path / str(lora.critic_layers) / str(is_kept), "gpt2", lora)
         rollout = ragged_rollout()
         found = make_maker(batch_size=2).with_trunk(roles, rollout).trunk
         if not is_kept:
@@ -121,9 +124,39 @@ def test_an_experience_keeps_it_for_the_update(tmp_path: Path) -> None:
         assert made.trunk is None
 
 
+@families
+def test_the_critic_of_the_top_layers_is_not_run_below_and_the_policy_is(family: str, tmp_path: Path) -> None:
+    """The critic's adapter is in the top layer, the policy's in both; what the critic reads does not move with it."""
+    roles = roles_of(tmp_path, family, CRITIC)
+    names = {role: [n for n, _ in roles.named_parameters() if f".{role}." in n] for role in ("policy", "critic")}
+    assert names["critic"]
+    assert all(".1." in name for name in names["critic"])
+    assert {name.replace(".policy.", ".critic.") for name in names["policy"]} > set(names["critic"])
+    rollout = ragged_rollout()
+    before, values = kept(roles, rollout), roles.values(kept(roles, rollout))
+    with torch.no_grad():
+        for parameter in roles.policy_parameters():
+            parameter.add_(0.1)
+    assert_close(roles.trunk(rollout), before.trunk, atol=0, rtol=0)
+    assert_close(roles.values(before), values, atol=0, rtol=0)
+    without = roles_of(tmp_path, family, CRITIC, critic=False)
+    assert not without.shares_trunk
+
+
+def test_a_trunk_for_critic_and_another_for_all_are_refused() -> None:
+    """One is kept; the same number says nothing new."""
+    assert replace(LORA, layers=1, critic_layers=1).shared_above == 1
+    with pytest.raises(SettingError, match="critic_layers must be null or 2"):
+        replace(LORA, layers=2, critic_layers=1)
+    with pytest.raises(SettingError, match="critic_layers must be at least 1"):
+        replace(LORA, critic_layers=0)
+
+
 def test_more_layers_than_there_are_and_unknown_architectures_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"model\.lora\.layers=3: the model has 2 layers"):
         roles_of(tmp_path / "a", "gpt2", replace(LORA, layers=3))
+    with pytest.raises(ModelError, match=r"model\.lora\.critic_layers=3: the model has 2 layers"):
+        roles_of(tmp_path / "c", "gpt2", replace(LORA, critic_layers=3))
     lm = load_causal_lm(model_settings(architectures.write(tmp_path / "b", "gpt2")))
     lm.config.model_type = "mamba"
     with pytest.raises(ModelError, match="mamba"):

@@ -17,6 +17,7 @@ class Lora(Typed):
     dropout: Share
     targets: str | list[str]
     layers: Count | None = None
+    critic_layers: Count | None = None
 
 
 class GPT2(Typed):
