@@ -129,16 +129,25 @@ class Runner:
 
     def run(self, overrides: tuple[str, ...], fault: Fault | None = None, *, kill_after: float | None = None) -> int:
         """The exit code; -9 when it was killed, by the fault or `kill_after` seconds after its start."""
-        command = [*TINY, f"log_dir={self.log_dir}", *overrides]
-        output = self.log_dir / "output.txt"
-        process = self.server.Process(target=child, args=(command, fault, str(output)))
-        process.start()
+        return self.command("src.train", (*TINY, f"log_dir={self.log_dir}", *overrides), fault, kill_after)
+
+    def command(
+        self, module: str, arguments: tuple[str, ...], fault: Fault | None = None, kill_after: float | None = None
+    ) -> int:
+        """The same for `python -m MODULE ARGUMENTS`."""
+        process = self.start(module, arguments, fault)
         process.join(kill_after)
         if process.is_alive():
             process.kill()
             process.join()
         assert process.exitcode is not None
         return process.exitcode
+
+    def start(self, module: str, arguments: tuple[str, ...], fault: Fault | None = None) -> Any:
+        """The process, which runs."""
+        process = self.server.Process(target=child, args=(module, arguments, fault, str(self.log_dir / "output.txt")))
+        process.start()
+        return process
 
     def whole(self, name: str, overrides: tuple[str, ...]) -> Path:
         """The folder of a run that nobody kills."""
@@ -170,30 +179,33 @@ class Runner:
         return folder
 
 
-def child(command: list[str], fault: Fault | None, output: str) -> None:
-    """`python -m src.train COMMAND`, with a fault, its words in a file."""
+def child(module: str, arguments: tuple[str, ...], fault: Fault | None, output: str) -> None:
+    """`python -m MODULE ARGUMENTS`, with a fault, its words in a file."""
     with open(output, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
     os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline")
     os.chdir(ROOT)
-    sys.argv = ["src.train", *command]
+    sys.argv = [module, *arguments]
+    main = importlib.import_module(module).main
     if fault is not None:
         fault.arm()
-    importlib.import_module("src.train").main()
+    main()
 
 
 # ----------------------------------------------------------------------------------------------------- the comparison
 
 
 def differences(whole: Path, other: Path) -> list[str]:
-    """What differs between two finished run folders, but for clocks, commits, names and places."""
+    """What differs between two finished run folders, but for clocks, commits, names, places and what wandb keeps."""
     found = []
     for path in sorted(whole.rglob("*")):
         relative = path.relative_to(whole)
         mine, theirs = path, other / relative
         if path.is_dir() or relative.name in ("config.yaml", "timing.csv") or path.suffix in (".png", ".html"):
+            continue
+        if relative.parts[0] == "wandb":
             continue
         if not theirs.is_file():
             found.append(f"{relative} is missing")
@@ -208,7 +220,11 @@ def differences(whole: Path, other: Path) -> list[str]:
             found.append(f"{relative} differs")
     more = {p.relative_to(other) for p in other.rglob("*") if p.is_file()}
     more -= {p.relative_to(whole) for p in whole.rglob("*") if p.is_file()}
-    return found + [f"{path} is there in addition" for path in sorted(more) if path.suffix != ".damaged"]
+    return found + [
+        f"{path} is there in addition"
+        for path in sorted(more)
+        if path.suffix != ".damaged" and path.parts[0] != "wandb"
+    ]
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
