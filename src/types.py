@@ -96,6 +96,7 @@ class Experience:
     advantages: Tensor  # (B, T) Phi_t
     returns: Tensor | None  # (B, T) target of the critic; None without one
     loss_kl_coef: float = 0.0  # weight of KL(policy || reference) as a term of the policy's loss
+    correction: Tensor | None = None  # (B, T) weight of each token's policy loss; None: 1
 
     @property
     def mask(self) -> Tensor:

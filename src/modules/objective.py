@@ -25,9 +25,10 @@ Texts = dict[str, Tensor]  # ids and mask of the language-model loss
 
 
 class PolicyObjective:
-    """L_t = policy loss_t + old_kl_coef KL_t(old || new) + kl_coef KL_t(new || reference) - entropy_coef H_t.
+    """L_t = w_t policy loss_t + old_kl_coef KL_t(old || new) + kl_coef KL_t(new || reference) - entropy_coef H_t.
 
-    `old_kl_controller` holds old_kl_coef (0 except in the penalty form of PPO); kl_coef is part of the experience.
+    `old_kl_controller` holds old_kl_coef (0 except in the penalty form of PPO); kl_coef and w_t, the
+    correction for another policy that sampled (else 1), are part of the experience.
     """
 
     def __init__(
@@ -60,6 +61,8 @@ class PolicyObjective:
         policy = self.roles.distribution(micro.rollout, self.temperature)
         logprobs, entropy = policy.logprobs_and_entropy(entropy_trains=self.entropy_coef > 0)
         loss, indicators = self.policy_loss(logprobs, micro.old_logprobs, micro.advantages, micro.mask)
+        if micro.correction is not None:
+            loss = micro.correction * loss
         old_kl = self.old_kl(micro.old_logprobs, logprobs, lambda: old.kl(policy))
         seen = {"loss": loss, "entropy": entropy, "old_kl": old_kl}
         total = loss - self.entropy_coef * entropy

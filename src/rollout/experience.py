@@ -22,6 +22,7 @@ from src.rollout.engines.interface import RolloutEngine
 from src.rollout.engines.local import LocalEngine
 from src.rollout.finite_rows import ModelOutputs, keep_finite
 from src.rollout.kl_controller import FixedKL, KLController
+from src.rollout.measures import Correction, corrected, describe
 from src.rollout.minibatches import join
 from src.rollout.oom_retry import OomRetry
 from src.rollout.sampler_check import require_agreement
@@ -68,9 +69,10 @@ class ExperienceMaker:
         batch_size: int = 64,
         engine: RolloutEngine | None = None,
         check_every: int = 10,
+        correction: Correction | None = None,
     ) -> None:
         self.sampler, self.scorer = sampler, scorer
-        self.engine = engine or LocalEngine()
+        self.engine, self.correction = engine or LocalEngine(), correction
         self.shaping = shaping or ScoreShaping(NoScaling(), None, SetMissingEos(-1.0))
         self.fitting = OomRetry(batch_size, "rollout.scoring_batch_size")
         self.reference_kl, self.advantage = reference_kl, advantage
@@ -94,8 +96,8 @@ class ExperienceMaker:
         1. sample responses; 2. score them (and drop those that cannot be scored, if the scorer allows it); 3. logprobs
         of policy and reference, values (and drop rows that are not finite); score the greedy responses if the estimator
         compares with them; 4. shape the scores; 5. rewards per token with the KL to the reference (scaled to variance 1
-        if `whiten_rewards`); 6. advantages and returns; 7. whiten the advantages (if `whiten_advantages`); 8. update
-        the KL coefficient.
+        if `whiten_rewards`); 6. advantages and returns; 7. whiten the advantages (if `whiten_advantages`); 8. weigh
+        the tokens by the policy that sampled them (if there is a `correction`), and update the KL coefficient.
 
         `nonfinite` drops rows whose logprobs or values are not finite, up to its limit; None: the first such row
         raises `NonFiniteError`.
@@ -124,11 +126,12 @@ class ExperienceMaker:
         advantages, factor_of_advantages = _whitened(advantages, mask, self.whiten_advantages)
         loss_kl_coef = kl_coef * factor * factor_of_advantages if self.reference_kl.in_loss else 0.0
         # 8
-        measures = describe(scored, shaped, rewards) | self._steer(outputs)
+        weights, mismatch = corrected(self.correction, rollout, outputs.logprobs)
+        measures = describe(scored, shaped, rewards) | mismatch | self._steer(outputs)
         return Experience(
             rollout=rollout, old_logprobs=outputs.logprobs, ref_logprobs=outputs.ref_logprobs,
             old_values=outputs.values, scores=scores, rewards=rewards, advantages=advantages, returns=returns,
-            loss_kl_coef=loss_kl_coef,
+            loss_kl_coef=loss_kl_coef, correction=weights,
         ), measures  # fmt: skip
 
     def _check_engine(self, roles: Roles, rollout: Rollout) -> None:
@@ -278,18 +281,3 @@ def _whitened(x: Tensor, mask: Tensor, wanted: bool, shift_mean: bool = True) ->
     if not wanted:
         return x, 1.0
     return whiten(x, mask, shift_mean=shift_mean), whitening_scale(x, mask).item() or 1.0
-
-
-def describe(scored: Scored, shaped: Tensor, rewards: Tensor) -> dict[str, float]:
-    """Metrics of scores, rewards and responses: length in tokens, share that ended, nats per token."""
-    rollout, scores, mask = scored.rollout, scored.scores, scored.rollout.response_mask
-    return {
-        "rollout/response_length": mask.sum(1).float().mean().item(),
-        "rollout/eos_fraction": rollout.finished.float().mean().item(),
-        "rollout/nll_per_token": (-rollout.behavior_logprobs.sum() / mask.sum().clamp(min=1)).item(),
-        "rollout/score": scores.mean().item(),
-        "rollout/score_std": scores.std(correction=0).item(),
-        "rollout/shaped_score": shaped.mean().item(),
-        "rollout/reward": rewards.sum(1).mean().item(),
-        "rollout/dropped": float(scored.dropped),
-    } | {f"rollout/score_{name}": part.mean().item() for name, part in scored.parts.items()}

@@ -59,6 +59,7 @@ def check_ppo(run: PPORun) -> None:
         refuse("model.lora.critic_layers", run.model.lora.critic_layers, "this advantage has no critic: use null")
     _check_pairs(run)
     _check_held_out(run)
+    _check_correction(run)
     for path in _reward_paths(run.reward.model_dump(by_alias=True)):
         _check_reward_model(run_part(path, "model"))
 
@@ -169,6 +170,14 @@ def _check_held_out(run: PPORun) -> None:
         refuse("ppo.held_out.every", held_out.every, why)
     if held_out.best is not None and held_out.best.endswith("gold") and run.gold_reward is None:
         refuse("ppo.held_out.best", held_out.best, "needs a gold reward: choose one with gold_reward")
+
+
+def _check_correction(run: PPORun) -> None:
+    """A loss with one ratio for a response needs one weight for it."""
+    if run.choices["policy_loss"] == "gspo" and run.choices.get("correction_level") == "token":
+        raise ConfigError(
+            "correction_level=token: policy_loss=gspo has one ratio for a whole response; use correction_level=sequence"
+        )
 
 
 def _reward_paths(node: Any) -> Iterator[str]:

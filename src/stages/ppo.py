@@ -184,6 +184,7 @@ def experience_maker(run: PPORun) -> ExperienceMaker:
         batch_size=rollout.scoring_batch_size,
         engine=instantiate(rollout.engine, "rollout.engine"),
         check_every=rollout.check_every,
+        correction=instantiate(rollout.correction, "rollout.correction"),
     )
 
 

@@ -23,6 +23,8 @@ NEEDS = {
     "kl_estimator=exact": "kl=both",
     "kl_estimator=k2": "kl=loss",
     "kl_estimator=k3": "kl=loss",
+    "correction_level=sequence": "correction=mask",
+    "correction_level=token": "correction=truncate",
     "reward=function": "reward.target=math.fsum",
     "reward=http": "reward.url=http://localhost:1",
     "reward=keyword": "reward.keywords=[good]",

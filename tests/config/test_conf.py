@@ -160,6 +160,7 @@ def test_what_brings_a_group_along() -> None:
         "old_kl_controller": {"policy_loss": sorted(set(options("policy_loss")) - {"trpo"})},
         "kl_estimator": {"kl": ["both", "loss", "reward"]},
         "kl_controller": {"kl": ["both", "loss", "reward"]},
+        "correction_level": {"correction": ["mask", "truncate"]},
     }
     assert set(brings()) < set(groups())
 

@@ -67,18 +67,18 @@ def from_node(node: dict[str, Any], argument: str) -> Callable[[Any], Any]:
 
 
 def of_nodes() -> Iterator[tuple[str, type[Node], str, Callable[[Any], Any]]]:
-    """Key, declaration and maker of what an option hands to its object, in the node or by `${ppo.KEY}`."""
+    """Key, declaration and maker of what an option hands to its object, in the node or by `${PLACE.KEY}`."""
     for group, (place, kinds) in OPTIONS.items():
-        for name, kind in kinds.items() if place in ("ppo", "reward", "gold_reward", "data") else ():
+        for name, kind in kinds.items() if place in ("ppo", "rollout", "reward", "gold_reward", "data") else ():
             plain = with_option("ppo", f"{group}={name}").plain()[place]
             if (place == "data" and name not in ("reviews", "arithmetic")) or name == "adapter":
                 continue  # they read files at once
             raw = read(CONF / group / f"{name}.yaml")
             for key, value in leaves(raw.get(place, raw)):
-                found = re.fullmatch(r"\$\{ppo\.(\w+)\}", str(value))
+                found = re.fullmatch(rf"\$\{{{place}\.(\w+)\}}", str(value))
                 part, _, argument = key.partition(".")
                 if found and argument and found[1] in kind.model_fields:
-                    yield f"ppo.{found[1]}", kind, found[1], from_node(plain[part], argument)
+                    yield f"{place}.{found[1]}", kind, found[1], from_node(plain[part], argument)
             typed = {"": (kind, plain)} if issubclass(kind, Typed) else {}
             for part, field in kind.model_fields.items():
                 typed |= {

@@ -191,7 +191,7 @@ TRACED = (
     "stage=sft",
     "stage=reward",
     "stage=ppo trainer=ddp callbacks.checkpoint.best_metric=ppo/score early_stop=gold ppo.held_out.every=1",
-    "stage=ppo policy_loss=trpo ppo.epochs=1 kl_controller=adaptive",
+    "stage=ppo policy_loss=trpo ppo.epochs=1 kl_controller=adaptive correction=mask",
 )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from src.core import (
     advantages,
     aggregation,
+    correction,
     diagnostics,
     estimators,
     kl,
@@ -159,6 +160,10 @@ MASKED: dict[str, Call] = {
     "whitening_scale": lambda i: masking.whitening_scale(i.x, i.mask),
     "whiten, mean kept": lambda i: masking.whiten(i.x, i.mask, shift_mean=False),
     "probability_ratio": lambda i: policy_losses.probability_ratio(i.x, i.y, i.mask),
+    "sequence_ratio": lambda i: correction.sequence_ratio(i.x, i.y, i.mask),
+    "effective_sample_size": lambda i: correction.effective_sample_size(i.x, i.mask),
+    "Truncated": lambda i: correction.Truncated(2.0)(i.x, i.y, i.mask),
+    "Masked": lambda i: correction.Masked(1e4, correction.sequence_ratio)(i.x, i.y, i.mask),
     "reinforce": policy_loss(policy_losses.reinforce),
     "surrogate": policy_loss(policy_losses.surrogate),
     "clipped_surrogate": policy_loss(policy_losses.clipped_surrogate, 0.2, 0.3),
@@ -238,7 +243,7 @@ OTHERS: dict[str, Call] = {
     "set_missing_eos": lambda i: rewards.set_missing_eos(i.scores, i.finished, -1.0),
     "subtract_missing_eos": lambda i: rewards.subtract_missing_eos(i.scores, i.finished, 1.0),
 }
-CONSTANT_OUTSIDE = {"probability_ratio": 1.0}  # all others are 0 there
+CONSTANT_OUTSIDE = {"probability_ratio": 1.0, "sequence_ratio": 1.0}  # all others are 0 there
 # a number for the log, and credit, which is never learned through: where there is no variance they are set to 0 and
 # their gradient means nothing
 NEVER_DIFFERENTIATED_WITHOUT_VARIANCE = {"explained_variance", "GroupRelative, scaled"}

@@ -297,3 +297,29 @@ def test_the_remembered_policy_is_that_of_the_iterations_start(base: str, tmp_pa
     assert max(seen[0], seen[2]) < 1e-6
     assert min(seen[1], seen[3]) > 1e-4
     assert all(row["policy/old_kl"] > 0 for row in recorder.by_step().values())
+
+
+@pytest.mark.parametrize("weight", [None, 1.0])
+def test_a_weight_of_one_changes_no_bit(base: str, weight: float | None) -> None:
+    case, plain = make_case(base, LORA), make_case(base, LORA)
+    ones = None if weight is None else torch.full_like(case.experience.advantages, weight) * case.experience.mask
+    case.experience = replace(case.experience, correction=ones)
+    (total, gradient, logged), (same, its_gradient, its_log) = case.run(), plain.run()
+    assert (total, logged) == (same, its_log)
+    assert all(torch.equal(gradient[name], its_gradient[name]) for name in gradient)
+
+
+def test_a_correction_multiplies_the_policy_loss_of_each_token_alone(base: str) -> None:
+    """Not the KL to the old policy, nor the entropy: with an advantage of 0 those are all there is."""
+    draws = torch.Generator().manual_seed(5)
+    case = make_case(base, LORA, old_kl_coef=OLD)
+    weights = torch.rand(case.experience.mask.shape, generator=draws).double() * case.experience.mask
+    corrected, scaled = make_case(base, LORA, old_kl_coef=OLD), make_case(base, LORA, old_kl_coef=OLD)
+    corrected.experience = replace(corrected.experience, correction=weights)
+    scaled.experience = replace(scaled.experience, advantages=weights * scaled.experience.advantages)
+    (total, gradient, _), (same, its_gradient, _) = corrected.run(), scaled.run()
+    assert total == pytest.approx(same, abs=1e-12)  # the clipped loss is of degree 1 in the advantage
+    for name, mine in gradient.items():
+        torch.testing.assert_close(mine, its_gradient[name], rtol=1e-9, atol=1e-12)
+    without, _, _ = case.run()
+    assert abs(total - without) > 1e-3

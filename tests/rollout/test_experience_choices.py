@@ -12,11 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from src.core.correction import Truncated
 from src.core.estimators import RewardToGo
 from src.core.kl import ExactKL, KLEstimator, SampledKL, k1, k2, k3
 from src.errors import ConfigError
 from src.models.roles import Roles
 from src.rollout import experience as experience_module
+from src.rollout.answering import Responses
+from src.rollout.engines.local import LocalEngine
 from src.rollout.experience import ExperienceMaker, ReferenceKL
 from src.rollout.kl_controller import AdaptiveKL, FixedKL
 from src.rollout.shaping import (
@@ -304,3 +307,35 @@ def test_scores_are_scaled_then_clipped_then_lowered_and_the_kl_comes_last(
         assert_rows_close(rows_of(experience.rewards, experience.mask), rewards, 1e-5)
         assert measures["rollout/score"] == pytest.approx(statistics.fmean(raw), abs=1e-6)
         assert measures["rollout/shaped_score"] == pytest.approx(statistics.fmean(shaped), abs=1e-5)
+
+
+# ---------------------------------------------------------------------------------------- what another policy sampled
+
+
+class Tempered(LocalEngine):
+    """Says that each token was `factor` as probable as it is: an engine that is off, by a known amount."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def sample(self, *given: Any) -> Responses:
+        ids, mask, logprobs, finished = super().sample(*given)
+        return ids, mask, (logprobs + math.log(self.factor)) * mask, finished
+
+
+def test_the_policy_that_sampled_is_measured_and_corrected(roles: Roles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pi_old / pi_behavior is 1 / factor for every token; k3 of it is 1 / factor - 1 + log factor."""
+    monkeypatch.setattr(experience_module, "require_agreement", lambda *_: None)
+    ratio = 1 / 0.8
+    options: dict[str, Any] = WITHOUT_CRITIC | {"engine": Tempered(0.8)}
+    experience, measures = make(roles, make_maker(**options))
+    assert experience.correction is None
+    assert measures["rollout/behavior_kl"] == pytest.approx(ratio - 1 - math.log(ratio), abs=1e-5)
+    assert measures["rollout/behavior_ratio_max"] == pytest.approx(ratio, abs=1e-4)
+    assert not {"rollout/effective_sample_size", "rollout/capped_fraction"} & measures.keys()
+    for cap, weight, capped in ((2.0, ratio, 0.0), (1.2, 1.2, 1.0)):
+        experience, measures = make(roles, make_maker(correction=Truncated(cap), **options))
+        assert experience.correction is not None
+        torch.testing.assert_close(experience.correction, weight * experience.mask.float(), rtol=1e-4, atol=0)
+        assert measures["rollout/capped_fraction"] == capped
+        assert measures["rollout/effective_sample_size"] == pytest.approx(1, abs=1e-6)

@@ -72,3 +72,9 @@ def test_of_a_stage_that_another_needs_first_the_command_is_named(tmp_path: Path
         f"the SFT stage that this run needs first: {wrong}; train it with `python -m src.train {' '.join(overrides)} "
         f"sft.max_tokens=64`, then give model.path=FOLDER"
     )
+
+
+def test_one_ratio_for_a_response_needs_one_weight_for_it() -> None:
+    gspo = ["experiment=none", "reward=vader", "model=tiny", "policy_loss=gspo", "correction=truncate"]
+    assert refusal(compose(gspo)).startswith("correction_level=token: policy_loss=gspo")
+    stage_of(compose([*gspo, "correction_level=sequence"])).check()

@@ -192,3 +192,16 @@ class SubtractEos(Node):
     """What an unfinished response loses."""
 
     missing_eos_penalty: NonNegative
+
+
+class Corrected(Node):
+    """Weights for responses of another policy."""
+
+    correction: Target
+    correction_cap: Annotated[float, Field(gt=1)]
+
+
+class CorrectionLevel(Node):
+    """The ratio that they come from."""
+
+    correction_level: Target

@@ -12,6 +12,8 @@ from src.config.schema.algorithm import (
     Clip,
     ClippedValues,
     ConstantLength,
+    Corrected,
+    CorrectionLevel,
     Critic,
     DoublingOldKL,
     DualClip,
@@ -136,6 +138,8 @@ OPTIONS: dict[str, tuple[str, dict[str, type[Node]]]] = {
     "missing_eos": ("ppo", {"none": Node, "set": SetEos, "subtract": SubtractEos}),
     "early_stop": ("ppo", {"none": NoEarlyStop, "gold": EarlyStop}),
     "engine": ("rollout", {"local": Node}),
+    "correction": ("rollout", {"none": Node, "truncate": Corrected, "mask": Corrected}),
+    "correction_level": ("rollout", dict.fromkeys(("token", "sequence"), CorrectionLevel)),
     "trainer": ("trainer", {"default": Node, "ddp": Ddp}),
 }
 OWN = ("data", "reward", "gold_reward", "model", "trainer", "logger", "callbacks", "experiment", "preset")

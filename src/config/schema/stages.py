@@ -166,6 +166,8 @@ class Rollout(Node):
     check_every: Count
     engine: Target
 
+    correction: ClassVar[Target | None] = None
+
 
 class Nonfinite(Node):
     """What happens to numbers that are not finite."""
