@@ -78,6 +78,7 @@ STUDIES = (
         ("fixed_points.md",),
     ),
     Study("learning", "every Phi_t and every policy loss", ("benchmarks.learning",), ("learning.json", "learning.md")),
+    Study("lag", "one step behind", ("benchmarks.lag",), ("lag.json", "lag.md")),
     Study(
         "overoptimization", "overoptimization of a weak reward", ("benchmarks.overoptimization",),
         ("overoptimization.json", "overoptimization.md"),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from src.core.aggregation import constant_length, sequence_mean, token_mean
+from src.core.correction import Truncated
 from src.core.estimators import GAE, GreedyBaseline, LeaveOneOut, RunningMeanBaseline
 from src.core.value_losses import ClippedSquaredError, SquaredError
 from src.errors import RewardError
@@ -258,6 +259,21 @@ def test_nothing_left_on_any_rank_is_said_by_all(ranks: Ranks, base: str) -> Non
     """Nobody waits for somebody who has given up."""
     sentence = "NaN where a number was due"
     assert all(sentence in said for said in [nothing_left(base), *ranks(nothing_left, base)])
+
+
+def one_behind(folder: Path, base: str) -> dict[str, Any]:
+    """What three iterations log and where they end, each batch sampled one update early."""
+    roles = roles_at(base)
+    module = make_module(roles, iterations=3, batch_size=7, minibatch_size=3)
+    maker = make_maker(correction=Truncated(1.1))
+    recorder, _ = fit(module, folder, maker=maker, iterations=3, lag=1, **together())
+    return {"logged": recorder.by_step(), "weights": snapshot(roles.policy_parameters())}
+
+
+def test_one_step_behind_two_ranks_learn_as_one(ranks: Ranks, base: str, tmp_path: Path) -> None:
+    alone = one_behind(tmp_path, base)
+    assert alone["logged"][3]["rollout/behavior_kl"] > 1e-6
+    assert_alike(alone, ranks(one_behind, tmp_path, base))
 
 
 def nothing_left(base: str) -> str:

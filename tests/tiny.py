@@ -336,6 +336,7 @@ def fit(
     iterations: int = 2,
     samples_per_prompt: int = 1,
     seed: int = 3,
+    lag: int = 0,
     callbacks: tuple[Callback, ...] = (),
     ckpt_path: Path | None = None,
     **options: Any,
@@ -359,7 +360,7 @@ def fit(
         seed=seed,
     )
     recorder = Recorder()
-    rollout = (RolloutCallback(maker, seed=seed),) if maker is not None else ()
+    rollout = (RolloutCallback(maker, seed=seed, lag=lag),) if maker is not None else ()
     trainer = Trainer(
         max_epochs=1,
         log_every_n_steps=1,

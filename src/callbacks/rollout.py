@@ -7,20 +7,31 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from src.errors import ConfigError
+from src.data.loaders import StreamLoader
+from src.errors import ConfigError, require
 from src.modules.ppo import PPOModule
+from src.rollout.answering import drawn, rollout_again
 from src.rollout.evaluation import Evaluator
 from src.rollout.experience import ExperienceMaker
-from src.types import Prompts
+from src.types import Prompts, Rollout
 from src.utils.allocator import trim
 from src.utils.seeding import generator
 
 
 class RolloutCallback(Callback):
-    """Adds `experience` to each training batch and `evaluation` to each test batch, from the current policy."""
+    """Adds `experience` to each training batch and `evaluation` to each test batch, from the current policy.
 
-    def __init__(self, maker: ExperienceMaker, seed: int = 1) -> None:
-        self.maker, self.seed = maker, seed
+    With `lag=1` the responses to a batch's prompts are drawn one iteration early, before the update of the batch
+    before: same prompts, same random numbers, the policy of one update less; the first batch is drawn when it comes.
+    They are drawn here and in order. An engine that draws while this process trains has the same schedule: it takes the
+    weights at the start of an iteration, and its responses are needed at the start of the next. A checkpoint holds the
+    responses that wait for the next iteration, as only older weights could draw them again.
+    """
+
+    def __init__(self, maker: ExperienceMaker, seed: int = 1, lag: int = 0) -> None:
+        require(lag in (0, 1), "lag", lag, "0 or 1")
+        self.maker, self.seed, self.lag = maker, seed, lag
+        self._ahead: dict[str, Any] | None = None  # `drawn` for the next batch's prompts
 
     def on_fit_start(self, trainer: Trainer, pl_module: PPOModule) -> None:
         """Refuse settings of the module, the experience maker and the data that do not fit together."""
@@ -45,12 +56,13 @@ class RolloutCallback(Callback):
         """Make experience before the module learns."""
         started = time.perf_counter()
         trainer._results.reset()  # Lightning would repeat metrics of an earlier iteration that this one does not log
-        prompts = as_prompts(batch["prompts"])
-        # 0: the same numbers on every rank; each uses those of its rows
-        draws = generator(self.seed, "sampling", 0, batch_idx, device=prompts.ids.device)
         with trainer.precision_plugin.forward_context():
-            experience, measures = self.maker.make(
-                pl_module.roles, pl_module.reward, prompts, batch_idx, draws, pl_module.nonfinite
+            rollout = self._rollout(pl_module, as_prompts(batch["prompts"]), batch_idx)
+            following = self._following(trainer) if self.lag else None
+            if following is not None:
+                self._ahead = drawn(self._draw(pl_module, following, batch_idx + 1, batch_idx))
+            experience, measures = self.maker.experience(
+                pl_module.roles, pl_module.reward, rollout, batch_idx, pl_module.nonfinite
             )
         if pl_module.gold_reward is not None:
             gold = self.maker.scorer.score(pl_module.gold_reward, experience.rollout)
@@ -64,6 +76,26 @@ class RolloutCallback(Callback):
             | {"time/rollout_seconds": time.perf_counter() - started},
             batch_size=len(experience),
         )
+
+    def _rollout(self, module: PPOModule, prompts: Prompts, iteration: int) -> Rollout:
+        """The responses that were drawn ahead for these prompts, else responses of the policy as it is now."""
+        ahead, self._ahead = self._ahead, None
+        found = None if ahead is None else rollout_again(module.roles, prompts, ahead)
+        return found or self._draw(module, prompts, iteration, iteration)
+
+    def _draw(self, module: PPOModule, prompts: Prompts, batch: int, policy_version: int) -> Rollout:
+        """Responses of the policy as it is now to the prompts of a batch."""
+        # 0: the same numbers on every rank; each uses those of its rows
+        draws = generator(self.seed, "sampling", 0, batch, device=prompts.ids.device)
+        return self.maker.draw(module.roles, prompts, policy_version, draws)
+
+    def _following(self, trainer: Trainer) -> Prompts | None:
+        """The prompts of the next batch; None in the last iteration."""
+        loader = trainer.train_dataloader["prompts"] if isinstance(trainer.train_dataloader, dict) else None
+        if not isinstance(loader, StreamLoader):
+            raise ConfigError("lag=1 draws the next batch early, so it needs PromptData, which knows its prompts")
+        batch = loader.peek()
+        return None if batch is None else as_prompts(trainer.strategy.batch_to_device(batch))
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: PPOModule, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
@@ -85,11 +117,12 @@ class RolloutCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """State of the next iteration besides weights."""
-        return self.maker.state_dict()
+        return self.maker.state_dict() | {"ahead": self._ahead}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore it."""
         self.maker.load_state_dict(state_dict)
+        self._ahead = state_dict["ahead"] if self.lag else None
 
 
 def as_prompts(fields: dict[str, Any]) -> Prompts:

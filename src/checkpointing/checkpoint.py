@@ -21,8 +21,8 @@ class IterationCheckpoint(Callback):
     """Saves `folder/iteration-N.ckpt` after every `every` batches and after the last.
 
     Keeps the newest `keep` and the best: the one with the highest (`best_mode` "min": lowest) value of the logged
-    metric `best_metric` (None: none); `best.ckpt` is a link to it. A metric of rollouts (`rollout/...`) in iteration
-    N + 1 measures the policy of `iteration-N.ckpt` and belongs to that checkpoint, so the last one has none; any other
+    metric `best_metric` (None: none); `best.ckpt` is a link to it. A metric of rollouts (`rollout/...`) measures
+    the policy that sampled, after N iterations, and belongs to `iteration-N.ckpt`, so the last one has none; any other
     metric belongs to the checkpoint of its iteration. The logged rows are part of a checkpoint, so tables and weights
     are always of the same iteration. Must be the last callback before `GracefulStop`.
     """
@@ -46,8 +46,9 @@ class IterationCheckpoint(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save every `every` iterations; the last iteration of a stage with a final validation is saved after it."""
-        if self._by_rollouts() and (self.folder / f"iteration-{batch_idx}.ckpt").is_file():
-            self._update_best(trainer, batch_idx)
+        measured = batch["experience"].rollout.policy_version if self._by_rollouts() else 0
+        if (self.folder / f"iteration-{measured}.ckpt").is_file():
+            self._update_best(trainer, measured)
         if at_end(trainer, batch_idx + 1) and trainer.enable_validation:
             return
         note_row(trainer)

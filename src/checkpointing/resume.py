@@ -123,8 +123,11 @@ def edited_code(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 def may_change(key: str, now: dict[str, Any]) -> bool:
     """Whether a run may resume with another value of `key`: its results stay the same up to rounding.
 
-    The length of a stage may change when the learning rate does not depend on it.
+    The length of a stage may change when the learning rate does not depend on it, and no batch is drawn ahead: after
+    the last iteration none is, and a longer run would lack it.
     """
+    if key in LENGTHS and now.get("rollout", {}).get("lag"):
+        return False
     if key in LENGTHS:
         return now[key.partition(".")[0]]["lr_schedule"] == "constant_with_warmup"
     return any(key == safe or key.startswith(f"{safe}.") for safe in SAFE)

@@ -47,9 +47,12 @@ class StreamLoader(Generic[Row]):
         if self.cursor >= self.batches:
             self.cursor = 0
         while self.cursor < self.batches:
-            indices = [self._row_at(self.cursor * self.batch_size + i) for i in range(self.batch_size)]
             self.cursor += 1
-            yield self.collate([self.rows[i] for i in indices], indices)
+            yield self._batch(self.cursor - 1)
+
+    def peek(self) -> dict[str, Any] | None:
+        """The batch that comes next, which it stays; None after the last one."""
+        return self._batch(self.cursor) if self.cursor < self.batches else None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -67,6 +70,10 @@ class StreamLoader(Generic[Row]):
         """Continue after the returned batches; with other rows start from the first batch."""
         self.changed = state["fingerprint"] != self.fingerprint
         self.cursor = 0 if self.changed else state["cursor"]
+
+    def _batch(self, number: int) -> dict[str, Any]:
+        indices = [self._row_at(number * self.batch_size + i) for i in range(self.batch_size)]
+        return self.collate([self.rows[i] for i in indices], indices)
 
     def _row_at(self, place: int) -> int:
         number, offset = divmod(place, len(self.rows))

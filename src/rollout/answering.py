@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from src.rollout.minibatches import stacked
 from src.rollout.sampling import Sampler
 from src.types import Prompts, Rollout
 from src.utils.distributed import RowShard, map_over_ranks
+
+DRAWN = ("prompt_ids", "response_ids", "response_mask", "behavior_logprobs", "finished")
 
 Responses = tuple[Tensor, Tensor, Tensor, Tensor]  # ids, mask and logprobs (N, T), finished (N,)
 
@@ -47,3 +50,24 @@ def as_rollout(roles: Roles, prompts: Prompts, responses: Responses, policy_vers
         behavior_logprobs=logprobs, finished=finished, prompt_index=prompts.index, group_ids=prompts.group_ids,
         prompts=prompts.texts, responses=texts, metadata=prompts.metadata, policy_version=policy_version,
     )  # fmt: skip
+
+
+def prompts_of(rollout: Rollout) -> Prompts:
+    """The prompts of a rollout."""
+    return Prompts(
+        ids=rollout.prompt_ids, mask=rollout.prompt_mask, index=rollout.prompt_index, group_ids=rollout.group_ids,
+        texts=rollout.prompts, metadata=rollout.metadata,
+    )  # fmt: skip
+
+
+def drawn(rollout: Rollout) -> dict[str, Any]:
+    """What of a rollout its prompts do not give again, and the prompts' ids: tensors and a number, for a checkpoint."""
+    return {"policy_version": rollout.policy_version} | {name: getattr(rollout, name) for name in DRAWN}
+
+
+def rollout_again(roles: Roles, prompts: Prompts, state: dict[str, Any]) -> Rollout | None:
+    """The rollout of which `drawn` made `state`; None if that was made of other prompts."""
+    ids, *responses = (state[name].to(prompts.ids.device) for name in DRAWN)
+    if not torch.equal(ids, prompts.ids):
+        return None
+    return as_rollout(roles, prompts, (responses[0], responses[1], responses[2], responses[3]), state["policy_version"])

@@ -17,7 +17,7 @@ from src.core.rewards import token_rewards
 from src.errors import ConfigError, NonFiniteError, RewardError, require
 from src.models.roles import Role, Roles
 from src.rewards.answers import reward_name
-from src.rollout.answering import answered, sampled
+from src.rollout.answering import answered, prompts_of, sampled
 from src.rollout.engines.interface import RolloutEngine
 from src.rollout.engines.local import LocalEngine
 from src.rollout.finite_rows import ModelOutputs, keep_finite
@@ -91,23 +91,31 @@ class ExperienceMaker:
         generator: torch.Generator,
         nonfinite: FiniteGuard | None = None,
     ) -> tuple[Experience, dict[str, float]]:
-        """The experience of one batch of prompts, and its metrics.
+        """The experience of one batch of prompts that the policy answers now, and its metrics."""
+        return self.experience(
+            roles, reward, self.draw(roles, prompts, policy_version, generator), policy_version, nonfinite
+        )
 
-        1. sample responses; 2. score them (and drop those that cannot be scored, if the scorer allows it); 3. logprobs
-        of policy and reference, values (and drop rows that are not finite); score the greedy responses if the estimator
-        compares with them; 4. shape the scores; 5. rewards per token with the KL to the reference (scaled to variance 1
-        if `whiten_rewards`); 6. advantages and returns; 7. whiten the advantages (if `whiten_advantages`); 8. weigh
-        the tokens by the policy that sampled them (if there is a `correction`), and update the KL coefficient.
+    def experience(
+        self, roles: Roles, reward: AnyReward, drawn: Rollout, policy_version: int, nonfinite: FiniteGuard | None = None
+    ) -> tuple[Experience, dict[str, float]]:
+        """The experience of responses, for a policy of `policy_version` iterations that may not have drawn them.
+
+        1. responses were drawn; 2. score them (and drop those that cannot be scored, if the scorer allows it); 3.
+        logprobs of policy and reference, values (and drop rows that are not finite); score the greedy responses if the
+        estimator compares with them; 4. shape the scores; 5. rewards per token with the KL to the reference (scaled to
+        variance 1 if `whiten_rewards`); 6. advantages and returns; 7. whiten the advantages (if `whiten_advantages`);
+        8. weigh the tokens by the policy that sampled them (if there is a `correction`); update the KL coefficient.
 
         `nonfinite` drops rows whose logprobs or values are not finite, up to its limit; None: the first such row
         raises `NonFiniteError`.
         """
         # 1-3
-        scored = self.scorer.score(reward, self.draw(roles, prompts, policy_version, generator))
+        scored = self.scorer.score(reward, drawn)
         scored = replace(scored, rollout=self.with_trunk(roles, scored.rollout))
         outputs = self._model_outputs(roles, scored.rollout)
         scored, outputs = keep_finite(scored, outputs, nonfinite or FiniteGuard(0, None), policy_version + 1)
-        scored, outputs, greedy = self._with_greedy(roles, reward, prompts, scored, outputs)
+        scored, outputs, greedy = self._with_greedy(roles, reward, prompts_of(drawn), scored, outputs)
         rollout, scores, mask = scored.rollout, scored.scores, scored.rollout.response_mask
         kl_coef = self.kl_controller.kl_coef
         # 4, 5
@@ -168,7 +176,7 @@ class ExperienceMaker:
 
     @torch.no_grad()
     def draw(self, roles: Roles, prompts: Prompts, policy_version: int, generator: torch.Generator) -> Rollout:
-        """Responses of the policy as it is now, to learn from, drawn by the engine.
+        """Responses of the policy as it is now, to learn from, drawn by the engine for any later `experience`.
 
         In the first batch, and in every `check_every`-th after it, the engine's log-probabilities are compared with
         those of the path that trains. Raises `ModelError` when they differ.

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from transformers import PretrainedConfig
 
+from src.checkpointing.checkpoint import ROLLOUT
 from src.checkpointing.checksum import SUMS, damaged_models
 from src.config.schema import Lora, Model, PPORun, RewardRun, Run, SFTRun
 from src.config.validate import refuse
@@ -60,6 +61,7 @@ def check_ppo(run: PPORun) -> None:
     _check_pairs(run)
     _check_held_out(run)
     _check_correction(run)
+    _check_lag(run)
     for path in _reward_paths(run.reward.model_dump(by_alias=True)):
         _check_reward_model(run_part(path, "model"))
 
@@ -178,6 +180,16 @@ def _check_correction(run: PPORun) -> None:
         raise ConfigError(
             "correction_level=token: policy_loss=gspo has one ratio for a whole response; use correction_level=sequence"
         )
+
+
+def _check_lag(run: PPORun) -> None:
+    """Whoever keeps the policy that a rollout measures must still have it when the rollout is scored."""
+    saved, lag = run.callbacks.checkpoint, run.rollout.lag
+    if lag and run.ppo.early_stop is not None:
+        refuse("rollout.lag", lag, "early_stop=gold keeps the policy that is updated, not the one before that sampled")
+    if lag and saved.every == saved.keep == 1 and (saved.best_metric or "").startswith(ROLLOUT):
+        why = f"must be at least 2 with rollout.lag=1: {saved.best_metric} is that of the checkpoint before the newest"
+        refuse("callbacks.checkpoint.keep", saved.keep, why)
 
 
 def _reward_paths(node: Any) -> Iterator[str]:

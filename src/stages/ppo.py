@@ -89,7 +89,7 @@ class PPOStage(Stage[PPORun]):
         """The rollout, its tables and plots."""
         samples = self.run.ppo.samples
         return [
-            RolloutCallback(self.maker, self.run.seed),
+            RolloutCallback(self.maker, self.run.seed, self.run.rollout.lag),
             *self._held_out(),
             Resources(),
             Alarms(self.run.ppo.stop_on_alarm),

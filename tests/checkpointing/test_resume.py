@@ -44,6 +44,9 @@ def written(folder: Path, run: Run, number: int = 3, **content: Any) -> Path:
     (["ppo.clip=0.3"], ["ppo.clip"]),
     (["ppo.lr=0.5"], ["ppo.lr"]),  # the critic's rate and both optimizers refer to it
     (["seed=4"], ["seed"]),
+    (["rollout.lag=1"], ["rollout.lag"]),
+    (["correction=truncate"], ["rollout.correction._target_", "rollout.correction_cap"]),
+    (["rollout.check_every=3"], []),
     (["value_loss=mse"], ["ppo.value_clip", "ppo.value_loss._target_"]),
     (["kl_controller=adaptive"], ["ppo.kl_controller._target_", "ppo.kl_horizon", "ppo.kl_target"]),
     (["ppo.score_clip=3", "rollout.temperature=0.5"], ["ppo.score_clip", "rollout.temperature"]),
@@ -167,3 +170,11 @@ def test_models_that_a_run_made_for_itself_are_no_other_settings(
     path = written(tmp_path, configured(tmp_path, "model.path=made", "reward.path=made"))
     assert find_checkpoint(configured(tmp_path), {}) == path
     assert caplog.messages == [f"resuming from {path}"]
+
+
+def test_a_run_one_step_behind_keeps_its_length(tmp_path: Path) -> None:
+    """After the last iteration no batch waits, which a longer run would have learned from."""
+    schedule = "ppo.lr_schedule=constant_with_warmup"
+    for lag, may in ((0, True), (1, False)):
+        content = plain_config(configured(tmp_path, schedule, f"rollout.lag={lag}"))
+        assert may_change("ppo.num_iterations", content) == may

@@ -61,6 +61,17 @@ def test_a_resumed_loader_goes_on_with_the_next_batch(done: int) -> None:
     assert read(resumed) == read(whole)[done:]
 
 
+def test_looking_ahead_changes_nothing() -> None:
+    """Across the edges of passes too; after the last batch there is none."""
+    loader, seen = stream(), []
+    for batch in loader:
+        following = loader.peek()
+        assert following == loader.peek()
+        seen.append((batch["indices"], following and following["indices"]))
+    batches = read(stream())
+    assert seen == list(zip(batches, [*batches[1:], None], strict=True))
+
+
 def test_a_loader_at_its_end_starts_over() -> None:
     """Checklist 62. The next epoch is not empty."""
     loader = stream()

@@ -78,3 +78,18 @@ def test_one_ratio_for_a_response_needs_one_weight_for_it() -> None:
     gspo = ["experiment=none", "reward=vader", "model=tiny", "policy_loss=gspo", "correction=truncate"]
     assert refusal(compose(gspo)).startswith("correction_level=token: policy_loss=gspo")
     stage_of(compose([*gspo, "correction_level=sequence"])).check()
+
+
+def test_who_keeps_the_policy_that_sampled_must_still_have_it_one_step_behind() -> None:
+    late = ["experiment=none", "reward=vader", "model=tiny", "rollout.lag=1"]
+    stage_of(compose([*late, "correction=truncate"])).check()
+    assert refusal(compose([*late, "early_stop=gold"])).startswith("rollout.lag=1: early_stop=gold keeps")
+    keep = [*late, "callbacks.checkpoint.every=1", "callbacks.checkpoint.best_metric=rollout/score"]
+    newest = "callbacks.checkpoint.keep=1"
+    assert refusal(compose([*keep, newest])).startswith(f"{newest}: must be at least 2 with rollout.lag=1")
+    for others in (
+        [],
+        [newest, "callbacks.checkpoint.every=2"],
+        [newest, "callbacks.checkpoint.best_metric=policy/loss"],
+    ):
+        stage_of(compose([*keep, *others])).check()

@@ -164,6 +164,7 @@ class Rollout(Node):
     temperature: Positive
     scoring_batch_size: Count
     check_every: Count
+    lag: Annotated[int, Field(ge=0, le=1)]
     engine: Target
 
     correction: ClassVar[Target | None] = None

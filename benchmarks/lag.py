@@ -1,0 +1,99 @@
+"""One step behind on the embedded task: rollout.lag=1 with a correction and without, against rollout.lag=0.
+
+    python -m benchmarks.lag --seeds 1 2 3 4 5
+
+All runs of a seed share its SFT policy, its reward model, its prompts and its random numbers. Writes
+benchmarks/results/lag.json (the figures of every seed, and means of what the iterations logged) and lag.md (the table).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.seeds import RESULTS, cell
+from src.loggers.csv import read_table
+from src.report.compare import mean_with_interval
+from src.utils.statistics import Figure
+
+SCHEDULES = {
+    "in time": ("rollout.lag=0",),
+    "one behind, corrected": ("rollout.lag=1", "correction=truncate"),
+    "one behind, not corrected": ("rollout.lag=1",),
+}
+FIGURES = (
+    ("gold, PPO policy", "gold"),
+    ("score, PPO policy", "score"),
+    ("KL to the reference (nats per sequence)", "kl"),
+)
+LOGGED = (
+    ("KL of the policy that sampled (nats per token)", "rollout/behavior_kl"),
+    ("largest ratio to the policy that sampled", "rollout/behavior_ratio_max"),
+    ("effective sample size", "rollout/effective_sample_size"),
+    ("share of tokens that the cap changes", "rollout/capped_fraction"),
+)
+Results = dict[str, dict[int, dict[str, Any]]]  # by schedule and seed
+
+
+def run(schedule: str, seed: int, overrides: list[str]) -> dict[str, Any]:
+    """One training run in a separate process: its result, and `logged`, the means over its iterations."""
+    name = f"lag-{schedule.replace(',', '').replace(' ', '-')}-{seed}"
+    command = [sys.executable, "-m", "src.train", *SCHEDULES[schedule], f"seed={seed}", f"name={name}", "resume=never"]
+    subprocess.run([*command, *overrides], check=True)
+    folder = max(Path("logs/ppo").glob(f"{name}*"), key=lambda found: (found / "result.json").stat().st_mtime)
+    rows = read_table(folder / "metrics.csv").values()
+    logged = {key: [row[key] for row in rows if key in row] for _, key in LOGGED}
+    means = {key: sum(values) / len(values) for key, values in logged.items() if values}
+    return json.loads((folder / "result.json").read_text(encoding="utf-8")) | {"logged": means}
+
+
+def over_seeds(values: list[float]) -> str:
+    """The mean, with several values also Student's 95% interval."""
+    if len(values) < 2:
+        return f"{values[0]:.3f}"
+    figure: Figure = mean_with_interval(values)
+    low, high = figure.interval or (figure.value, figure.value)
+    return f"{figure.value:.3f} ({low:.3f} to {high:.3f})"
+
+
+def table(results: Results) -> str:
+    """Markdown: a row for each figure and schedule, a column for each seed, and the mean over seeds."""
+    seeds = list(next(iter(results.values())))
+    lines = [
+        "| | | " + " | ".join(f"seed {seed}" for seed in seeds) + " | mean over seeds |",
+        "|---" * (len(seeds) + 3) + "|",
+    ]
+    for title, name in FIGURES:
+        for schedule, by_seed in results.items():
+            cells = [cell(result, "ppo", name) for result in by_seed.values()]
+            mean = over_seeds([result["ppo"][name] for result in by_seed.values()])
+            lines.append(f"| {title} | {schedule} | " + " | ".join([*cells, mean]) + " |")
+    for title, key in LOGGED:
+        for schedule, by_seed in results.items():
+            values = [result["logged"][key] for result in by_seed.values() if key in result["logged"]]
+            if values:
+                cells = [f"{value:.2g}" if value < 0.1 else f"{value:.3f}" for value in values]
+                lines.append(f"| {title}, mean over iterations | {schedule} | " + " | ".join([*cells, ""]) + "|")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Entry of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("overrides", nargs="*", help="further overrides of every run, after --")
+    arguments = parser.parse_intermixed_args()
+    by_seed = {s: {name: run(name, s, arguments.overrides) for name in SCHEDULES} for s in arguments.seeds}
+    results: Results = {name: {seed: found[name] for seed, found in by_seed.items()} for name in SCHEDULES}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "lag.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "lag.md").write_text(table(results), encoding="utf-8")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
