@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from src.core.masking import masked
 from src.errors import ModelError
 from src.kernels.fast_layers import prepack
-from src.models.adapters import add_adapter, lora_config, save_one
+from src.models.adapters import add_adapter, lora_config, places, save_one
 from src.models.distribution import TokenDistribution
 from src.models.endings import endings
 from src.models.forward import (
@@ -159,14 +159,7 @@ class LoraRoles(Roles):
             raise ModelError("model.lora.targets: the vocabulary head is shared by all roles and has no adapter")
         if critic:
             self.peft.add_adapter("critic", lora_config(lora.of_critic, base))
-        self._adapters = {
-            role: [
-                (self.peft.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2])
-                for name, _ in self.peft.named_parameters()
-                if f".{role}." in name
-            ]
-            for role in ("policy", "critic")
-        }
+        self._adapters = {role: places(self.peft, role) for role in ("policy", "critic")}
         self._switch("policy")
         self.eval()
         if prepacked:
@@ -249,7 +242,7 @@ class LoraRoles(Roles):
             parameter.requires_grad_(True)
 
     def _adapter(self, role: str) -> list[nn.Parameter]:
-        """Its tensors; looked up each time, as sharding replaces them."""
+        """Its tensors, as they are now: sharding replaces them."""
         return [getattr(module, name) for module, name in self._adapters[role]]
 
 
