@@ -60,7 +60,7 @@ def test_a_run_killed_at_two_ranks_goes_on_at_one_and_at_four(sft: Path, tmp_pat
     assert not (folder / "result.json").exists()
     for name, other in {"one": "trainer=default", "four": f"trainer={trainer} trainer.devices=4"}.items():
         shutil.copytree(tmp_path / "killed", tmp_path / name, symlinks=True)
-        code, _, err = train(*command, *other.split(), f"log_dir={tmp_path / name}")
+        code, out, err = train(*command, *other.split(), f"log_dir={tmp_path / name}")
         assert code == 0, err
-        assert "resuming from" in err
+        assert "resuming from" in out
         assert_same_run(whole, tmp_path / name / "ppo/x", "adapter/adapter_model.safetensors")
