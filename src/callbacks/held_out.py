@@ -12,11 +12,13 @@ from torch import Tensor
 
 from src.callbacks.rollout import as_prompts
 from src.errors import ConfigError, require
+from src.models.sharding import is_sharded
 from src.models.weights import restore, snapshot
 from src.modules.ppo import PPOModule
 from src.rollout.evaluation import Answers, Evaluator, joined
 from src.rollout.experience import ExperienceMaker
 from src.types import AnyReward
+from src.utils.distributed import whole
 from src.utils.statistics import Figure
 
 log = logging.getLogger(__name__)
@@ -79,7 +81,8 @@ class HeldOut(Callback):
             raise ConfigError(f"ppo.held_out.best={self.best}: the measures are {', '.join(sorted(figures))}")
         self.values.append(figures[name].value * (-1 if self.best.startswith("-") else 1))
         if self._best_at() == len(self.values) - 1:
-            self.best_policy = [t.cpu() for t in snapshot(module.roles.policy_parameters())]
+            kept = snapshot(module.roles.policy_parameters())
+            self.best_policy = kept if is_sharded(module.roles) else [tensor.cpu() for tensor in kept]
 
     def _best_at(self) -> int:
         """The index of the (first) best measurement; -1 before any."""
@@ -90,7 +93,7 @@ class HeldOut(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The measurements so far, and the best policy."""
-        return {"values": list(self.values), "best_policy": self.best_policy}
+        return {"values": list(self.values), "best_policy": [whole(tensor) for tensor in self.best_policy]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them."""

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, Trainer
 
 from src.data.loaders import StreamLoader
 from src.errors import ConfigError, require
+from src.models.sharding import is_sharded
 from src.modules.ppo import PPOModule
 from src.rollout.answering import drawn, rollout_again
 from src.rollout.evaluation import Evaluator
@@ -47,6 +48,7 @@ class RolloutCallback(Callback):
         if maker.advantage.needs_groups and samples == 1:
             mend = "give PromptData(samples_per_prompt=4), at least 2"
             raise ConfigError(f"{advantage} compares samples of one prompt, and there is 1 of each: {mend}")
+        maker.fitting.alone = module.fitting.alone = not is_sharded(module.roles)
         if maker.reference_kl.in_loss and module.objective.reference_kl is None:
             raise ConfigError("ReferenceKL(in_loss=True) needs the same estimator as PPOModule(reference_kl=...)")
 

@@ -36,14 +36,14 @@ class SampleTable(Callback):
     ) -> None:
         """Write a few samples of the first, of every `every`-th, and of the last iteration."""
         done = batch_idx + 1
-        if not trainer.is_global_zero:
-            return
         if done != 1 and done % self.every and done != trainer.num_training_batches:
             return
         whole: Experience = batch["experience"]
         experience = select(whole, torch.arange(min(self.rows, len(whole)), device=whole.scores.device))
         with trainer.precision_plugin.forward_context():
-            tokens = token_numbers(pl_module, experience)
+            tokens = token_numbers(pl_module, experience)  # on every rank: its passes may need all of them
+        if not trainer.is_global_zero:
+            return
         rollout = experience.rollout
         columns = (rollout.prompts, rollout.responses, experience.scores.tolist(), rollout.finished.tolist(), tokens)
         samples = [

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -29,9 +30,10 @@ class RunMetadata(Callback):
 
     `config` is the resolved configuration in plain types, `code` the fingerprints of the code that it names (both are
     compared by `find_checkpoint`), `git_revision` the commit or None. Resuming with other
-    frozen weights, another tokenizer, other settings of a learned reward, other training data or another number of
-    processes raises `CheckpointError`, unless `allow_changes`; other versions of the libraries give a warning. The
-    optimizers' settings are those of the configuration, not those of the checkpoint.
+    frozen weights, another tokenizer, other settings of a learned reward or other training data raises
+    `CheckpointError`, unless `allow_changes`; so does another number of processes if the model has dropout, which each
+    process draws for its own rows. Other versions of the libraries give a warning. The optimizers' settings are those
+    of the configuration, not those of the checkpoint.
     """
 
     def __init__(
@@ -68,8 +70,11 @@ class RunMetadata(Callback):
         for name, old in run["fingerprints"].items():
             if self.fingerprints.get(name) != old:
                 self._refuse(f"the checkpoint was made with {difference_of(name)} than this run has")
-        if run["world_size"] != trainer.world_size:
-            self._refuse(f"the checkpoint was made by {run['world_size']} processes, this run has {trainer.world_size}")
+        if run["world_size"] != trainer.world_size and has_dropout(pl_module):
+            self._refuse(
+                f"the checkpoint was made by {run['world_size']} processes, this run has {trainer.world_size}, and its "
+                f"model has dropout, which each process draws for its own rows"
+            )
         other = [f"{name} {old} (now {version(name)})" for name, old in run["versions"].items() if old != version(name)]
         if other:
             warnings.warn(
@@ -133,6 +138,13 @@ def reconfigure(optimizer: Optimizer, settings: list[dict[str, Any]], schedules:
             for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
                 group["lr"] = group["initial_lr"] * factor(schedule.last_epoch)
             schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
+
+
+def has_dropout(module: LightningModule) -> bool:
+    """Whether dropout is drawn while `module` trains: in a module of its own, or by attention as config.json says."""
+    parts = list(getattr(module, "net", nn.Module()).modules())  # the roles of PPO are always in eval mode
+    by_attention = (getattr(part.config, "attention_dropout", 0.0) for part in parts if hasattr(part, "config"))
+    return any(isinstance(part, nn.Dropout) and part.p > 0 for part in parts) or any(by_attention)
 
 
 def difference_of(name: str) -> str:

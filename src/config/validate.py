@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
 
 from src.config.errors import format_value
 from src.config.files import key_of
-from src.config.schema import KL_LOST, KL_UNEVEN, NOT_OF_TRAINER, UNEVEN, PPORun, Run
+from src.config.schema import KL_LOST, KL_UNEVEN, NOT_OF_TRAINER, UNEVEN, PPORun, Run, Sharded
 from src.errors import ConfigError
 
 
@@ -22,6 +23,8 @@ def wrong(run: Run) -> Iterator[str]:
         yield from _wrong_choices(run)
         if run.ppo.trust_region is not None:
             yield from _wrong_with_trpo(run)
+        if isinstance(run.trainer.strategy, Sharded):
+            yield from _wrong_with_shards(run)
 
 
 def refuse(key: str, value: Any, why: str) -> None:
@@ -40,11 +43,13 @@ def _wrong_processes(run: Run) -> Iterator[str]:
         yield f"trainer.devices={trainer.devices}: several processes need trainer=ddp"
     why = f"counts the rows of all processes together, so it must be a multiple of {processes} (trainer.devices"
     why += " x trainer.num_nodes)" if trainer.num_nodes > 1 else ")"
-    for key in ("sft.batch_size", "reward_model.batch_size", "ppo.batch_size", "ppo.minibatch_size"):
-        node, _, name = key.partition(".")
-        value = getattr(getattr(run, node, None), name, 0)
+    keys = ("sft.batch_size", "reward_model.batch_size", "ppo.batch_size", "ppo.minibatch_size")
+    sizes = {key: getattr(getattr(run, key.partition(".")[0], None), key.partition(".")[2], 0) for key in keys}
+    common = math.gcd(*sizes.values())
+    fitting = ", ".join(str(count) for count in range(1, common + 1) if common % count == 0)
+    for key, value in sizes.items():
         if value % processes:
-            yield f"{key}={value}: {why}"
+            yield f"{key}={value}: {why}; these numbers of processes would do: {fitting}"
 
 
 def _wrong_sizes(run: PPORun) -> Iterator[str]:
@@ -89,6 +94,18 @@ def _wrong_choices(run: PPORun) -> Iterator[str]:
         yield "early_stop=gold needs a gold score: choose one with gold_reward=vader or exact_match"
     if choices["reward"] == "adapter" and run.model.lora is None:
         yield "model.lora=null: policy and critic are whole models, so reward=adapter has no base to share"
+
+
+def _wrong_with_shards(run: PPORun) -> Iterator[str]:
+    """What needs the whole model on a process at times that the others do not know of."""
+    if run.ppo.trust_region is not None:
+        yield "policy_loss=trpo differentiates twice, which trainer=fsdp cannot: use trainer=ddp"
+    if run.choices["engine"] != "local":
+        why = "takes whole weights, of which trainer=fsdp keeps a part on each process"
+        yield f"engine={run.choices['engine']} {why}: use engine=local, or trainer=ddp"
+    if run.choices["reward"] == "adapter":
+        why = "reads the base of the policy, of which trainer=fsdp keeps a part on each process"
+        yield f"reward=adapter {why}: use reward=learned with the model/ folder next to the adapter, or trainer=ddp"
 
 
 def _wrong_with_trpo(run: PPORun) -> Iterator[str]:

@@ -70,6 +70,12 @@ def linear_names(model: nn.Module) -> list[str]:
     return sorted({name.rpartition(".")[2] for name in linear if not name.startswith(inside)})
 
 
+def places(peft: PeftModel, name: str) -> list[tuple[nn.Module, str]]:
+    """Where the tensors of the adapter `name` are: module and attribute."""
+    names = [key.rpartition(".") for key, _ in peft.named_parameters() if f".{name}." in key]
+    return [(peft.get_submodule(module), attribute) for module, _, attribute in names]
+
+
 def save_one(peft: PeftModel, name: str, folder: Path) -> None:
     """Write the adapter `name` alone; peft writes it to a subfolder of that name, whose files are moved up."""
     peft.save_pretrained(str(folder), selected_adapters=[name])

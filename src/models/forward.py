@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from src.core.masking import last_counted, position_ids
+from src.models.sharding import plain_head
 from src.models.vocab_head import token_logprobs
 from src.types import Rollout
 
@@ -99,4 +100,4 @@ def next_token_logprobs(lm: PreTrainedModel, ids: Tensor, mask: Tensor, *, check
     predicts = mask[:, :-1] & mask[:, 1:]
     with gradient_checkpointing(lm, checkpointing and torch.is_grad_enabled()):
         hidden = hidden_states(lm, ids, mask)[:, :-1][predicts]
-    return token_logprobs(lm.get_output_embeddings(), hidden, ids[:, 1:][predicts])[0]
+    return token_logprobs(plain_head(lm.get_output_embeddings()), hidden, ids[:, 1:][predicts])[0]

@@ -16,6 +16,7 @@ from src.models.forward import gradient_checkpointing, head_at_end, hidden_state
 from src.models.reward_adapter import AdapterFacts
 from src.models.scalar_head import BIAS_KEY, scale_scores, score_bias, shift_scores
 from src.models.settings import LoraSettings
+from src.models.sharding import plain_head
 from src.models.vocab_head import token_logprobs
 
 CHAT_KEY = "reads_chat_template"  # in config.json: texts were formatted with the tokenizer's chat template
@@ -64,7 +65,7 @@ class RewardNet(nn.Module):
             hidden = hidden_states(self.model, ids, mask)
         rows = len(response_mask)
         predicts = mask[:rows, :-1] & response_mask[:, 1:]
-        logprobs, _ = token_logprobs(self.lm_head, hidden[:rows, :-1][predicts], ids[:rows, 1:][predicts])
+        logprobs, _ = token_logprobs(plain_head(self.lm_head), hidden[:rows, :-1][predicts], ids[:rows, 1:][predicts])
         return head_at_end(self.model.score, hidden, mask) + self.bias, logprobs
 
     def normalize(self, mean: float, std: float) -> None:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from src.core.masking import masked
 from src.errors import ModelError
 from src.kernels.fast_layers import prepack
-from src.models.adapters import add_adapter, lora_config, save_one
+from src.models.adapters import add_adapter, lora_config, places, save_one
 from src.models.distribution import TokenDistribution
 from src.models.endings import endings
 from src.models.forward import (
@@ -38,6 +38,7 @@ from src.models.probe import probe
 from src.models.reward_adapter import RewardAdapter, attach
 from src.models.scalar_head import value_head
 from src.models.settings import LoraSettings, ModelSettings
+from src.models.sharding import plain_head
 from src.models.trunk import split
 from src.models.weights import restore, snapshot
 from src.types import Rollout
@@ -97,7 +98,7 @@ class Roles(nn.Module, ABC):
         mask = rollout.response_mask
         with self.acting(role) as lm:
             hidden = self._hidden(lm, rollout, role)[mask]
-            head = lm.get_output_embeddings()
+            head = plain_head(lm.get_output_embeddings())
         return TokenDistribution(hidden, head, rollout.response_ids[mask], mask, temperature)
 
     def old_distribution(self, rollout: Rollout, temperature: float, old_policy: list[Tensor]) -> TokenDistribution:
@@ -158,10 +159,7 @@ class LoraRoles(Roles):
             raise ModelError("model.lora.targets: the vocabulary head is shared by all roles and has no adapter")
         if critic:
             self.peft.add_adapter("critic", lora_config(lora.of_critic, base))
-        self._adapters = {
-            role: [p for name, p in self.peft.named_parameters() if f".{role}." in name]
-            for role in ("policy", "critic")
-        }
+        self._adapters = {role: places(self.peft, role) for role in ("policy", "critic")}
         self._switch("policy")
         self.eval()
         if prepacked:
@@ -205,11 +203,11 @@ class LoraRoles(Roles):
 
     def policy_parameters(self) -> list[nn.Parameter]:
         """The tensors of the adapter "policy"."""
-        return list(self._adapters["policy"])
+        return self._adapter("policy")
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """The tensors of the adapter "critic" and the value head."""
-        return [*self._adapters["critic"], *(self.value_head.parameters() if self.value_head is not None else ())]
+        return [*self._adapter("critic"), *(self.value_head.parameters() if self.value_head is not None else ())]
 
     def add_reward(self, adapter: RewardAdapter) -> None:
         """Add the adapter "reward" and a score head, both frozen; the base must be the one that it was trained on."""
@@ -240,8 +238,12 @@ class LoraRoles(Roles):
         """
         self.peft.set_adapter(role, inference_mode=role == "reward")
         self._active: Role = role
-        for parameter in [*self._adapters["policy"], *self._adapters["critic"]]:
+        for parameter in [*self._adapter("policy"), *self._adapter("critic")]:
             parameter.requires_grad_(True)
+
+    def _adapter(self, role: str) -> list[nn.Parameter]:
+        """Its tensors, as they are now: sharding replaces them."""
+        return [getattr(module, name) for module, name in self._adapters[role]]
 
 
 class FullRoles(Roles):

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from src.utils.distributed import sharded_like
+
 
 def snapshot(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     """Copies of the present parameters."""
@@ -15,4 +17,4 @@ def snapshot(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
 def restore(source: Sequence[Tensor], target: Sequence[nn.Parameter]) -> None:
     """Copy tensors into parameters, in place; call it under `torch.no_grad()`."""
     for new, parameter in zip(source, target, strict=True):
-        parameter.copy_(new)
+        parameter.copy_(sharded_like(new, parameter))

@@ -111,12 +111,17 @@ def text_objective(
 ) -> Iterator[Tensor]:
     """-1/N sum log p(x_t | x_<t) over the N tokens of the texts (InstructGPT's PPO-ptx), in pieces that add up to it.
 
-    The pieces are this rank's: `micro_batch_size` texts each, or as many as fit into memory.
+    The pieces are this rank's: `micro_batch_size` texts each, or as many as fit into memory. Every rank makes equally
+    many passes; one that has no texts left for the last reads the first again and counts nothing.
     """
     tokens, texts = int((text["mask"][:, 1:] & text["mask"][:, :-1]).sum()), len(text["ids"])
     own = round_robin(torch.arange(texts).split(per_rank_size(texts, micro_batch_size)))
-    for rows in (piece for micro in own for piece in micro.split(fitting)):
+    for rows in (piece for micro in own for piece in (micro.split(fitting) if micro is not None else [None])):
+        ids, mask = (text[name][:1] if rows is None else text[name][rows] for name in ("ids", "mask"))
         with roles.acting("policy") as lm:
-            logprobs = next_token_logprobs(lm, text["ids"][rows], text["mask"][rows], checkpointing=roles.checkpointing)
+            logprobs = next_token_logprobs(lm, ids, mask, checkpointing=roles.checkpointing)
+        if rows is None:
+            yield 0 * logprobs.sum()
+            continue
         yield -logprobs.sum() / max(tokens, 1)
         means.add("policy/lm_loss", -logprobs.detach().sum() / max(len(logprobs), 1), len(logprobs))

@@ -34,7 +34,7 @@ from src.rollout.minibatches import minibatches
 from src.rollout.oom_retry import OomRetry
 from src.types import AnyReward, Experience, LoadedReward, select
 from src.utils.allocator import trim
-from src.utils.distributed import sum_gradients
+from src.utils.distributed import clip_gradients, sum_gradients
 from src.utils.nonfinite import FiniteGuard
 from src.utils.seeding import generator
 from src.utils.statistics import Figure
@@ -197,7 +197,8 @@ class PPOModule(LightningModule):
         """This rank's micro-batches with the weights (N, T') of their tokens in the loss of the whole minibatch."""
         weights = self.aggregation(minibatch.mask)
         for index, micro in self.fitting.micro_batches(minibatch):
-            yield micro, weights[index, : micro.mask.shape[1]]
+            own = weights[index, : micro.mask.shape[1]]
+            yield micro, own if len(index) else torch.zeros_like(micro.mask, dtype=weights.dtype)
 
     def _learn_values(self, value_loss: ValueLoss, minibatch: Experience, iteration: int, means: WeightedMeans) -> None:
         """One step of the critic."""
@@ -214,7 +215,7 @@ class PPOModule(LightningModule):
         optimizer = self._optimizers()[role]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         sum_gradients(parameters)
-        norm = nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
+        norm = clip_gradients(parameters, self.settings.max_grad_norm)
         mine.add(f"{role}/grad_norm", norm)
         finite = self._finite(role, mine, minibatch, iteration)
         if finite:

@@ -114,7 +114,7 @@ class RewardModule(SupervisedModule):
         return self.net.save(folder, self.tokenizer)
 
     def _all_scores(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        own = map_over_ranks(lambda mine: self._scores(batch, mine.index), len(batch["gap"]))
+        own = map_over_ranks(lambda mine: self._scores(batch, mine.index), len(batch["gap"]), in_step=True)
         chosen, rejected = map(torch.cat, zip(*own, strict=True))
         return chosen, rejected
 

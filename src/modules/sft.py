@@ -67,7 +67,8 @@ class SFTModule(SupervisedModule):
 
     def _nats(self, batch: dict[str, Tensor]) -> Tensor:
         """Negative logprob of every token of the batch, (N,)."""
-        return -torch.cat(map_over_ranks(lambda mine: self._logprobs(batch, mine.index), len(batch["ids"])))
+        rows = len(batch["ids"])
+        return -torch.cat(map_over_ranks(lambda mine: self._logprobs(batch, mine.index), rows, in_step=True))
 
     def _logprobs(self, batch: dict[str, Tensor], rows: Tensor) -> Tensor:
         lm = self.net.get_base_model() if isinstance(self.net, PeftModel) else self.net

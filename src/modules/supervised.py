@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
 from src.modules.checkpoint_filter import keep_trainable, require_trainable
-from src.utils.distributed import all_reduce_sum, sum_gradients
+from src.utils.distributed import all_reduce_sum, clip_gradients, sum_gradients
 from src.utils.nonfinite import FiniteGuard
 from src.utils.seeding import stream_seed
 
@@ -73,7 +73,7 @@ class SupervisedModule(LightningModule):
         If loss or norm is not finite, the gradients are removed: the step changes neither weights nor moments. Raises
         `NonFiniteError` at the limit of such steps.
         """
-        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.max_grad_norm)
+        norm = clip_gradients(self.net.parameters(), self.max_grad_norm)
         self.log(f"{self.prefix}/grad_norm", norm)
         numbers = {f"{self.prefix}/loss": self._loss, f"{self.prefix}/grad_norm": norm.item()}
         step = self.trainer.fit_loop.total_batch_idx + 1

@@ -16,6 +16,7 @@ from src.core.masking import masked, whiten, whitening_scale
 from src.core.rewards import token_rewards
 from src.errors import ConfigError, NonFiniteError, RewardError, require
 from src.models.roles import Role, Roles
+from src.models.sharding import gathered
 from src.rewards.answers import reward_name
 from src.rollout.answering import answered, prompts_of, sampled
 from src.rollout.engines.interface import RolloutEngine
@@ -183,7 +184,8 @@ class ExperienceMaker:
         """
         self.engine.take(roles, policy_version)
         respond = partial(self.engine.sample, roles, prompts, self.sampler, generator)
-        rollout = answered(roles, prompts, respond, policy_version)
+        with roles.acting("policy") as lm, gathered(lm):
+            rollout = answered(roles, prompts, respond, policy_version)
         if self._drawn % self.check_every == 0:
             self._check_engine(roles, rollout)
         self._drawn += 1
@@ -195,7 +197,8 @@ class ExperienceMaker:
     ) -> Rollout:
         """Responses of `role`, to measure, drawn from `generator` by this process (None: greedy)."""
         respond = partial(sampled, roles, role, prompts, self.sampler, generator)
-        return answered(roles, prompts, respond, policy_version)
+        with roles.acting(role) as lm, gathered(lm):
+            return answered(roles, prompts, respond, policy_version)
 
     def _with_greedy(
         self, roles: Roles, reward: AnyReward, prompts: Prompts, scored: Scored, outputs: ModelOutputs

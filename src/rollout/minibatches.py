@@ -31,8 +31,21 @@ def micro_batches(record: Record, size: int) -> Iterator[tuple[Tensor, Record]]:
 
 
 def own_micro_batches(record: Record, size: int) -> Iterator[tuple[Tensor, Record]]:
-    """This rank's micro-batches, none larger than its share of the rows; all of them in one process."""
-    return round_robin(micro_batches(record, per_rank_size(len(_rollout(record).prompts), size)))
+    """This rank's micro-batches, none larger than its share of the rows; all of them in one process.
+
+    Every rank gets equally many; the last of some has no rows of the batch (index (0,)) and one that counts nowhere.
+    """
+    none = torch.empty(0, dtype=torch.int64, device=_rollout(record).response_mask.device)
+    for piece in round_robin(micro_batches(record, per_rank_size(len(_rollout(record).prompts), size))):
+        yield piece or (none, uncounted(record))
+
+
+def uncounted(record: Record) -> Record:
+    """The first row, with no token of its response in the mask."""
+    row = select(record, torch.zeros(1, dtype=torch.int64, device=_rollout(record).response_mask.device))
+    if isinstance(row, Experience):
+        return trim(dataclasses.replace(row, rollout=uncounted(row.rollout)))
+    return trim(dataclasses.replace(row, response_mask=torch.zeros_like(row.response_mask)))
 
 
 def trim(record: Record) -> Record:

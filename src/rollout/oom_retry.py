@@ -23,11 +23,12 @@ class OomRetry:
 
     The work that ran out of memory is repeated from its start with smaller pieces. No gradient is copied in case a
     backward pass ends half-way: the gradient of a minibatch starts at 0 and is set back to 0. Pieces are cut inside
-    a rank's share of the rows, so the other ranks need not know.
+    a rank's share of the rows, so the other ranks need not know; with sharded layers they would have to.
     """
 
     def __init__(self, size: int, key: str) -> None:
         self.size, self.given, self.key = size, size, key
+        self.alone = True  # False: other ranks wait in the same pass, so it cannot be repeated here
 
     def micro_batches(self, record: Record) -> Iterator[tuple[Tensor, Record]]:
         """This rank's micro-batches (`own_micro_batches`), cut to what fits."""
@@ -41,7 +42,7 @@ class OomRetry:
     def attempt(self, work: Callable[[], T], rows: int, undo: Callable[[], object] = lambda: None) -> T:
         """`work()`; when memory runs out, `undo()` and repeat with smaller pieces. `rows`: of all pieces together.
 
-        Raises `ModelError` when a single row does not fit.
+        Raises `ModelError` when a single row does not fit, or when the layers are sharded.
         """
         while True:
             try:
@@ -55,6 +56,11 @@ class OomRetry:
 
     def _halve(self, rows: int, error: RuntimeError) -> None:
         used = min(self.size, rows)
+        if not self.alone:
+            raise ModelError(
+                f"out of memory: with trainer=fsdp all processes make each pass together, so it is not repeated with "
+                f"fewer rows: set {self.key} below {used}; the last checkpoint is kept"
+            ) from error
         if used == 1:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ModelError(

@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from src.models.sharding import is_sharded
 from src.rollout.kv_cache import COLUMNS, GrowingLayer, OpenRows, next_logits
 
 REPLAYED = ("gpt2", "gpt_neox", "llama", "qwen2")  # architectures with a tested step
@@ -95,8 +96,11 @@ class Block:
 
 
 def replayable(lm: PreTrainedModel, cache: DynamicCache, device: torch.device) -> bool:
-    """Whether decoding is replayed: on a CUDA GPU, for a tested architecture with plain layers and attention."""
-    if device.type != "cuda" or lm.config.model_type not in REPLAYED:
+    """Whether decoding is replayed: on a CUDA GPU, for a tested architecture with plain layers and attention.
+
+    Sharded layers are called as they are: their hooks cannot be captured.
+    """
+    if device.type != "cuda" or lm.config.model_type not in REPLAYED or is_sharded(lm):
         return False
     rope = (getattr(lm.config, "rope_parameters", None) or {}).get("rope_type")
     plain = all(type(layer) is GrowingLayer for layer in cache.layers)

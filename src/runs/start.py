@@ -109,8 +109,9 @@ def _train(stage: Stage[Any], folder: Path, held: ExitStack) -> dict[str, Any]:
     try:
         with _listening(trainer):
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-            if trainer.is_global_zero:
-                module.save(folder)
+            with getattr(trainer.strategy, "collected", nullcontext)():  # of shards
+                if trainer.is_global_zero:
+                    module.save(folder)
             trainer.test(module, datamodule=data, verbose=False)
     finally:
         _close(trainer)

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from src.callbacks.progress import StageProgress
 from src.checkpointing.checkpoint import IterationCheckpoint
 from src.checkpointing.graceful_stop import GracefulStop
-from src.config.schema import Optimization, Run
+from src.config.schema import Optimization, Run, Sharded
 from src.config.validate import refuse
 from src.errors import ConfigError
 from src.models.settings import ModelSettings
@@ -44,6 +44,8 @@ class Stage(ABC, Generic[AnyRun]):
     def __init__(self, run: AnyRun) -> None:
         self.run = run
         self.model: ModelSettings = instantiate(run.model, "model")
+        if isinstance(run.trainer.strategy, Sharded):
+            self.model = replace(self.model, fast_cpu=False)  # these kernels read weights past their modules
         extra = (run.callbacks.model_extra or {}).items()
         self.code: dict[str, str] = {}
         self.user_callbacks = [instantiate(node, f"callbacks.{name}") for name, node in extra if node is not None]

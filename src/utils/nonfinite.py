@@ -57,9 +57,9 @@ class FiniteGuard:
         if self.folder is None:
             return ""
         path = self.folder / name
+        rows = [{"what": what, **sample} for sample in samples()]  # on every rank: its passes may need all of them
         if rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            rows = [{"what": what, **sample} for sample in samples()]
             path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         return f"; its samples are in {path}"
 

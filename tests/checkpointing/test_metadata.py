@@ -7,15 +7,16 @@ import json
 from functools import partial
 from itertools import permutations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback
-from transformers import get_constant_schedule_with_warmup
+from transformers import LlamaConfig, LlamaForCausalLM, get_constant_schedule_with_warmup
 
 from src.checkpointing.checkpoint import IterationCheckpoint, checkpoints
-from src.checkpointing.metadata import RunMetadata
+from src.checkpointing.metadata import RunMetadata, has_dropout
 from src.config.compose import compose
 from src.config.files import options
 from src.errors import CheckpointError
@@ -201,3 +202,22 @@ def test_a_reward_model_with_the_same_weights_that_reads_otherwise_is_refused(
         Run(base, tmp_path, reward=LearnedReward(other, 4), allow=False)
     assert "\n" not in str(refused.value)
     assert KILL in Run(base, tmp_path, reward=LearnedReward(same, 4), allow=False).seen
+
+
+@pytest.mark.parametrize("kind", ["module", "attention"])
+def test_other_ranks_would_draw_other_dropout(kind: str) -> None:
+    """Checklist 48, 61. Of a stage whose model has any; the roles of PPO are never in training mode."""
+    plain = LlamaConfig(vocab_size=8, hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1)
+    config = copy.deepcopy(plain)
+    if kind == "attention":
+        config.attention_dropout = 0.1
+    net, other = LlamaForCausalLM(config), LlamaForCausalLM(plain)
+    if kind == "module":
+        net.model.add_module("dropout", torch.nn.Dropout(0.1))
+    assert has_dropout(SimpleNamespace(net=net))
+    assert not has_dropout(SimpleNamespace(net=other))
+    assert not has_dropout(SimpleNamespace(roles=net))
+    record, trainer = RunMetadata({}, {}, None, allow_changes=False), SimpleNamespace(world_size=2)
+    checkpoint = {"optimizer_states": [], "run": {"fingerprints": {}, "world_size": 1, "versions": {}}}
+    with pytest.raises(CheckpointError, match="made by 1 processes, this run has 2, and its model has dropout"):
+        record.on_load_checkpoint(trainer, SimpleNamespace(net=net), checkpoint)

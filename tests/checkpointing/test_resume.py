@@ -78,6 +78,7 @@ def test_what_changes_results_is_named_where_it_was_written_and_refused(
     "ppo.log_every=2", "logger=wandb", "ppo.eval_prompts=3", "ppo.micro_batch_size=4", "rollout.scoring_batch_size=4",
     "ppo.reward_timeout=3", "log_dir=elsewhere", "name=other", "trainer.enable_progress_bar=false",
     "callbacks.stop.grace_seconds=5", "model.path=other", "reward.path=other",
+    "trainer.devices=2 trainer=ddp", "trainer.devices=4 trainer=fsdp",
 ])  # fmt: skip
 def test_what_changes_no_result_is_taken_and_named(
     override: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -85,7 +86,7 @@ def test_what_changes_no_result_is_taken_and_named(
     caplog.set_level("INFO", "src")
     path = written(tmp_path, configured(tmp_path))
     written_out = "+" + override if "progress_bar" in override else override
-    assert find_checkpoint(configured(tmp_path, written_out), {}) == path
+    assert find_checkpoint(configured(tmp_path, *written_out.split()), {}) == path
     key = override.split("=")[0]
     (said,) = caplog.messages
     assert said.startswith(f"resuming from {path} with other settings: ")

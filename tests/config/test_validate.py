@@ -105,12 +105,15 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("ppo.ptx_max_tokens=64", ["ppo.ptx_coef=0", "nothing reads ppo.ptx_max_tokens", "remove it"]),
     # processes
     ("trainer.devices=2", ["trainer.devices=2", "several processes need trainer=ddp"]),
-    ("trainer=ddp trainer.devices=3", ["ppo.batch_size=64", "must be a multiple of 3 (trainer.devices)"]),
+    ("trainer=ddp trainer.devices=3", ["ppo.batch_size=64", "must be a multiple of 3 (trainer.devices)",
+                                       "these numbers of processes would do: 1, 2, 4, 8, 16"]),
     ("trainer=ddp trainer.num_nodes=3", ["ppo.batch_size=64", "a multiple of 6 (trainer.devices x trainer.num_nodes)"]),
     ("trainer=ddp stage=sft sft.batch_size=3", ["sft.batch_size=3", "must be a multiple of 2"]),
     ("trainer=ddp stage=reward reward_model.batch_size=3", ["reward_model.batch_size=3", "must be a multiple of 2"]),
     ("trainer=ddp trainer.num_nodes=2", ["trainer.num_nodes=2", "start the processes by torchrun or srun"]),
     ("+trainer.strategy=fsdp", ["trainer.strategy='fsdp': is not supported; several processes train by trainer=ddp"]),
+    ("trainer=fsdp policy_loss=trpo", ["policy_loss=trpo differentiates twice", "which trainer=fsdp cannot"]),
+    ("trainer=fsdp reward=adapter reward.path=x", ["reward=adapter reads the base", "use reward=learned"]),
     ("+trainer.nonsense=1", ["trainer.nonsense: Lightning's Trainer has no such argument"]),
     ("+callbacks.mine=1", ["callbacks.mine: needs a _target_"]),
     # precision

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.rollout.minibatches import join, micro_batches, minibatches, trim
+from src.rollout.minibatches import join, micro_batches, minibatches, own_micro_batches, trim
 from src.types import select
+from src.utils import distributed
 from tests.tiny import ragged_experience, ragged_rollout
 
 
@@ -78,3 +79,26 @@ def test_pieces_come_back_in_their_rows() -> None:
     whole[0, 2] = whole[2, 1:] = 0
     pieces = [(torch.tensor([2, 0]), whole[[2, 0], :2]), (torch.tensor([3, 1]), whole[[3, 1]])]
     assert torch.equal(join(pieces, whole.shape), whole)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 7])
+def test_ranks_have_equally_many_micro_batches(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row is in one; what fills up counts no token and writes nowhere."""
+    rollout = ragged_rollout(rows=rows)
+    logprobs = rollout.response_mask * 1.0
+    experience = ragged_experience(rollout, logprobs, logprobs)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    counts, seen, places = set(), [], torch.zeros(rollout.response_mask.shape)
+    for number in range(3):
+        monkeypatch.setattr(distributed, "rank", lambda number=number: number)
+        own = list(own_micro_batches(experience, 2))
+        counts.add(len(own))
+        seen += [row for index, _ in own for row in index.tolist()]
+        assert all(len(index) or not micro.mask.any() for index, micro in own)
+        assert sum(int(micro.mask.sum()) for _, micro in own) == sum(
+            int(rollout.response_mask[i].sum()) for i, _ in own
+        )
+        places += join([(index, micro.mask.float()) for index, micro in own], rollout.response_mask.shape)
+    assert len(counts) == 1
+    assert sorted(seen) == list(range(rows))
+    assert torch.equal(places, rollout.response_mask.float())

@@ -257,3 +257,19 @@ def test_memory_that_runs_out_anywhere_is_one_sentence(job_of_sweep: bool, capsy
 def test_other_faults_of_the_program_keep_their_traceback() -> None:
     with pytest.raises(RuntimeError, match="shapes do not fit"), friendly_errors([]):
         raise RuntimeError("shapes do not fit")
+
+
+def test_a_rank_does_not_repeat_a_pass_that_others_make_with_it() -> None:
+    """Checklist 47. With sharded layers it would wait for ranks that go on."""
+    fitting = OomRetry(8, "ppo.micro_batch_size")
+    fitting.alone = False
+    calls: list[int] = []
+
+    def work() -> None:
+        calls.append(1)
+        raise no_memory()
+
+    with pytest.raises(ModelError, match=r"trainer=fsdp .* set ppo\.micro_batch_size below 6; the last checkpoint"):
+        fitting.attempt(work, 6)
+    assert calls == [1]
+    assert fitting.size == 8

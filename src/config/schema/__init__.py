@@ -37,6 +37,7 @@ from src.config.schema.stages import (
     Rollout,
     Run,
     SFTRun,
+    Sharded,
     Stop,
     Trainer,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "Rollout",
     "Run",
     "SFTRun",
+    "Sharded",
     "Stop",
     "Target",
     "Trainer",

@@ -62,7 +62,7 @@ NOT_OF_TRAINER = {  # arguments of Lightning's Trainer that mean something else 
     ),
     **dict.fromkeys(("callbacks", "logger"), "the groups callbacks and logger hold them"),
     **dict.fromkeys(("enable_checkpointing", "default_root_dir"), "callbacks.checkpoint and log_dir decide"),
-    **dict.fromkeys(("strategy", "num_nodes"), "several processes train by trainer=ddp"),
+    **dict.fromkeys(("strategy", "num_nodes"), "several processes train by trainer=ddp or trainer=fsdp"),
     **dict.fromkeys(
         ("use_distributed_sampler", "reload_dataloaders_every_n_epochs", "barebones", "inference_mode", "plugins"),
         "the loaders and loops of this project do not allow it",

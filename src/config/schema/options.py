@@ -61,7 +61,7 @@ from src.config.schema.rewards import (
     RegexReward,
     TaskVerifier,
 )
-from src.config.schema.stages import RUNS, AdapterRewardModel, Ddp, PretrainedRewardModel, Run, ScratchRewardModel
+from src.config.schema.stages import RUNS, AdapterRewardModel, Ddp, Fsdp, PretrainedRewardModel, Run, ScratchRewardModel
 from src.errors import ConfigError
 
 # group -> (the node whose keys its options declare, option -> those keys); a group of `OWN` may have options of the
@@ -140,7 +140,7 @@ OPTIONS: dict[str, tuple[str, dict[str, type[Node]]]] = {
     "engine": ("rollout", {"local": Node}),
     "correction": ("rollout", {"none": Node, "truncate": Corrected, "mask": Corrected}),
     "correction_level": ("rollout", dict.fromkeys(("token", "sequence"), CorrectionLevel)),
-    "trainer": ("trainer", {"default": Node, "ddp": Ddp}),
+    "trainer": ("trainer", {"default": Node, "ddp": Ddp, "fsdp": Fsdp}),
 }
 OWN = ("data", "reward", "gold_reward", "model", "trainer", "logger", "callbacks", "experiment", "preset")
 

@@ -190,9 +190,15 @@ class Trainer(Node):
 
 
 class Summed(Target):
-    """The one strategy by which several processes train here."""
+    """The strategy by which several processes train, each with a whole model."""
 
     path_of_target: Literal["src.utils.launch.SummedGradients"] = Field(alias="_target_")
+
+
+class Sharded(Target):
+    """The strategy that shards the trained model."""
+
+    path_of_target: Literal["src.modules.sharded_strategy.ShardedLayers"] = Field(alias="_target_")
 
 
 class Ddp(Node):
@@ -200,6 +206,13 @@ class Ddp(Node):
 
     num_nodes: Count
     strategy: Summed
+
+
+class Fsdp(Node):
+    """trainer=fsdp."""
+
+    num_nodes: Count
+    strategy: Sharded
 
 
 class Checkpoint(Node):
