@@ -37,10 +37,9 @@ from src.config.schema.stages import (
     Rollout,
     Run,
     SFTRun,
-    Sharded,
     Stop,
-    Trainer,
 )
+from src.config.schema.trainer import Sharded, Trainer
 
 __all__ = [
     "KL_LOST",

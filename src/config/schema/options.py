@@ -61,7 +61,8 @@ from src.config.schema.rewards import (
     RegexReward,
     TaskVerifier,
 )
-from src.config.schema.stages import RUNS, AdapterRewardModel, Ddp, Fsdp, PretrainedRewardModel, Run, ScratchRewardModel
+from src.config.schema.stages import RUNS, AdapterRewardModel, PretrainedRewardModel, Run, ScratchRewardModel
+from src.config.schema.trainer import Ddp, Fsdp
 from src.errors import ConfigError
 
 # group -> (the node whose keys its options declare, option -> those keys); a group of `OWN` may have options of the
