@@ -80,7 +80,7 @@ def test_wrong_pad_id(base: str) -> None:
 class MasksById(FullRoles):
     """Leaves out what has the padding token's id, not what the mask says."""
 
-    def _states(self, lm: Any, rollout: Rollout) -> Tensor:
+    def _states(self, lm: Any, rollout: Rollout, role: Role) -> Tensor:
         ids, _ = whole_sequence(rollout)
         return hidden_states(lm, ids, ids != self.tokenizer.pad_token_id)
 
@@ -285,8 +285,7 @@ def test_critic_without_gradient(base: str, kind: type[LoraRoles]) -> None:
 def test_a_gradient_that_reaches_another_role(base: str) -> None:
     class Shared(FullRoles):
         def values(self, rollout: Rollout) -> Tensor:
-            value_of_policy = self._hidden(self.models["policy"], rollout).mean(-1) * rollout.response_mask
-            return super().values(rollout) + value_of_policy
+            return super().values(rollout) + self.distribution(rollout, 1.0).logprobs()
 
     found = faults(found_in(whole(Shared, base)))
     assert "of others got one" in found["gradient of the critic"]
