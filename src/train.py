@@ -16,6 +16,7 @@ The run lies in logs/STAGE/NAME: report.html, metrics.csv, samples, checkpoints,
 the model, result.json. The same command resumes a run that was interrupted.
 
   python -m src.pipeline                        SFT, reward model and PPO
+  python -m src.doctor ...                      what is wrong, before it trains
   python -m src.memory ...                      the memory that PPO takes
   python -m src.report RUN ...                  a page about a run, or several
   python -m src.evaluate, src.chat, src.export RUN

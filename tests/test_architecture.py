@@ -31,7 +31,7 @@ ORDER = [  # an import goes from a later line to an earlier one, or stays in its
     ["memory"],
     ["runs"],
     ["evaluate"],
-    [ENTRY, "chat", "export"],
+    [ENTRY, "chat", "doctor", "export"],
 ]
 LAYERS = {room: layer for layer, rooms in enumerate(ORDER) for room in rooms}
 IMPORT_HYDRA = {ENTRY, "config", "stages", "runs", "export"}

@@ -36,21 +36,8 @@ class RolloutCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: PPOModule) -> None:
         """Refuse settings of the module, the experience maker and the data that do not fit together."""
-        maker, module = self.maker, pl_module
-        sampled, learned = maker.sampler.temperature, module.settings.temperature
-        if sampled != learned:
-            raise ConfigError(f"the temperature is {sampled} in Sampler, {learned} in PPOSettings: give both the same")
-        critic, advantage = maker.advantage.needs_values, type(maker.advantage).__name__
-        if not critic == (module.value_loss is not None) == (module.roles.value_head is not None):
-            wanted = "critic=True and a value_loss" if critic else "critic=False and value_loss=None"
-            raise ConfigError(f"{advantage} {'needs' if critic else 'does not use'} a critic: give {wanted}")
-        samples = getattr(trainer.datamodule, "samples_per_prompt", None)
-        if maker.advantage.needs_groups and samples == 1:
-            mend = "give PromptData(samples_per_prompt=4), at least 2"
-            raise ConfigError(f"{advantage} compares samples of one prompt, and there is 1 of each: {mend}")
-        maker.fitting.alone = module.fitting.alone = not is_sharded(module.roles)
-        if maker.reference_kl.in_loss and module.objective.reference_kl is None:
-            raise ConfigError("ReferenceKL(in_loss=True) needs the same estimator as PPOModule(reference_kl=...)")
+        require_fitting(self.maker, pl_module, trainer.datamodule)
+        self.maker.fitting.alone = pl_module.fitting.alone = not is_sharded(pl_module.roles)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: PPOModule, batch: dict[str, Any], batch_idx: int
@@ -125,6 +112,23 @@ class RolloutCallback(Callback):
         """Restore it."""
         self.maker.load_state_dict(state_dict)
         self._ahead = state_dict["ahead"] if self.lag else None
+
+
+def require_fitting(maker: ExperienceMaker, module: PPOModule, data: Any) -> None:
+    """Raise `ConfigError` for settings of maker, module and data that do not fit together."""
+    sampled, learned = maker.sampler.temperature, module.settings.temperature
+    if sampled != learned:
+        raise ConfigError(f"the temperature is {sampled} in Sampler, {learned} in PPOSettings: give both the same")
+    critic, advantage = maker.advantage.needs_values, type(maker.advantage).__name__
+    if not critic == (module.value_loss is not None) == (module.roles.value_head is not None):
+        wanted = "critic=True and a value_loss" if critic else "critic=False and value_loss=None"
+        raise ConfigError(f"{advantage} {'needs' if critic else 'does not use'} a critic: give {wanted}")
+    samples = getattr(data, "samples_per_prompt", None)
+    if maker.advantage.needs_groups and samples == 1:
+        mend = "give PromptData(samples_per_prompt=4), at least 2"
+        raise ConfigError(f"{advantage} compares samples of one prompt, and there is 1 of each: {mend}")
+    if maker.reference_kl.in_loss and module.objective.reference_kl is None:
+        raise ConfigError("ReferenceKL(in_loss=True) needs the same estimator as PPOModule(reference_kl=...)")
 
 
 def as_prompts(fields: dict[str, Any]) -> Prompts:

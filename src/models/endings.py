@@ -41,7 +41,7 @@ def endings(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | N
     """
     named = None if generation is None else generation.eos_token_id
     ids = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [] if named is None else [named])}
-    after, opening = _around_an_answer(tokenizer)
+    after, opening = around_an_answer(tokenizer)
     special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special} | {*tokenizer.all_special_tokens}
     end = min((token for token in special if token in after), key=lambda t: (after.index(t), -len(t)), default=None)
     if end is None:
@@ -51,7 +51,7 @@ def endings(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | N
     return Endings(frozenset({*ids, turn}), tokenizer.eos_token_id, turn, signs, after)
 
 
-def _around_an_answer(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+def around_an_answer(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """What the chat template writes after an answer, and what it opens one with; empty where it writes no such chat."""
     if not tokenizer.chat_template:
         return "", ""

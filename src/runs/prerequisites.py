@@ -13,6 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from src.checkpointing.checksum import damaged_models
 from src.config.compose import compose, settings_hash, with_value
 from src.config.files import key_of, leaves
 from src.config.schema import PPORun, Run
@@ -40,19 +41,35 @@ def train_missing(run: Run, train: Train) -> dict[str, str]:
     learned reward without `path` is the experiment's small reward model, which reads text and so suits any policy; an
     adapter without `path` is trained on the run's model. Nothing else is trained implicitly.
     """
+    return dict(_needed(run, lambda overrides: _trained(overrides, train)))
+
+
+def find_trained(run: Run) -> dict[str, str]:
+    """Those of these folders that are there already; nothing is trained, and nothing is written."""
+    found: dict[str, str] = {}
+    try:
+        for name, folder in _needed(run, _existing):
+            found[name] = folder
+    except FileNotFoundError:
+        return found
+    return found
+
+
+def _needed(run: Run, folder_of: Callable[[list[str]], str]) -> Iterator[tuple[str, str]]:
+    """The names and folders of the models that `run` does not set; `folder_of` gives that of a configuration."""
     found: dict[str, str] = {}
     shared = [o for o in run.overrides if key_of(o).split(".")[0] in ("experiment", "data", "gold_reward", "log_dir")]
     model = [o for o in run.overrides if key_of(o).split(".")[0] == "model"]
     if run.stage != "sft" and run.model.path is None:
-        found["model"] = _trained(["stage=sft", *shared, *model], train)
+        found["model"] = folder_of(["stage=sft", *shared, *model])
+        yield "model", found["model"]
     if isinstance(run, PPORun) and getattr(run.reward, "path", "given") is None:
         if run.choices["reward"] == "adapter":
             own, base = ["reward_net=adapter", *model], found.get("model", run.model.path or "")
         else:
             same = "" if model else found.get("model", "")  # the experiment's own model
-            own, base = [], same or _trained(["stage=sft", *shared], train)
-        found["reward"] = _trained(["stage=reward", *shared, *own, with_value("model.path", base)], train)
-    return found
+            own, base = [], same or folder_of(["stage=sft", *shared])
+        yield "reward", folder_of(["stage=reward", *shared, *own, with_value("model.path", base)])
 
 
 def keep(run: Run, folder: Path) -> None:
@@ -66,12 +83,31 @@ def keep(run: Run, folder: Path) -> None:
 
 def _place(run: Run) -> Path:
     """The folder that keeps the model of `run`. Raises `ConfigError` if it is not writable."""
-    root = Path(run.log_dir) / "artifacts"
+    final = _final(run)
     try:
-        make_folder(root)
+        make_folder(final.parent)
     except OSError as error:
-        raise ConfigError(f"log_dir={run.log_dir}: cannot write to {root} ({error.strerror})") from error
-    return root / f"{run.stage}-{_key(run)}"
+        raise ConfigError(f"log_dir={run.log_dir}: cannot write to {final.parent} ({error.strerror})") from error
+    return final
+
+
+def _final(run: Run) -> Path:
+    """The same, whether it can be written to or not."""
+    return Path(run.log_dir) / "artifacts" / f"{run.stage}-{_key(run)}"
+
+
+def _existing(overrides: list[str]) -> str:
+    """The folder of the model that `overrides` describe. Raises `FileNotFoundError` if it is not there, or damaged."""
+    run = compose(overrides)
+    final = _final(run)
+    if not final.exists() or damaged_models(final):
+        raise FileNotFoundError(final)
+    return _folder_for_use(run, final)
+
+
+def _folder_for_use(run: Run, final: Path) -> str:
+    """What other runs are given: of a reward model its run's folder, of a language model the model's."""
+    return str((final if run.stage == "reward" else final / "model").resolve())
 
 
 def _trained(overrides: list[str], train: Train) -> str:
@@ -85,7 +121,7 @@ def _trained(overrides: list[str], train: Train) -> str:
             working = final.with_name(f"{final.name}.tmp")  # an interrupted one is resumed
             train(run.model_copy(update={"run_dir": str(working)}))
             working.rename(final)
-    return str((final if run.stage == "reward" else final / "model").resolve())
+    return _folder_for_use(run, final)
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import psutil
 import torch
 
 from src.errors import ConfigError
@@ -24,3 +27,15 @@ def accelerator(given: object) -> object:
             f"trainer.accelerator=cpu"
         )
     return device().type if given == "auto" else given
+
+
+def free_memory(on: torch.device) -> int:
+    """Bytes that this process can still use on a device; of main memory no more than a container's limit leaves."""
+    if on.type == "cuda":
+        return torch.cuda.mem_get_info(on)[0]
+    free, group = psutil.virtual_memory().available, Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:  # no Linux, or no container
+        return free
+    return free if limit == "max" else max(0, min(free, int(limit) - int(used)))

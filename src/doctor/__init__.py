@@ -1,0 +1,1 @@
+"""Examining a run before money is spent on it."""
