@@ -44,11 +44,11 @@ def run(schedule: str, seed: int, overrides: list[str]) -> dict[str, Any]:
     name = f"lag-{schedule.replace(',', '').replace(' ', '-')}-{seed}"
     command = [sys.executable, "-m", "src.train", *SCHEDULES[schedule], f"seed={seed}", f"name={name}", "resume=never"]
     subprocess.run([*command, *overrides], check=True)
-    folder = max(Path("logs/ppo").glob(f"{name}*"), key=lambda found: (found / "result.json").stat().st_mtime)
-    rows = read_table(folder / "metrics.csv").values()
+    result = max(Path("logs/ppo").glob(f"{name}*/result.json"), key=lambda path: path.stat().st_mtime)
+    rows = read_table(result.parent / "metrics.csv").values()
     logged = {key: [row[key] for row in rows if key in row] for _, key in LOGGED}
     means = {key: sum(values) / len(values) for key, values in logged.items() if values}
-    return json.loads((folder / "result.json").read_text(encoding="utf-8")) | {"logged": means}
+    return json.loads(result.read_text(encoding="utf-8")) | {"logged": means}
 
 
 def over_seeds(values: list[float]) -> str:

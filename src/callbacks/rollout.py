@@ -70,7 +70,7 @@ class RolloutCallback(Callback):
         """The responses that were drawn ahead for these prompts, else responses of the policy as it is now."""
         ahead, self._ahead = self._ahead, None
         found = None if ahead is None else rollout_again(module.roles, prompts, ahead)
-        return found or self._draw(module, prompts, iteration, iteration)
+        return self._draw(module, prompts, iteration, iteration) if found is None else found
 
     def _draw(self, module: PPOModule, prompts: Prompts, batch: int, policy_version: int) -> Rollout:
         """Responses of the policy as it is now to the prompts of a batch."""

@@ -98,13 +98,18 @@ def dense_fisher_and_gradient(
 
 @MEANS
 def test_the_step_is_the_damped_natural_gradient_solved_densely(base: str, aggregation: Any, tmp_path: Path) -> None:
-    """x = (F + damping I)^-1 (-g) by an LU solve, times sqrt(2 max_kl / x^T (F + damping I) x)."""
+    """x = (F + damping I)^-1 (-g) by an LU solve, times sqrt(2 max_kl / x^T (F + damping I) x).
+
+    A correction for another policy that sampled weighs g, and not F.
+    """
     roles = double_roles(base)
     experience, before = make_experience(roles), snapshot(roles.policy_parameters())
+    correction = torch.rand(experience.mask.shape, generator=torch.Generator().manual_seed(6)).double() + 0.5
+    experience = replace(experience, correction=correction * experience.mask)
     model = plain_model(roles, "policy")
     adapters = [p for n, p in model.named_parameters() if ".policy." in n]
     fisher, gradient = dense_fisher_and_gradient(
-        roles, experience, aggregation(experience.mask).double(), adapters, model
+        roles, experience, aggregation(experience.mask).double() * correction, adapters, model
     )
     damped = fisher + REGION.damping * torch.eye(len(fisher), dtype=torch.float64)
     x = torch.linalg.solve(damped, -gradient)
