@@ -272,7 +272,7 @@ class Freezing(LoraRoles):
 
     def _switch(self, role: Role) -> None:
         super()._switch(role)
-        for parameter in self._adapters["critic"]:
+        for parameter in self.critic_parameters()[:-2]:  # all but the value head
             parameter.requires_grad_(False)
 
 
