@@ -6,15 +6,16 @@ TORCH ?= 2.13.0
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+VLLM := .venv-vllm
 PYTHON_CHECK := import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else 0
 
 # Tests run in two processes on two cores: more threads would fight over them.
-test test-slow: export OMP_NUM_THREADS = 1
+test test-slow vllm-check: export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
 TRL ?=
 
-.PHONY: help setup demo real test test-slow fixed-points eval-check real-check results mutants lint format lock audit clean
+.PHONY: help setup demo real test test-slow fixed-points eval-check real-check vllm vllm-check results mutants lint format lock audit clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed 's/:.*## /:/' | awk -F: '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -54,6 +55,21 @@ eval-check: setup ## Let lm_eval (the extra `eval`) read an exported model
 real-check: setup ## Test tasks of reasoning-gym (the extra `real`)
 	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'
 	$(BIN)/python -m pytest -n 2 -m "slow or not slow" tests/data/test_reasoning_gym.py
+
+vllm: $(VLLM)/.installed ## Install vLLM for the CPU and this repository into .venv-vllm
+
+# On an index where torch comes with CUDA: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make vllm
+$(VLLM)/.installed: pyproject.toml packaging/vllm.txt
+	@$(PYTHON) -c '$(PYTHON_CHECK)'
+	@test -x $(VLLM)/bin/pip || $(PYTHON) -m venv --clear $(VLLM)
+	@echo "Installing into $(VLLM) (a few minutes, 2.5 GB)"
+	@$(VLLM)/bin/python -m pip install --quiet --quiet --disable-pip-version-check 'torch==2.13.0'
+	@$(VLLM)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps -r packaging/vllm.txt
+	@$(VLLM)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+vllm-check: vllm ## Train on rollouts of vLLM, in a child process and on servers
+	$(VLLM)/bin/python -m pytest -n 0 -m "slow or not slow" tests/vllm
 
 results: setup ## Repeat every study whose code has changed since (some hours); TRL=PYTHON adds the one beside TRL
 	$(BIN)/python -m benchmarks.studies
@@ -96,5 +112,5 @@ audit: setup ## Ask whether a locked package has a known vulnerability (network)
 	$(BIN)/python -m pip_audit --strict --no-deps --disable-pip -r constraints.txt
 
 clean: ## Remove the environment and all caches; runs under logs/ stay
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv $(VLLM) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

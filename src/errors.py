@@ -47,6 +47,10 @@ class RewardError(UserError, RuntimeError):
     """A reward cannot score a text; the message names the reward, the text and what came back."""
 
 
+class EngineError(UserError, RuntimeError):
+    """A rollout engine cannot be started or reached, or what it answers cannot be used."""
+
+
 class CheckpointError(UserError, RuntimeError):
     """A checkpoint cannot be written, read or resumed from."""
 

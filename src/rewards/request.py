@@ -41,6 +41,10 @@ class BadAnswerError(RuntimeError):
     """An answer that cannot be used; the request may be repeated."""
 
 
+class StatusError(RuntimeError):
+    """A status that another attempt would not change."""
+
+
 @dataclass(frozen=True)
 class Service:
     """An address that takes JSON by POST and answers with JSON.
@@ -65,7 +69,7 @@ class Service:
         """Refuse what cannot work, and an address that would store a password with the run."""
         if without_secrets(self.url) != self.url:
             raise ConfigError(f"{self.name} {without_secrets(self.url)}: {NO_SECRETS}")
-        require(_is_address(self.url), "url", self.url, "an address that starts with http:// or https://")
+        require(is_address(self.url), "url", self.url, "an address that starts with http:// or https://")
         for name, value in (("timeout", self.timeout), ("patience", self.patience)):
             require(value > 0, name, value, "greater than 0 seconds")
         for name, value in (("attempts", self.attempts), ("concurrency", self.concurrency)):
@@ -132,32 +136,46 @@ class Service:
 
     async def _post(self, client: httpx.AsyncClient, body: Body, token: str, read: Callable[[Any, Body], T]) -> T:
         """One request. Raises `AwayError`, `BadAnswerError`, or `RewardError` for a status that will stay."""
-        import httpx
-
         try:
-            async with asyncio.timeout(self.timeout):
-                answer = await client.post(self.url, json=body)
-        except TimeoutError as error:
-            raise AwayError(f"no whole answer within {self.timeout:g} s") from error
-        except httpx.RequestError as error:
-            raise AwayError(str(error) or type(error).__name__) from error
-        if answer.status_code != 200:
-            words = " ".join(answer.text.replace(token or "\0", "...").split())[:200]
-            what = f"status {answer.status_code}" + (f": {words}" if words else "")
-            if answer.status_code in AWAY:
-                raise AwayError(what, _seconds(answer.headers.get("Retry-After", "")))
-            raise RewardError(f"{self.name} {self.url}: {what}")
-        try:
-            content = answer.json()
-        except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
-            raise BadAnswerError(f"no JSON but {answer.text[:80]!r}") from error
-        return read(content, body)
+            return await post(client, self.url, body, self.timeout, read, token)
+        except StatusError as error:
+            raise RewardError(f"{self.name} {self.url}: {error}") from error
 
     def _tell(self, state: RetryCallState) -> None:
         """Say once, after about a second, why nothing happens: at the first attempt if it took as long."""
         slow = (state.seconds_since_start or 0.0) > 1
         if state.outcome is not None and (state.attempt_number == 4 or (state.attempt_number == 1 and slow)):
             log.warning(f"{self.name} {self.url}: {state.outcome.exception()}; asked again for {self.patience:g} s")
+
+
+async def post(
+    client: httpx.AsyncClient, url: str, body: Body, timeout: float, read: Callable[[Any, Body], T], secret: str = ""
+) -> T:
+    """What `read` takes from the answer to one body, whose last byte comes within `timeout` seconds.
+
+    Raises `AwayError` for a server that may answer later, `StatusError` for a status that will stay, both without
+    `secret`, and `BadAnswerError`.
+    """
+    import httpx
+
+    try:
+        async with asyncio.timeout(timeout):
+            answer = await client.post(url, json=body)
+    except TimeoutError as error:
+        raise AwayError(f"no whole answer within {timeout:g} s") from error
+    except httpx.RequestError as error:
+        raise AwayError(str(error) or type(error).__name__) from error
+    if answer.status_code != 200:
+        words = " ".join(answer.text.replace(secret or "\0", "...").split())[:200]
+        what = f"status {answer.status_code}" + (f": {words}" if words else "")
+        if answer.status_code in AWAY:
+            raise AwayError(what, _seconds(answer.headers.get("Retry-After", "")))
+        raise StatusError(what)
+    try:
+        content = answer.json()
+    except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
+        raise BadAnswerError(f"no JSON but {answer.text[:80]!r}") from error
+    return read(content, body)
 
 
 def in_own_loop(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -192,7 +210,7 @@ def _seconds(retry_after: str) -> float | None:
         return None
 
 
-def _is_address(url: str) -> bool:
+def is_address(url: str) -> bool:
     """Whether it has a scheme, a host and, if any, a port that is a number."""
     try:
         parts = urlsplit(url)

@@ -18,7 +18,7 @@ from torch.multiprocessing.spawn import ProcessException
 from src.errors import RankError
 from src.utils.distributed import broadcast_
 from src.utils.exits import leave, one_sentence
-from src.utils.signals import Interrupted, end, ending, handling
+from src.utils.signals import Interrupted, end, ending, handling, held_back
 
 GRACE = 10.0  # seconds for the other ranks to end when one has failed, and again after SIGTERM
 FINISHED = ""  # the report of a rank that has nothing to say
@@ -57,7 +57,7 @@ def in_processes(
     started: list[Any] = []
     failure: ProcessException | None = None
     with _passing_on(started) as received:
-        with _held_back():
+        with held_back(ending()):
             context = mp.start_processes(_as_rank, (port, function, argument, reportable, reports), count, join=False)
         started += context.processes
         for signum in received:  # before there was anyone to pass it on to
@@ -107,16 +107,6 @@ def _send(processes: list[Any], signum: int) -> None:
     for process in processes:
         if process.is_alive():
             os.kill(process.pid, signum)
-
-
-@contextmanager
-def _held_back() -> Iterator[None]:
-    """Start processes in which signals wait until `_as_rank` handles them: imports would end by them with any code."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ending())
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _as_rank(

@@ -45,6 +45,19 @@ def handling(signals: Iterable[signal.Signals], handler: Handler) -> Iterator[No
             signal.signal(signum, earlier)
 
 
+@contextmanager
+def held_back(signals: Iterable[signal.Signals]) -> Iterator[None]:
+    """Let signals wait until the end of the block, and for ever in processes that are started within it.
+
+    A process that handles them unblocks them; before that, its imports would end by them with any code.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def end(signum: int, frame: FrameType | None) -> None:
     """A handler that raises `Interrupted`, once: what is half written is removed on the way out."""
     for other in ending():

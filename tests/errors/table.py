@@ -95,7 +95,7 @@ CONFIG = [
     Case("a key of another option", "train policy_loss=reinforce ppo.clip=0.2", "ppo.clip=0.2: nothing reads ppo.clip here, it belongs to policy_loss=clip or policy_loss=dual_clip"),
     Case("a key that people know from elsewhere", "train ppo.learning_rate=1e-5", "ppo.learning_rate=1e-5: there is no key ppo.learning_rate; use ppo.lr"),
     Case("a sampling that is not done here", "train rollout.top_p=0.9", "rollout.top_p=0.9: is not supported; tokens are drawn from the whole distribution, whose log-probabilities are trained; rollout.temperature shapes it"),
-    Case("a key that is added where none can be", "train +ppo.weight_decay=0.1", "+ppo.weight_decay=0.1: there is no key ppo.weight_decay; close to it: reward_model.weight_decay, sft.weight_decay; + and ~ add and remove keys of trainer, callbacks, logger, hydra, reward.parts, reward.weights, gold_reward.parts, gold_reward.weights alone"),
+    Case("a key that is added where none can be", "train +ppo.weight_decay=0.1", "+ppo.weight_decay=0.1: there is no key ppo.weight_decay; close to it: reward_model.weight_decay, sft.weight_decay; + and ~ add and remove keys of trainer, callbacks, logger, hydra, reward.parts, reward.weights, gold_reward.parts, gold_reward.weights, rollout.engine.options alone"),
     Case("an argument of the Trainer that means something else here", "train +trainer.max_steps=1", "+trainer.max_steps=1: is not supported; the length of a stage is ppo.num_iterations, sft.steps or reward_model.steps"),
     Case("an argument that the Trainer does not have", "train +trainer.nonsense=1", "trainer.nonsense: Lightning's Trainer has no such argument"),
     Case("a group that another option brings along", "train advantage=rloo value_loss=mse", "value_loss=mse: value_loss is part of advantage=baseline_value or gae or td alone: choose one of these, or leave value_loss out"),
@@ -297,6 +297,8 @@ REWARDS = [
     Case("a column that the data lack", "train reward=exact_match", "the data has no column 'answer', only …", kept=FIRST),
     Case("a server that is not there", "train reward=http reward.url=http://127.0.0.1:9 reward.patience=0.01", "reward server http://127.0.0.1:9: 1 failed attempts for 8 texts, …: All connection attempts failed", kept=FIRST),
     Case("an address with a password", "train reward=http reward.url=http://me:secret@127.0.0.1:9", "reward.url: a password or key in an address would be stored with the run; put it into the environment variable that reward.token_variable names (REWARD_TOKEN): a token, or a whole header as 'Basic ...'"),
+    Case("a rollout engine that is not installed", "train engine=vllm", "vLLM is not installed here: `make vllm` makes an environment with it and this repository (docs/engines.md); then start the command by .venv-vllm/bin/python"),
+    Case("a rollout server that is not there", "train engine=vllm_server rollout.engine.urls=[http://127.0.0.1:9] rollout.engine.patience=0.01", "no rollout server answers (http://127.0.0.1:9: All connection attempts failed); start it by `python -m src.serve_rollout MODEL` (docs/engines.md)", kept=FIRST),
     Case("an address of another kind", "train reward=http reward.url=ftp://x", "reward.url='ftp://x': must be an address that starts with http:// or https://"),
     Case("a pattern that is no regular expression", "train reward=regex reward.pattern=\"'('\"", "reward.pattern='(': must be a regular expression of Python's re (missing ), unterminated subpattern at position 0)"),
 ]  # fmt: skip
