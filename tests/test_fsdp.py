@@ -270,12 +270,24 @@ def test_a_step_that_is_not_finite_is_left_out_on_every_rank(ranks: Ranks, base:
     assert one == two != []
 
 
-def fast_layers(base: str) -> str:
-    with pytest.raises(ModelError) as refused:
-        shard(make_roles(base, fast_cpu=True), torch.device("cpu"))
-    return str(refused.value)
+def refused(base: str, kind: str) -> str:
+    net: nn.Module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    if kind == "shared":
+        net[1].weight = net[0].weight
+    if kind == "parts":
+        net.register_parameter("own", nn.Parameter(torch.zeros(2)))
+    if kind == "fast":
+        net = make_roles(base, fast_cpu=True)
+    with pytest.raises(ModelError) as error:
+        shard(net, torch.device("cpu"))
+    return str(error.value)
 
 
-def test_layers_that_read_weights_past_their_modules_are_refused(ranks: Ranks, base: str) -> None:
-    """They would read a shard."""
-    assert all("model.fast_cpu=false" in said for said in ranks(fast_layers, base))
+@pytest.mark.parametrize(("kind", "words"), [
+    ("fast", "model.fast_cpu=false"), ("shared", "shares weights"), ("parts", r"has weights (own) and parts"),
+])  # fmt: skip
+def test_weights_that_would_be_read_as_shards_or_untied_are_refused(
+    ranks: Ranks, base: str, kind: str, words: str
+) -> None:
+    """In one sentence, on every rank."""
+    assert all(words in said for said in ranks(refused, base, kind))

@@ -33,16 +33,16 @@ def shard(net: nn.Module, device: torch.device) -> nn.Module:
     """Keep on each rank its shard of every parameter of `net`, in place, on `device`; the values are those of rank 0.
 
     Returns a copy without weights, which `collect` fills. Gradients are summed over ranks. Raises `ModelError` for
-    layers that read weights past their modules: those of `src.kernels`, and trained tensors of a module with parts.
+    layers that read weights past their modules, those of `src.kernels`, and for weights that two groups share.
     """
     shell = without_weights(net)
     if any(hasattr(module, "fast_pass") for module in net.modules()):
         raise ModelError("trainer=fsdp cannot shard the fast layers for CPUs, which read weights directly: set "
                          "model.fast_cpu=false")  # fmt: skip
     mesh, heads = init_device_mesh(device.type, (world_size(),)), _vocabulary_heads(net)
-    tied: dict[int, tuple[nn.Module, str]] = {}  # id of a tensor -> the module outside of heads that has it
-    for module in list(_groups(net, heads)):
-        tied |= {id(p): (owner, name) for owner in module.modules() for name, p in owner._parameters.items()}
+    groups = list(_groups(net, heads))
+    places = _places(groups)
+    for module in groups:
         module.to(device)
         broadcast_(parameter for parameter in module.parameters() if parameter.requires_grad)
         layer: Any = fully_shard(module, mesh=mesh, reshard_after_forward=True)
@@ -51,7 +51,7 @@ def shard(net: nn.Module, device: torch.device) -> nn.Module:
     for head in heads:
         for name, parameter in head._parameters.items():
             if parameter is not None:
-                place = tied.get(id(parameter))
+                place = places.get(id(parameter))  # of an embedding that it is tied to
                 head._parameters[name] = _shards(parameter, mesh) if place is None else getattr(*place)
     return shell
 
@@ -133,6 +133,19 @@ def _groups(module: nn.Module, heads: list[nn.Module]) -> Iterator[nn.Module]:
         raise ModelError(f"trainer=fsdp cannot shard a {type(module).__name__}, which has weights ({own[0]}) and parts")
     for child in module.children():
         yield from _groups(child, heads)
+
+
+def _places(groups: list[nn.Module]) -> dict[int, tuple[nn.Module, str]]:
+    """Module and attribute of every tensor of the groups, by its id. Raises `ModelError` when two groups share one."""
+    places: dict[int, tuple[nn.Module, str]] = {}
+    for group in groups:
+        own = {id(p): (m, name) for m in group.modules() for name, p in m._parameters.items() if p is not None}
+        if places.keys() & own.keys():
+            raise ModelError(
+                f"trainer=fsdp cannot shard a {type(group).__name__} that shares weights with another part"
+            )
+        places |= own
+    return places
 
 
 def _vocabulary_heads(net: nn.Module) -> list[nn.Module]:
