@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from src.models.chat_template import render
+from src.models.chat_template import own_template, render
 from src.models.text import encode_prompts
 
 Message = dict[str, str]
@@ -29,7 +29,7 @@ class Conversation:
     @property
     def has_template(self) -> bool:
         """Whether the model has a chat template."""
-        return bool(self.tokenizer.chat_template)
+        return own_template(self.tokenizer) is not None
 
     def ask(self, text: str) -> tuple[list[int], str | None]:
         """Add the user's message; returns the prompt's ids, and a note when something did not fit.
@@ -62,12 +62,11 @@ class Conversation:
 
     def ids(self) -> list[int]:
         """Token ids of the messages, up to where the answer begins."""
-        if not self.has_template:
+        template = own_template(self.tokenizer)
+        if template is None:
             return encode_prompts(self.tokenizer, [self.messages[-1]["content"]])[0]
         first = [{"role": "system", "content": self.system}] if self.system else []
-        text = render(
-            str(self.tokenizer.get_chat_template()), [*first, *self.messages], True, self.tokenizer, **self.arguments
-        )
+        text = render(template, [*first, *self.messages], True, self.tokenizer, **self.arguments)
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _too_long(self, ids: list[int]) -> bool:

@@ -49,6 +49,8 @@ def _unreadable(override: str, sweep: bool, after: str = "") -> str | None:
     if override[0] in "+~" and (is_group or not any(f"{key}.".startswith(f"{node}.") for node in OPEN)):
         hint = f"{given}: write {key}=VALUE" if is_group or key in declared() else unknown_key(key, given)
         return f"{hint}; + and ~ add and remove keys of {', '.join(OPEN)} alone"
+    if override[0] == "~" and key in declared():
+        return f"{given}: every run reads {key}, so it cannot be removed"
     if not sweep and (several or key.startswith("hydra")):
         return f"{given}: only a sweep (-m) reads it; {QUOTES}"
     if is_group and not several and parsed.value() not in options(key):
@@ -64,7 +66,7 @@ def explain(error: Exception, overrides: list[str]) -> str:
         return f"{error.full_key}: {str(error).splitlines()[0]}"
     found = re.match(r"(?:In '([\w./-]+)': )?Could not (?:override|find|load) '([^'@]+)", str(error))
     if found is None:
-        return " ".join(str(error).split())
+        return re.sub(r".* '(.+)' does not exist\.", r"~\1: there is no key \1 to remove", " ".join(str(error).split()))
     setter, key = (found[1] or "").replace("/", "="), found[2]
     if isinstance(error, MissingConfigException):
         return str(_unreadable(key.replace("/", "="), sweep=True))

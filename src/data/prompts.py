@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from src.data.row_formats import WRITTEN, Answer, DroppedRowError, Message, Prompt
 from src.data.sources import Row
-from src.data.tables import expanded
+from src.data.tables import expanded, read_bytes
 from src.errors import DataError
-from src.models.chat_template import joined, render
+from src.models.chat_template import joined, own_template, render
 from src.models.endings import PROBE
 from src.models.loading import load_tokenizer
 
@@ -121,7 +121,8 @@ class PromptWriter:
         """Raise `DroppedRowError` for a message that the chat template swallows, and for a call of a tool."""
         for place, message in enumerate(messages):
             content = message["content"].strip()
-            if content and content not in text:  # left out, or changed by the template
+            elsewhere = any(content in other["content"] for other in messages if other is not message)
+            if content and (elsewhere or content not in text):  # left out, or changed by the template
                 other = [*messages[:place], {**message, "content": PROBE}, *messages[place + 1 :]]
                 if self._render(other, row, opens=True) == text:
                     raise DroppedRowError(
@@ -151,12 +152,15 @@ class PromptWriter:
         """The chat template that is used. Raises `DataError` when there is none."""
         if self.own_chat_template is not None:
             return self.own_chat_template
-        if self.tokenizer is None or self.tokenizer.chat_template is None:
+        found = None if self.tokenizer is None else own_template(self.tokenizer)
+        if found is None:
+            named: Any = None if self.tokenizer is None else self.tokenizer.chat_template
+            which = f"no default among its chat templates ({', '.join(sorted(named))})" if named else "no chat template"
             raise DataError(
-                f"the tokenizer of {self.path or 'a model made from scratch'} has no chat template: give one with "
+                f"the tokenizer of {self.path or 'a model made from scratch'} has {which}: give one with "
                 f"data.chat_template=FILE (templates/chatml.jinja is one)"
             )
-        return str(self.tokenizer.get_chat_template())
+        return found
 
     @cached_property
     def _start(self) -> str:
@@ -165,6 +169,11 @@ class PromptWriter:
         if tokenizer is None or tokenizer.bos_token_id is None:
             return ""
         return tokenizer.bos_token if tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id else ""
+
+
+def _written(value: Any) -> Any:
+    """What a template of ours writes for a value: nothing for null and NaN, which stand for what is missing."""
+    return "" if value is None or value != value else value  # only NaN differs from itself
 
 
 def _squeezed(text: str) -> str:
@@ -181,13 +190,16 @@ def _read(path: str, key: str) -> str:
     """The text of a template file, searched for in the working directory, then in this repository."""
     for file in (expanded(path, key), ROOT / path):
         if file.is_file():
-            return file.read_text(encoding="utf-8")
+            try:
+                return read_bytes(file).decode("utf-8").replace("\r\n", "\n")
+            except UnicodeDecodeError:
+                raise DataError(f"{key}={path}: it is not valid UTF-8; save it as UTF-8") from None
     raise DataError(f"{key}={path}: there is no such file")
 
 
 def _compiled(path: str, key: str) -> Template:
     text = _read(path, key)
-    environment: Any = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
+    environment: Any = ImmutableSandboxedEnvironment(undefined=StrictUndefined, finalize=_written)
     environment.concat = joined
     try:
         made: Template = environment.from_string(text)

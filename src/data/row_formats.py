@@ -198,6 +198,8 @@ def prompt_of(row: Row, name: str) -> Prompt:
     """A text or messages; null and NaN, which stand for what is missing, become an empty text, other numbers a text."""
     value = column(row, name)
     if value is None or isinstance(value, str):
+        if re.match(r"""\s*\[\s*\{\s*["'](role|content)["']""", value or ""):
+            raise DataError(f"{row.where}, column {name!r} holds messages written as a text: they must be a list")
         return value or ""
     if isinstance(value, list):
         return [_message(row, name, message) for message in value]
@@ -206,6 +208,12 @@ def prompt_of(row: Row, name: str) -> Prompt:
     if isinstance(value, int | float) and not isinstance(value, bool) and value not in (inf, -inf):
         return str(value)
     raise DataError(f"{row.where}, column {name!r} must be a text or a list of messages, but is {value!r}")
+
+
+def has_words(prompt: Prompt) -> bool:
+    """Whether a text, or one of the messages, has more than white space."""
+    texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+    return any(text.strip() for text in texts)
 
 
 def _message(row: Row, name: str, message: Any) -> Message:

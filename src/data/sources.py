@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from src.errors import DataError
 from src.utils.hub import for_hub
 
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
+STORED = ("state.json", "dataset_dict.json")  # of a set, and of several splits, in a folder of `save_to_disk`
 CELL = 2**31 - 1  # characters, the most that one cell of a table may have
 
 
@@ -31,8 +34,9 @@ class Source:
     """Where a set is, and its names of the splits.
 
     `path` is a file (.jsonl, .json, .csv, .parquet), a folder, or a name on the hub. A file is the train split, and
-    `splits` may name files for the others. A folder has one file per split, such as `FOLDER/NAME.jsonl`; any other
-    folder, and the hub, are read by the library `datasets`.
+    `splits` may name files for the others. A folder has one file per split, such as `FOLDER/NAME.jsonl`, or is one of
+    `save_to_disk`; in any other folder, and on the hub, the library `datasets` finds the files. It reads Parquet and
+    the hub; text files of a folder are read as single files are, as it would make dates and numbers of their texts.
     """
 
     path: str
@@ -63,13 +67,18 @@ class Source:
         for suffix in FORMATS if folder.is_dir() else ():
             if (folder / f"{own}{suffix}").is_file():
                 return read_file(folder / f"{own}{suffix}")
+        if any((folder / name).is_file() for name in STORED):
+            return _stored(folder, own)
         if not folder.is_dir() and (
             folder.is_absolute() or self.path.startswith((".", "~")) or self.path.count("/") > 1
         ):
             raise DataError(f"there is no file or folder {folder}: give one with data.path, or a name on the hub")
         options = {"name": self.name, "revision": self.revision, "data_dir": self.folder, "split": own}
         where = f"{self.path}, split {own}"
-        return _borrowed(str(folder) if folder.is_dir() else self.path, options, where)
+        if not folder.is_dir():
+            return _borrowed(self.path, options, where)
+        files = _text_files(str(folder), options, where)
+        return [row for file in files for row in read_file(file)] or _borrowed(str(folder), options, where)
 
 
 def read_file(file: Path) -> list[Row]:
@@ -89,7 +98,12 @@ def _read_json(file: Path) -> list[Row]:
     """A list of objects, or one object per line, as many sets name their JSON lines `.json`."""
     content = read_bytes(file)
     if not content.lstrip().startswith(b"["):
-        return _numbered(read_jsonl(file, []), file)
+        try:
+            return _numbered(read_jsonl(file, []), file)
+        except DataError:
+            if not _is_one_value(content):
+                raise
+        raise DataError(f"{file} is one JSON value: it must be a list of objects, or have one object on each line")
     try:
         rows = read_json(content, str(file))
     except DataError:
@@ -104,6 +118,15 @@ def _read_json(file: Path) -> list[Row]:
         if not isinstance(row, dict):
             raise DataError(f"{file}, row {number} must be a JSON object, but is a {type(row).__name__}")
     return [Row(f"{file}, row {number}", row) for number, row in enumerate(rows, start=1)]
+
+
+def _is_one_value(content: bytes) -> bool:
+    """Whether it is one JSON value over several lines."""
+    try:
+        json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return len(content.strip().splitlines()) > 1
 
 
 def _read_csv(file: Path) -> list[Row]:
@@ -158,15 +181,52 @@ def _numbered(rows: dict[int, dict[str, Any]], file: Path) -> list[Row]:
     return [Row(f"{file}:{number}", row) for number, row in rows.items()]
 
 
+def _text_files(folder: str, options: dict[str, Any], where: str) -> list[Path]:
+    """The files of a split in a folder, where `datasets` looks for them, if all are text; otherwise none."""
+    import datasets
+
+    own = options["split"]
+    with _in_words(folder, options, where):
+        builder = datasets.load_dataset_builder(folder, **{k: v for k, v in options.items() if k != "split"})
+        found = [Path(str(file)) for file in (builder.config.data_files or {}).get(own, [])]
+    return found if all(file.suffix in FORMATS and file.suffix != ".parquet" for file in found) else []
+
+
+def _stored(folder: Path, own: str) -> list[Row]:
+    """The rows of a folder that `save_to_disk` of the library `datasets` wrote: the split `own`, or all that it has."""
+    import datasets
+
+    where = f"{folder}, split {own}"
+    with _in_words(str(folder), {"data_files": None}, where):
+        loaded = datasets.load_from_disk(str(folder))
+    if isinstance(loaded, datasets.DatasetDict):
+        if own not in loaded:
+            raise DataError(f"cannot read {where}: it has the splits {sorted(loaded)} (data.splits)")
+        loaded = loaded[own]
+    return [Row(f"{where}, row {number}", row) for number, row in enumerate(loaded, start=1)]
+
+
 def _borrowed(path: str, options: dict[str, Any], where: str) -> list[Row]:
-    """Rows that the library `datasets` reads; its errors become one sentence."""
+    """Rows that the library `datasets` reads."""
     import datasets  # takes a second to import, so only when it is needed
+    from pyarrow.parquet import read_metadata
+
+    with _in_words(path, options, where):
+        if path == "parquet" and not read_metadata(options["data_files"]).num_rows:
+            raise ValueError("it has no rows")  # of which `datasets` says that a batch size is 0
+        loaded = datasets.load_dataset(for_hub(path), **options)
+        return [Row(f"{where}, row {number}", row) for number, row in enumerate(loaded, start=1)]
+
+
+@contextmanager
+def _in_words(path: str, options: dict[str, Any], where: str) -> Iterator[None]:
+    """Without the progress bars of `datasets`, and with one sentence for its errors."""
+    import datasets
 
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
     try:
-        loaded = datasets.load_dataset(for_hub(path), **options)
-        return [Row(f"{where}, row {number}", row) for number, row in enumerate(loaded, start=1)]
+        yield
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(_why(path, options, where, error)) from error
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from src.data.prompts import PromptWriter
-from src.data.row_formats import DroppedRowError, Example, RowFormat
+from src.data.row_formats import DroppedRowError, Example, RowFormat, has_words
 from src.data.sources import Row, Source
 from src.data.tables import SPLITS, check_split
 from src.errors import DataError, require
@@ -192,8 +192,7 @@ class TableCorpus:
         """The sample of an example, or why there is none."""
         if isinstance(example, str):
             return example
-        words = example.prompt.strip() if isinstance(example.prompt, str) else example.prompt
-        if example.prompt is not None and not words:
+        if example.prompt is not None and not has_words(example.prompt):
             return "no prompt"
         prompt, messages = self.writer.write(example.prompt, row)
         given = {"response": example.response, "chosen": example.chosen, "rejected": example.rejected}

@@ -11,6 +11,7 @@ from random import Random
 from typing import Any
 
 from src.errors import DataError
+from src.utils.hub import LFS_POINTER, LFS_PULL
 
 SPLITS = ("train", "validation", "test")
 
@@ -48,17 +49,28 @@ def expanded(path: str, key: str) -> Path:
 
 
 def read_bytes(file: Path) -> bytes:
-    """The content of a file, without a byte order mark. Raises `DataError` when it cannot be read."""
+    """The content of a file, without a byte order mark. Raises `DataError` when it cannot be read, or is elsewhere."""
     try:
-        return file.read_bytes().removeprefix(codecs.BOM_UTF8)
+        content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}") from error
+    if content.startswith(LFS_POINTER):
+        raise DataError(f"{file} is a pointer of git-lfs, not the file itself: {LFS_PULL}")
+    return content
 
 
 def read_json(content: bytes, where: str) -> Any:
-    """The value of a JSON text, whose strings must be valid UTF-8. Raises `DataError` with `where`."""
+    """The value of a JSON text: strings in valid UTF-8, no name twice in an object. Raises `DataError` with `where`."""
+
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+            raise DataError(f"{where} names {twice!r} twice in one object: which value counts is not clear")
+        return made
+
     try:
-        value = json.loads(content.decode("utf-8"))
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=distinct)
     except UnicodeDecodeError:
         raise
     except RecursionError:

@@ -16,6 +16,7 @@ from src.config.schema import PPORun
 from src.core.padding import pad_left
 from src.data.prompts import PromptWriter
 from src.evaluate.prompt_file import PromptFile, given_responses
+from src.models.chat_template import own_template
 from src.models.endings import endings
 from src.models.inference_roles import load_inference_roles
 from src.models.loading import load_tokenizer
@@ -113,9 +114,8 @@ def writer_of(data: Any, policy: str, chats: bool, saved_template: bool) -> Prom
         data.template, data.chat or chats, data.system, None if saved_template else data.chat_template,
         data.tokenizer or policy, data.chat_template_kwargs,
     )  # fmt: skip
-    saved = load_tokenizer(policy) if saved_template else None
-    if saved is not None and saved.chat_template:
-        writer.own_chat_template = str(saved.get_chat_template())
+    if saved_template:
+        writer.own_chat_template = own_template(load_tokenizer(policy)) or writer.own_chat_template
     return writer
 
 

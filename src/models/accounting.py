@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import (
+    GENERATION_CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
     WEIGHTS_INDEX_NAME,
@@ -57,6 +58,18 @@ def load_whole(kind: Any, path: str, key: str, *, new: list[str] | None = None, 
             )
     require_floats(where, files, model)
     return model
+
+
+def require_end_tokens(path: str) -> None:
+    """Raise `ValueError` or `OSError` unless the model's generation_config.json, if there is one, can be read.
+
+    transformers leaves a file that it cannot read out without a word, and with it the tokens that end a response.
+    """
+    if cached_file(path, GENERATION_CONFIG_NAME, **LENIENT) is None:
+        return
+    named: Any = GenerationConfig.from_pretrained(path).eos_token_id
+    if any(type(token) is not int for token in (named if isinstance(named, list) else [named])) and named is not None:
+        raise ValueError(f"{GENERATION_CONFIG_NAME}: eos_token_id must be a token's number, or a list, not {named!r}")
 
 
 def weight_files(path: str) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel, PromptLearningConfig
-from peft.utils import get_peft_model_state_dict, load_peft_weights
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, get_peft_model_state_dict, load_peft_weights
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -67,7 +67,9 @@ def load_whole_adapter(base: PreTrainedModel, path: str, key: str) -> PeftModel:
 
 
 def _whole_tensors(path: str) -> dict[str, Tensor]:
-    """The tensors of the base that an adapter's folder holds in full."""
+    """The tensors of the base that an adapter's folder holds in full. Raises `ModelError` for one without weights."""
+    if not any((Path(path) / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
+        raise ModelError(f"no usable adapter at {path!r}: it has {CONFIG}, but no {SAFETENSORS_WEIGHTS_NAME}")
     return {name: x for name, x in load_peft_weights(path, device="cpu").items() if "lora_" not in name}
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from src.models.chat_template import render
+from src.models.chat_template import own_template, render
 
 PROBE = "(answer)"  # stands for an answer, to find out what a chat template writes around one
 ASKED = [{"role": "user", "content": "(question)"}]
@@ -53,10 +53,10 @@ def endings(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | N
 
 def around_an_answer(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """What the chat template writes after an answer, and what it opens one with; empty where it writes no such chat."""
-    if not tokenizer.chat_template:
+    template = own_template(tokenizer)
+    if template is None:
         return "", ""
     try:
-        template = tokenizer.get_chat_template()
         answered, asked, opened = (
             render(template, [*ASKED, *answer], opens, tokenizer)
             for answer, opens in (([{"role": "assistant", "content": PROBE}], False), ([], False), ([], True))

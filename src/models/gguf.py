@@ -30,7 +30,7 @@ def source(path: str, key: str = "model.path") -> dict[str, str]:
 
 def is_gguf(path: str) -> bool:
     """Whether the path is that of a GGUF file."""
-    return path.endswith(".gguf")
+    return path.lower().endswith(".gguf")
 
 
 def load_gguf(path: str, **options: Any) -> PreTrainedModel:

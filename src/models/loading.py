@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,18 +24,18 @@ from transformers import (
 
 from src.errors import ModelError
 from src.kernels.fast_layers import with_fast_layers
-from src.models.accounting import load_whole
+from src.models.accounting import load_whole, require_end_tokens
 from src.models.adapter_folders import adapter_base, adapter_config, load_whole_adapter, vocabulary_rows
 from src.models.gguf import is_gguf, load_gguf, source
 from src.models.settings import ModelSettings
 from src.types import Corpus
-from src.utils.hub import for_hub
+from src.utils.hub import LFS_POINTER, LFS_PULL, for_hub
 
 # raised by transformers for a folder that it cannot read, for truncated or unfitting weights, and for a config.json
 # with sizes or names that no architecture can be built from
 UNUSABLE = (
     OSError, ValueError, UnpicklingError, SafetensorError, RuntimeError, LookupError, TypeError, AttributeError,
-    ArithmeticError, AssertionError, StrictDataclassError,
+    ArithmeticError, AssertionError, StrictDataclassError, struct.error,
 )  # fmt: skip
 
 
@@ -49,7 +50,10 @@ def absent(path: str, error: Exception, key: str = "model.path") -> ModelError:
     if os.path.isdir(folder):  # False also for an invalid path
         is_model = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
         why = _first_line(error) if is_model else "the folder holds no config.json"
-        return ModelError(f"no usable model at {path!r} ({key}): {why}")
+        return ModelError(f"no usable model at {path!r} ({key}): {_of_files(folder, is_model) or why}")
+    if folder.is_file():
+        why = f"as a GGUF file: {_first_line(error)}" if is_gguf(path) else "as it is a file; give its folder"
+        return ModelError(f"no usable model at {path!r} ({key}): it cannot be read {why}")
     if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1:
         return ModelError(
             f"no usable model at {path!r}: there is no such folder; give one with {key}=FOLDER, or a name on the hub"
@@ -59,6 +63,16 @@ def absent(path: str, error: Exception, key: str = "model.path") -> ModelError:
         f"does not have it; give a local folder with {key}=FOLDER, or download it once where there is a network: "
         f"`hf download {path}`"
     )
+
+
+def _of_files(folder: Path, is_model: bool) -> str | None:
+    """What is wrong with a model's folder by the files in it, before any library's words; None for nothing."""
+    for file in sorted(file for file in folder.iterdir() if file.is_file()):
+        with file.open("rb") as opened:
+            if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+                return f"{file.name} is a pointer of git-lfs, not the file itself: {LFS_PULL}"
+    files = [] if is_model else sorted(file.name for file in folder.iterdir() if is_gguf(file.name))
+    return f"the folder holds GGUF files, of which one is given by its name: {folder / files[0]}" if files else None
 
 
 def _first_line(error: Exception) -> str:
@@ -182,12 +196,11 @@ def load_causal_lm(model: ModelSettings, path: str | None = None) -> PreTrainedM
     options = model.load_options() | {"attn_implementation": attention_of(config, model.attn_implementation)}
     try:
         base = adapter_base(path)
-        if base is None:
-            lm = (
-                load_gguf(path, **options)
-                if is_gguf(path)
-                else load_whole(AutoModelForCausalLM, for_hub(path), "model.path", **options)
-            )
+        if is_gguf(path):
+            lm = load_gguf(path, **options)
+        elif base is None:
+            lm = load_whole(AutoModelForCausalLM, for_hub(path), "model.path", **options)
+            require_end_tokens(path)
         else:
             lm = load_whole_adapter(load_causal_lm(model, base), path, "model.path").merge_and_unload()
     except UNUSABLE as error:

@@ -26,6 +26,8 @@ def probe(lm: PreTrainedModel) -> PreTrainedModel:
     mask = torch.ones_like(ids)
     output = lm(input_ids=ids, attention_mask=mask, use_cache=True)
     where = f"{lm.name_or_path!r}: {type(lm).__name__}"
+    if output.logits.isnan().any():
+        raise ModelError(f"{where} gives NaN: one of its weights is no finite number, or too large for {lm.dtype}")
     if not _close(output.logits[0, :2], output.logits[1, :2]):
         raise ModelError(f"{where} lets a token see those after it, so it is no model that writes from left to right")
     _require_cache(output, where)

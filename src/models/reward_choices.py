@@ -17,7 +17,7 @@ from transformers import (
 
 from src.errors import ModelError
 from src.models.accounting import load_whole
-from src.models.chat_template import adopt
+from src.models.chat_template import adopt, own_template
 from src.models.fingerprint import base_fingerprint, tokenizer_fingerprint
 from src.models.loading import UNUSABLE, absent, load_causal_lm, load_config, load_tokenizer
 from src.models.probe import probe
@@ -78,7 +78,7 @@ class Pretrained:
     def build_tokenizer(self, corpus: Corpus) -> PreTrainedTokenizerBase:
         """The tokenizer in the weights' folder."""
         tokenizer = load_tokenizer(self.path, PATH_KEY)
-        if self.chat_template and tokenizer.chat_template is None:
+        if self.chat_template and own_template(tokenizer) is None:
             raise ModelError(f"reward_model.net.chat_template=true: there is no chat template at {self.path!r}")
         return tokenizer
 

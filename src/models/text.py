@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from src.models.chat_template import own_template, render
 from src.models.endings import Endings, endings
 
 
@@ -44,7 +45,7 @@ def encode_completions(
         return encode_with_end(tokenizer, [p + r for p, r in zip(prompts, responses, strict=True)])
     chats = [[*user_message(p), {"role": "assistant", "content": r}] for p, r in zip(prompts, responses, strict=True)]
     after = endings(tokenizer).after
-    texts = [tokenizer.apply_chat_template(chat, tokenize=False).removesuffix(after) for chat in chats]
+    texts = [render(str(own_template(tokenizer)), chat, False, tokenizer).removesuffix(after) for chat in chats]
     return encode_with_end(tokenizer, texts, special=False)
 
 
@@ -58,7 +59,7 @@ def response_lengths(
     """
     if chat_template:
         chats = [user_message(prompt) for prompt in prompts]
-        prompts = [tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chats]
+        prompts = [render(str(own_template(tokenizer)), chat, True, tokenizer) for chat in chats]
     alone = encode_prompts(tokenizer, prompts, special=not chat_template)
     return [len(row) - shared_length(prompt, row) for prompt, row in zip(alone, rows, strict=True)]
 

@@ -24,11 +24,14 @@ def as_numbers(reward: Any, given: Any, shape: torch.Size, what: str = "response
     is no sequence, or has another shape.
     """
     others: dict[int, Any] = {}
+    if hasattr(given, "to_numpy") and list(given.index) != list(range(len(given))):
+        returned = f"a {type(given).__name__} with the index {list(given.index)!r:.80}"
+        raise _unfit(reward, f"{returned}, whose order is not clear (give .to_list()),", shape, what)
     try:
         scores = torch.as_tensor(given, dtype=torch.float32).detach()
     except (TypeError, ValueError, OverflowError):
         if not _is_row_of(given, shape):
-            raise _unfit(reward, f"{given!r:.80}", shape, what) from None
+            raise _unfit(reward, " ".join(f"{given!r:.80}".split()), shape, what) from None
         scores, others = _one_by_one(given)
     if scores.shape != shape:
         count = len(scores) if scores.dim() == 1 else 0

@@ -22,6 +22,8 @@ class FunctionReward:
 
     def __init__(self, target: str, function: Callable[..., Tensor | Sequence[float]]) -> None:
         require(takes_texts(function), "target", target, f"a function of {PARAMETERS}")
+        is_async = any(map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None))))  # noqa: B004
+        require(not is_async, "target", target, "a plain function: an async one is not waited for")
         self.target, self.function = target, function  # its dotted path, its name in messages
 
     def score(

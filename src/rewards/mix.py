@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -37,10 +38,13 @@ class MixReward(nn.Module):
     def score_parts(
         self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]
     ) -> dict[str, Tensor]:
-        """The unweighted scores of each part, (B,). Raises for a part that gives no number."""
+        """The unweighted scores of each part, (B,); none sees what another did to its arguments.
+
+        Raises for a part that gives no number.
+        """
         scores: dict[str, Tensor] = {}
         for name, part in self.parts.items():
-            given = part.score(prompts, responses, metadata)
+            given = part.score(*deepcopy((prompts, responses, metadata)))
             numbers, others = as_numbers(part, given, torch.Size([len(prompts)]))
             for element in others.values():
                 raise ValueError(f"parts.{name} gave {element!r:.80}, which is no number")

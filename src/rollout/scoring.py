@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import chdir
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -186,7 +188,8 @@ def call_reward(reward: AnyReward, rollout: Rollout) -> Called:
         scores, others = as_numbers(reward, reward.score_rollout(rollout), rollout.finished.shape)
         return scores, {}, others
     metadata = [
-        row | {"finished": finished} for row, finished in zip(rollout.metadata, rollout.finished.tolist(), strict=True)
+        deepcopy(row) | {"finished": finished}  # a reward may change what it is given
+        for row, finished in zip(rollout.metadata, rollout.finished.tolist(), strict=True)
     ]
     given, parts = call_with_texts(reward, list(rollout.prompts), list(rollout.responses), metadata)
     scores, others = as_numbers(reward, given, rollout.finished.shape)
@@ -198,10 +201,11 @@ def call_with_texts(
 ) -> tuple[Any, dict[str, Tensor]]:
     """What a reward returns for texts, and the parts of a mixed one. Raises `RewardError` if it ends the program."""
     try:
-        if isinstance(reward, PartedReward):
-            parts = reward.score_parts(prompts, responses, metadata)
-            return reward.combine(parts), parts
-        return reward.score(prompts, responses, metadata), {}
+        with chdir("."):  # wherever a reward goes, the run's paths lead to the same places after it
+            if isinstance(reward, PartedReward):
+                parts = reward.score_parts(prompts, responses, metadata)
+                return reward.combine(parts), parts
+            return reward.score(prompts, responses, metadata), {}
     except SystemExit as error:  # would end the run without a message
         raise RewardError(f"reward {reward_name(reward)} ended the program by sys.exit({error.code!r})") from error
 

@@ -9,6 +9,8 @@ from urllib.request import getproxies
 
 from huggingface_hub import constants
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins that git has not fetched
+LFS_PULL = "run `git lfs pull` in its folder, or fetch it by `hf download`"
 ASKED = constants.HF_HUB_OFFLINE  # by the user's environment
 
 

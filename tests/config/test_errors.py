@@ -90,7 +90,11 @@ REFUSED = [
     ("data=tldr data.pairs.columns.text=5", "data.pairs.columns.text=5: must be a text"),
     ("resume=maybe", "resume='maybe': must be auto, never, or the path of a checkpoint or a run folder"),
     ("trainer=ddp trainer.strategy._target_=os.system", "must be 'src.utils.launch.SummedGradients'"),
-    ("~callbacks.checkpoint", "callbacks.checkpoint must be given"),
+    ("~callbacks.checkpoint", "~callbacks.checkpoint: every run reads callbacks.checkpoint, so it cannot be removed"),
+    ("~trainer.devices", "~trainer.devices: every run reads trainer.devices, so it cannot be removed"),
+    ("~callbacks.stop.grace_seconds", "every run reads callbacks.stop.grace_seconds, so it cannot be removed"),
+    ("~callbacks.rollout", "~callbacks.rollout: there is no key callbacks.rollout to remove"),
+    ("~logger.nope", "~logger.nope: there is no key logger.nope to remove"),
 ]  # fmt: skip
 
 

@@ -11,6 +11,8 @@ from src.data.row_formats import Columns
 from src.data.table_corpus import TableCorpus
 from src.data.tables import SPLITS
 from src.errors import DataError
+from src.models.endings import endings
+from src.models.text import encode_completions
 from tests.data.sets import chat, write_rows
 from tests.families import tokenizer_of
 
@@ -132,6 +134,48 @@ def test_a_role_that_the_template_swallows_is_named(tmp_path: Path) -> None:
     swallowed = "{% for m in messages if m.role == 'user' %}{{ m.content }}\n{% endfor %}"
     with pytest.raises(DataError, match=r"dropped: 20 message of the role 'assistant', of which .* writes nothing"):
         made(tmp_path, [], template=swallowed)
+
+
+def test_a_message_that_the_template_swallows_is_named_though_others_hold_its_words(tmp_path: Path) -> None:
+    """Of a template that writes the last message only, also where that one contains the earlier ones."""
+    last = (
+        "{% set asked = messages | selectattr('role', 'equalto', 'user') | list | last %}user: {{ asked.content }}\n"
+        "{% if messages[-1].role == 'assistant' %}assistant: {{ messages[-1].content }}\n{% endif %}"
+    )
+    turns = chat("a film", "film", "a film and a film", "fine")
+    reason = "message of the role 'user', of which the chat template writes nothing"
+    assert dropped(made(tmp_path, [{"m": turns}], template=last)) == {reason: 1}
+
+
+def test_a_chat_without_a_word_is_no_prompt(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": None}, {"role": "assistant", "content": "fine"}]
+    assert dropped(made(tmp_path, [{"m": turns}])) == {"no prompt": 1}
+
+
+def test_a_template_that_writes_the_date_writes_the_same_one_every_day(tmp_path: Path) -> None:
+    """A run that is resumed on the next day has the prompts of the first."""
+    template = "It is {{ strftime_now('%d %b %Y, %H:%M:%S') }}.\n" + THINKING
+    texts = texts_of(made(tmp_path, [], template=template))
+    assert all(text.startswith("It is 26 Jul 2024, 00:00:00.") for text in texts)
+
+
+def test_the_default_of_several_templates_is_used_and_none_is_guessed(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of("gpt2")
+    for named in ({"default": THINKING, "tool_use": "x"}, {"rag": THINKING, "tool_use": "x"}):
+        tokenizer.chat_template = named
+        plain = endings(tokenizer)
+        assert (plain.turn is None) == ("default" not in named)
+        if "default" in named:
+            tokenizer.save_pretrained(tmp_path / "several")
+            (text, *_) = encode_completions(tokenizer, ["question"], ["fine"], chat_template=True)
+            assert "<|im_start|>user" in tokenizer.decode(text)
+    tokenizer.save_pretrained(tmp_path / "none")
+    usable = [{"m": chat(f"question {i}", "fine")} for i in range(20)]
+    file = str(write_rows(tmp_path / "rows.jsonl", usable))
+    assert len(texts_of(TableCorpus(file, MESSAGES, ONE_FILE, tokenizer=str(tmp_path / "several")))) == 20
+    words = r"none has no default among its chat templates \(rag, tool_use\): give one with data.chat_template=FILE"
+    with pytest.raises(DataError, match=words):
+        TableCorpus(file, MESSAGES, ONE_FILE, tokenizer=str(tmp_path / "none"))
 
 
 def test_a_prompt_that_ends_with_the_assistants_turn_is_named(tmp_path: Path) -> None:

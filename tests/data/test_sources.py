@@ -13,6 +13,7 @@ from src.data.sources import Source, read_file
 from src.errors import DataError
 from tests.data.sets import write_rows
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n"
 NAMES = {"train": "train", "validation": None, "test": None}
 ROWS = [{"q": f"naïve {i}", "n": i, "m": [{"role": "user", "content": "x"}]} for i in range(3)]
 
@@ -110,6 +111,11 @@ def test_a_folder_within_the_set(tmp_path: Path) -> None:
         ("a.csv", b"q,a\n", "{path} has no rows: "),
         ("a.csv", b"q;a\n1,5;2\n", "{path}:1 separates the columns by ';': they must be separated by commas"),
         ("a.csv", b"q\ta\n1\t2\n", "{path}:1 separates the columns by '\\t': they must be separated by commas"),
+        ("a.json", b'{\n"data": [{"q": 1}]\n}', "{path} is one JSON value: it must be a list of objects, or have one"),
+        ("a.jsonl", b'{"q": 1}\n{"q": "a", "q": "b"}\n', "{path}:2 names 'q' twice in one object"),
+        ("a.jsonl", b'{"m": [{"role": "user", "role": "x"}]}\n', "{path}:1 names 'role' twice in one object"),
+        ("a.jsonl", LFS, "{path} is a pointer of git-lfs, not the file itself: run `git lfs pull`"),
+        ("a.csv", LFS, "{path} is a pointer of git-lfs, not the file itself: run `git lfs pull`"),
         ("a.parquet", b"nonsense", "cannot read {path}: Parquet magic bytes not found in footer"),
     ],
 )
@@ -170,3 +176,37 @@ def test_a_path_that_no_system_can_look_for_is_one_sentence(tmp_path: Path, suff
         with pytest.raises(DataError, match=r"^data\.path=.{9,100}: there can be no such file: ") as refused:
             source(path).read()
         assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_text_files_of_a_folder_are_read_as_single_files_are(tmp_path: Path, suffix: str) -> None:
+    """The library that finds a split's shards would make dates, fractions and missing values of these."""
+    cells = ["007", "2026-11-27", "None", "2.50"]
+    whole: list[dict[str, Any]] = []
+    for number, cell in enumerate(cells):
+        file = tmp_path / f"train-{number}-of-{len(cells)}{suffix}"
+        row: dict[str, Any] = {"q": cell, "n": number} if suffix == ".jsonl" else {"q": cell, "n": str(number)}
+        file.write_text(json.dumps(row) + "\n" if suffix == ".jsonl" else f"q,n\n{cell},{number}\n")
+        whole.append(row)
+    assert [row.columns for row in source(tmp_path).read()["train"]] == whole
+
+
+@pytest.mark.parametrize("splits", [None, ["train", "held"]])
+def test_a_folder_of_save_to_disk(tmp_path: Path, splits: list[str] | None) -> None:
+    import datasets
+
+    saved = datasets.Dataset.from_list(ROWS)
+    stored = saved if splits is None else datasets.DatasetDict({split: saved for split in splits})
+    stored.save_to_disk(str(tmp_path / "set"))
+    assert [row.columns for row in source(tmp_path / "set").read()["train"]] == ROWS
+    if splits is not None:
+        with pytest.raises(DataError, match=r"split nope: it has the splits \['held', 'train'\]"):
+            source(tmp_path / "set", {**NAMES, "train": "nope"}).read()
+
+
+def test_a_parquet_file_without_rows_is_refused(tmp_path: Path) -> None:
+    import datasets
+
+    datasets.Dataset.from_dict({"q": []}).to_parquet(str(tmp_path / "a.parquet"))
+    with pytest.raises(DataError, match=r"cannot read .*a\.parquet: it has no rows"):
+        source(tmp_path / "a.parquet").read()

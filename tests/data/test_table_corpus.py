@@ -254,6 +254,23 @@ def test_a_template_is_sandboxed_and_checked(tmp_path: Path, text: str, words: s
     assert words in refusal(tmp_path, rows(20), template=str(tmp_path / "mine.jinja"))
 
 
+def test_a_template_writes_nothing_for_what_is_missing(tmp_path: Path) -> None:
+    """Null and NaN are no words, in a file as some editors save it: with a mark in front and Windows line ends."""
+    (tmp_path / "mine.jinja").write_bytes(b"\xef\xbb\xbf{{ q }}\r\n{{ more }}|{{ id }}:\r\n")
+    content = [row | {"more": (None, float("nan"), "so")[row["id"] % 3]} for row in rows(20)]
+    for row in made(tmp_path, content, Columns(response="a"), template=str(tmp_path / "mine.jinja")).prompts("train"):
+        number = row.metadata["id"]
+        assert row.prompt == f"question {number}\n{'so' if number % 3 == 2 else ''}|{number}:"
+
+
+def test_a_template_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.jinja").write_bytes("é {{ q }}".encode("latin-1"))
+    for key, options in (("template", {}), ("chat_template", {"chat": True})):
+        file = str(tmp_path / "mine.jinja")
+        message = refusal(tmp_path, rows(20), **{key: file}, **options)
+        assert message == f"data.{key}={file}: it is not valid UTF-8; save it as UTF-8"
+
+
 def test_a_template_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert refusal(tmp_path, rows(20), template="no.jinja") == "data.template=no.jinja: there is no such file"
 
@@ -329,6 +346,12 @@ def test_no_prompt_at_all_is_refused(tmp_path: Path) -> None:
         ({"q": "a", "A": "b"}, PLAIN, "has no column 'a', only ['A', 'q']"),
         ({"q": ["x"], "a": "b"}, PLAIN, "column 'q': a message needs a text role and content, but is 'x'"),
         ({"q": {"x": 1}, "a": "b"}, PLAIN, "column 'q' must be a text or a list of messages, but is {'x': 1}"),
+        (
+            {"q": '[{"role": "user"', "a": "b"},
+            PLAIN,
+            "column 'q' holds messages written as a text: they must be a list",
+        ),
+        ({"q": "a", "a": " [{'content': 'x'}]"}, PLAIN, "column 'a' holds messages written as a text"),
         ({"q": True, "a": "b"}, PLAIN, "column 'q' must be a text or a list of messages, but is True"),
         ({"q": "a", "a": {"z": 1}}, Columns("q", "a.b"), "has no column 'a.b', only ['z']"),
         ({"q": "a", "a": "z"}, Columns("q", "a.b"), "has no column 'a.b', only a str"),

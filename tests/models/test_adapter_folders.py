@@ -75,6 +75,12 @@ def test_an_adapter_of_a_prompt_is_refused(tmp_path: Path) -> None:
         load_causal_lm(model_settings(str(tmp_path / "adapter")))
 
 
+def test_an_adapter_without_weights_is_refused(adapter: Path) -> None:
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"it has adapter_config\.json, but no adapter_model\.safetensors$"):
+        load_config(str(adapter))
+
+
 def test_a_kind_of_adapter_that_nobody_knows_is_refused(adapter: Path) -> None:
     with pytest.raises(ModelError, match=r"peft cannot read adapter_config.json \(.*NOPE"):
         load_causal_lm(model_settings(configure(adapter, peft_type="NOPE")))

@@ -100,6 +100,13 @@ def test_without_the_package(file: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_something_else_of_that_name(tmp_path: Path) -> None:
-    (tmp_path / "a.gguf").write_bytes(b"not a model")
-    with pytest.raises(ModelError, match=r"no usable model at '.*a\.gguf'"):
-        load_config(str(tmp_path / "a.gguf"))
+    for name, content in (("a.gguf", b"not a model"), ("b.GGUF", b""), ("c.gguf", b"GGUF\x03\0\0\0" + b"\xff" * 16)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ModelError, match=rf"no usable model at '.*{name}' .*it cannot be read as a GGUF file: .+"):
+            load_config(str(tmp_path / name))
+
+
+def test_a_folder_of_such_files_says_how_one_is_given(tmp_path: Path) -> None:
+    (tmp_path / "a.Q8_0.gguf").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"the folder holds GGUF files, of which one is given by its name: .*/a\.Q8_0"):
+        load_config(str(tmp_path))

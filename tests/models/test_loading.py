@@ -80,6 +80,50 @@ def test_a_model_that_is_nowhere_is_refused_in_one_sentence(tmp_path: Path) -> N
         load_reward_model(str(tmp_path / "absent"))
 
 
+def refusal(path: Path) -> str:
+    """What loading the model at a path, or else its tokenizer, is answered with."""
+    with pytest.raises(ModelError) as refused:  # noqa: PT012, whichever of them it is
+        load_causal_lm(model_settings(str(path)))
+        load_tokenizer(str(path))
+    assert "\n" not in str(refused.value)
+    return str(refused.value).removeprefix(f"no usable model at {str(path)!r} (model.path): ")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_file_that_git_lfs_has_not_fetched_is_named(tmp_path: Path, name: str) -> None:
+    write_lm(tmp_path)
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n")
+    assert refusal(tmp_path) == (
+        f"{name} is a pointer of git-lfs, not the file itself: run `git lfs pull` in its folder, or fetch it by "
+        "`hf download`"
+    )
+
+
+def test_a_file_in_place_of_its_folder_is_said(tmp_path: Path) -> None:
+    write_lm(tmp_path)
+    assert refusal(tmp_path / "model.safetensors") == "it cannot be read as it is a file; give its folder"
+
+
+@pytest.mark.parametrize(
+    "content", ["{", '{"eos_token_id": "1"}', '{"eos_token_id": [1, "2"]}', '{"eos_token_id": {}}']
+)
+def test_end_tokens_that_cannot_be_read_are_not_left_out(tmp_path: Path, content: str) -> None:
+    """transformers goes on without the file; no answer would then end where the model was trained to end it."""
+    write_lm(tmp_path)
+    (tmp_path / "generation_config.json").write_text(content)
+    words = "generation_config.json: eos_token_id must be" if len(content) > 1 else "generation_config.json' is not a"
+    assert words in refusal(tmp_path)
+
+
+def test_a_weight_that_is_no_number_is_said(tmp_path: Path) -> None:
+    lm = AutoModelForCausalLM.from_pretrained(write_lm(tmp_path))
+    with torch.no_grad():
+        lm.transformer.h[0].mlp.c_fc.weight[0, 0] = torch.nan
+    lm.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"gives NaN: one of its weights is no finite number"):
+        make_roles(str(tmp_path))
+
+
 def test_a_reward_model_without_a_score_head_is_refused(tmp_path: Path) -> None:
     """Checklist 25. transformers would make a random head and go on."""
     with pytest.raises(ModelError, match=r"score\.weight"):

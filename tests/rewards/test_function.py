@@ -52,6 +52,23 @@ def test_a_function_of_other_parameters_is_refused() -> None:
         FunctionReward("fine", function)
 
 
+def test_an_async_function_is_refused() -> None:
+    """It would return a coroutine, which nobody waits for."""
+
+    async def score(prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
+        return [0.0]
+
+    class Scorers:
+        async def __call__(
+            self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]
+        ) -> list[float]:
+            return [0.0]
+
+    for function in (score, Scorers()):
+        with pytest.raises(SettingError, match="target must be a plain function: an async one is not waited for"):
+            FunctionReward("async", function)
+
+
 def test_a_plain_function_is_a_reward() -> None:
     def brevity(prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
         return [-len(response) for response in responses]

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback
 
 from src.errors import RewardError, SettingError
+from src.rewards.function import FunctionReward
 from src.rewards.learned import LearnedReward
 from src.rewards.mix import MixReward
 from src.rewards.rules import LengthReward
@@ -93,6 +94,29 @@ class Says:
 
     def score(self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> Any:
         return self.answer
+
+
+def test_no_part_sees_what_another_does_to_its_arguments() -> None:
+    """A part that sorts, empties and edits what it is given leaves the others' scores, and the caller's rows, alone."""
+
+    def spoils(prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
+        responses.sort(key=len, reverse=True)
+        for row in metadata:
+            row["words"].clear()
+        prompts.clear()
+        return [0.0] * len(responses)
+
+    def counts(prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
+        return [
+            len(r) + 10 * len(row["words"]) + 100 * (p == "p")
+            for p, r, row in zip(prompts, responses, metadata, strict=True)
+        ]
+
+    parts = {"first": FunctionReward("spoils", spoils), "second": FunctionReward("counts", counts)}
+    rows = [{"words": ["w"] * n} for n in (1, 2)]
+    scores = MixReward(parts, {"first": 1.0, "second": 1.0}).score_parts(["p", "p"], ["a", "bcd"], rows)
+    assert scores["second"].tolist() == [111.0, 123.0]
+    assert rows == [{"words": ["w"]}, {"words": ["w", "w"]}]
 
 
 def test_a_part_that_gives_no_numbers_is_named() -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 import threading
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -437,3 +441,30 @@ def test_one_number_for_all_is_no_answer() -> None:
 
     with pytest.raises(RewardError, match="reward Lazy returned a single number for 7 responses: one number"):
         Scorer(None, drop_failed=False).score(Lazy(), ragged_rollout())
+
+
+@pytest.mark.parametrize("timeout", [None, 10.0])
+def test_a_reward_changes_neither_the_rows_nor_the_working_directory(tmp_path: Path, timeout: float | None) -> None:
+    """One that adds to its rows gives the same scores again, and one that goes elsewhere leaves the run's paths."""
+
+    def wanders(prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
+        os.chdir(tmp_path)
+        for row in metadata:
+            row["seen"].append("x")
+        return [float(len(row["seen"])) for row in metadata]
+
+    rollout = ragged_rollout()
+    rollout = replace(rollout, metadata=tuple({"seen": []} for _ in rollout.prompts))
+    scorer, before = Scorer(timeout), Path.cwd()
+    for _ in range(2):
+        assert set(scorer.score(FunctionReward("wanders", wanders), rollout).scores.tolist()) == {1.0}
+    assert Path.cwd() == before
+
+
+def test_a_table_in_another_order_is_no_answer() -> None:
+    """A series keeps the labels of its rows: sorted, its places are no longer those of the responses."""
+    rollout = ragged_rollout()
+    scores = pd.Series([float(i) for i in range(len(rollout.prompts))])
+    assert STOP.score(Says(scores), rollout).scores.tolist() == scores.tolist()
+    with pytest.raises(RewardError, match=r"returned a Series with the index \[.*whose order is not clear .*to_list"):
+        STOP.score(Says(scores[::-1]), rollout)
