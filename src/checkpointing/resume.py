@@ -33,8 +33,8 @@ SAFE = (
     *("ppo.eval_prompts", "sft.eval_rows"),  # of the comparison at the end
     *("ppo.micro_batch_size", "rollout.scoring_batch_size", "rollout.check_every"),  # memory; results up to rounding
     *("trainer.devices", "trainer.num_nodes", "trainer.strategy"),  # who computes what; results up to rounding
-    *(f"rollout.engine.{key}" for key in ("urls", "folder", "timeout", "patience", "attempts")),
-    *("rollout.engine.concurrency", "rollout.engine.cache_gb"),
+    *("rollout.engine.urls", "rollout.engine.folder", "rollout.engine.concurrency", "rollout.engine.cache_gb"),
+    *("rollout.engine.timeout", "rollout.engine.patience", "rollout.engine.attempts"),
     *("ppo.reward_timeout", "nonfinite"),  # limits that raise errors and change no result
     *("model.path", "model.name", "reward.path", "data.path"),  # their contents are compared by fingerprints
 )
