@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from src.config.schema.nodes import Count, Node, Positive, Typed
+from src.config.schema.nodes import Count, Node, Positive, Target, Typed
+
+
+class Local(Node):
+    """engine=local."""
+
+    engine: Target
 
 
 class VLLMTarget(Typed):

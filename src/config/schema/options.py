@@ -47,7 +47,7 @@ from src.config.schema.data import (
     Reviews,
     TextTable,
 )
-from src.config.schema.engines import VLLM, VLLMServer
+from src.config.schema.engines import VLLM, Local, VLLMServer
 from src.config.schema.nodes import Node, Target
 from src.config.schema.rewards import (
     ExactMatch,
@@ -139,7 +139,7 @@ OPTIONS: dict[str, tuple[str, dict[str, type[Node]]]] = {
     "score_scaling": ("ppo", {"none": Node, "scale": Node, "normalize": Node}),
     "missing_eos": ("ppo", {"none": Node, "set": SetEos, "subtract": SubtractEos}),
     "early_stop": ("ppo", {"none": NoEarlyStop, "gold": EarlyStop}),
-    "engine": ("rollout", {"local": Node, "vllm": VLLM, "vllm_server": VLLMServer}),
+    "engine": ("rollout", {"local": Local, "vllm": VLLM, "vllm_server": VLLMServer}),
     "correction": ("rollout", {"none": Node, "truncate": Corrected, "mask": Corrected}),
     "correction_level": ("rollout", dict.fromkeys(("token", "sequence"), CorrectionLevel)),
     "trainer": ("trainer", {"default": Node, "ddp": Ddp, "fsdp": Fsdp}),

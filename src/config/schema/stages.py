@@ -166,8 +166,8 @@ class Rollout(Node):
     scoring_batch_size: Count
     check_every: Count
     lag: Annotated[int, Field(ge=0, le=1)]
-    engine: Target
 
+    engine: ClassVar[Node | None] = None
     correction: ClassVar[Target | None] = None
 
 
