@@ -35,9 +35,11 @@ def test_reward_stage_by_shards(sft: Path, tmp_path: Path) -> None:
     assert_same_run(*folders, "model/model.safetensors", tolerance=2e-3)
 
 
-@pytest.mark.parametrize("given", [["ppo.held_out.every=1", "ppo.held_out.best=score"], [FULL]], ids=["lora", "full"])
+@pytest.mark.parametrize("given", [
+    ["ppo.held_out.every=1", "ppo.held_out.best=score", "rollout.lag=1", "correction=truncate"], [FULL],
+], ids=["lora", "full"])  # fmt: skip
 def test_ppo_by_shards(sft: Path, tmp_path: Path, given: list[str]) -> None:
-    """Checklist 40, 48. Rollouts on gathered layers, scores, updates, held-out answers, evaluation, export."""
+    """Checklist 40, 48. Rollouts on gathered layers, one step behind too; scores, updates, held-out answers, export."""
     given = [*PPO, f"model.path={sft / 'model'}", "ppo.ptx_coef=0.1", *given]
     folders = run(tmp_path / "one", "ppo", *given), run(tmp_path / "two", "ppo", *given, "trainer=fsdp")
     assert_same_run(*folders, "model/model.safetensors")

@@ -9,10 +9,10 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from src.callbacks.rollout import as_prompts
 from src.errors import ConfigError, require
-from src.models.sharding import is_sharded
 from src.models.weights import restore, snapshot
 from src.modules.ppo import PPOModule
 from src.rollout.evaluation import Answers, Evaluator, joined
@@ -82,7 +82,7 @@ class HeldOut(Callback):
         self.values.append(figures[name].value * (-1 if self.best.startswith("-") else 1))
         if self._best_at() == len(self.values) - 1:
             kept = snapshot(module.roles.policy_parameters())
-            self.best_policy = kept if is_sharded(module.roles) else [tensor.cpu() for tensor in kept]
+            self.best_policy = [tensor if isinstance(tensor, DTensor) else tensor.cpu() for tensor in kept]
 
     def _best_at(self) -> int:
         """The index of the (first) best measurement; -1 before any."""

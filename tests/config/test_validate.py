@@ -113,6 +113,7 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("trainer=ddp trainer.num_nodes=2", ["trainer.num_nodes=2", "start the processes by torchrun or srun"]),
     ("+trainer.strategy=fsdp", ["trainer.strategy='fsdp': is not supported; several processes train by trainer=ddp"]),
     ("trainer=fsdp policy_loss=trpo", ["policy_loss=trpo differentiates twice", "which trainer=fsdp cannot"]),
+    ("trainer=fsdp engine=vllm", ["engine=vllm takes whole weights", "use engine=local, or trainer=ddp"]),
     ("trainer=fsdp reward=adapter reward.path=x", ["reward=adapter reads the base", "use reward=learned"]),
     ("+trainer.nonsense=1", ["trainer.nonsense: Lightning's Trainer has no such argument"]),
     ("+callbacks.mine=1", ["callbacks.mine: needs a _target_"]),
