@@ -142,6 +142,7 @@ SPECIAL: dict[str, Callable[[Handler, list[float]], None]] = {  # which no test 
     "drips its body": Handler.drip_body,
     "wait 7": lambda h, s: h.answer("busy", 429, Retry_After="7"),
     "wait a date": lambda h, s: h.answer("busy", 503, Retry_After=formatdate(time.time() + 7, usegmt=True)),
+    "moved": lambda h, s: h.answer("", 307, Location="/elsewhere"),
     "echo": lambda h, s: h.answer(f"{h.headers['Authorization']} is unknown", 400),
 }
 

@@ -167,6 +167,8 @@ async def post(
         raise AwayError(str(error) or type(error).__name__) from error
     if answer.status_code != 200:
         words = " ".join(answer.text.replace(secret or "\0", "...").split())[:200]
+        moved = answer.headers.get("Location") if answer.is_redirect else None
+        words = f"moved to {moved}, which is not followed: give that address" if moved else words
         what = f"status {answer.status_code}" + (f": {words}" if words else "")
         if answer.status_code in AWAY:
             raise AwayError(what, _seconds(answer.headers.get("Retry-After", "")))

@@ -96,6 +96,8 @@ CONFIG = [
     Case("a key that people know from elsewhere", "train ppo.learning_rate=1e-5", "ppo.learning_rate=1e-5: there is no key ppo.learning_rate; use ppo.lr"),
     Case("a sampling that is not done here", "train rollout.top_p=0.9", "rollout.top_p=0.9: is not supported; tokens are drawn from the whole distribution, whose log-probabilities are trained; rollout.temperature shapes it"),
     Case("a key that is added where none can be", "train +ppo.weight_decay=0.1", "+ppo.weight_decay=0.1: there is no key ppo.weight_decay; close to it: reward_model.weight_decay, sft.weight_decay; + and ~ add and remove keys of trainer, callbacks, logger, hydra, reward.parts, reward.weights, gold_reward.parts, gold_reward.weights, rollout.engine.options alone"),
+    Case("a key to be removed that is not there", "train ~callbacks.rollout", "~callbacks.rollout: there is no key callbacks.rollout to remove"),
+    Case("a key to be removed that every run reads", "train ~callbacks.checkpoint", "~callbacks.checkpoint: every run reads callbacks.checkpoint, so it cannot be removed"),
     Case("an argument of the Trainer that means something else here", "train +trainer.max_steps=1", "+trainer.max_steps=1: is not supported; the length of a stage is ppo.num_iterations, sft.steps or reward_model.steps"),
     Case("an argument that the Trainer does not have", "train +trainer.nonsense=1", "trainer.nonsense: Lightning's Trainer has no such argument"),
     Case("a group that another option brings along", "train advantage=rloo value_loss=mse", "value_loss=mse: value_loss is part of advantage=baseline_value or gae or td alone: choose one of these, or leave value_loss out"),

@@ -105,6 +105,13 @@ def test_what_another_attempt_cannot_change_is_not_tried_again(status: str) -> N
     assert str(caught.value) == f"reward server {server.url}: status {status}: says why"
 
 
+def test_an_address_that_moved_is_named() -> None:
+    with misbehaving(lambda body: "moved") as server:
+        with pytest.raises(RewardError, match=r"status 307: moved to /elsewhere, which is not followed: give that"):
+            reward(server.url).score(PROMPTS, RESPONSES, ROWS)
+        assert len(server.bodies) == 1
+
+
 def test_waits_are_random_and_double_up_to_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     """The n-th wait is drawn between 0 and 0.1 * 2^n s, at most 10: of 20 draws the longest is near its end."""
     monkeypatch.undo()
