@@ -18,6 +18,7 @@ the model, result.json. The same command resumes a run that was interrupted.
   python -m src.pipeline                        SFT, reward model and PPO
   python -m src.doctor ...                      what is wrong, before it trains
   python -m src.memory ...                      the memory that PPO takes
+  python -m src.search trials=20 KEY=A,B        the best settings, by Optuna
   python -m src.report RUN ...                  a page about a run, or several
   python -m src.evaluate, src.chat, src.export RUN
 
@@ -29,7 +30,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -48,8 +48,6 @@ from src.config.help import help_page
 from src.errors import ConfigError
 from src.utils.exits import attempt, friendly_errors
 from src.utils.terminal import say
-
-METRICS = {"sft": "sft.nll_per_token", "reward": "reward_model.accuracy", "ppo": "ppo.score"}
 
 
 def main() -> None:
@@ -80,14 +78,14 @@ def main() -> None:
 
 def _sweep(overrides: list[str]) -> None:
     """Check all combinations, let Hydra's sweeper and launcher run `job` for each, and compare them."""
-    from src.report.sweep import begin, compare_jobs, sweep_folder
+    from src.report.sweep import begin, compare_jobs, refuse_missing_figure, sweep_folder
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes errors on to `friendly_errors`
     folder = sweep_folder(overrides)
     sys.argv[1:] = ["--multirun", *overrides, with_value("hydra.sweep.dir", str(folder))]
     try:
         for combination in combinations(overrides):
-            compose(combination)
+            refuse_missing_figure(compose(combination))
         started = begin(folder, swept_keys(overrides))
         try:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(job)()
@@ -121,11 +119,8 @@ def job(config: DictConfig) -> float:
     A job that was finished before, with the same settings and revision, is not run again unless `resume=never`.
     """
     from src.report.sweep import recorded, swept_in
-    from src.runs.find import finished_before
-    from src.runs.folder import name_in_sweep, run_folder
-    from src.runs.report import git_revision
-    from src.runs.start import start_run
-    from src.stages.code import code_of, own_code
+    from src.runs.folder import name_in_sweep
+    from src.runs.jobs import figure_of, run_job
 
     settings = HydraConfig.get()
     overrides = [str(override) for override in OmegaConf.to_container(settings.overrides.task, resolve=False) or ()]
@@ -134,18 +129,7 @@ def job(config: DictConfig) -> float:
         run = typed(config, dict(settings.runtime.choices), overrides)
         if run.name is None:
             run = run.model_copy(update={"name": name_in_sweep(overrides, swept_in(settings.sweep.dir))})
-        before = finished_before(run, git_revision(), own_code(code_of(run)))
-        if before is None:
-            record.folder = str(run_folder(Path(run.log_dir) / run.stage, run.name, run.overrides, run.resume))
-            result = start_run(run)
-        else:
-            record.folder = str(before.folder)
-            say(f"finished before: {before.folder}\n  (own data are not compared; resume=never repeats it)")
-            result = before.result()
-    group, _, name = (run.sweep_metric or METRICS[run.stage]).partition(".")
-    if name not in result[group]:  # as ppo.gold without a gold reward
-        raise ConfigError(f"sweep_metric={group}.{name}: this run has no such figure, only {', '.join(result[group])}")
-    return float(result[group][name])
+        return figure_of(run_job(run, record), run)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from src.modules.ppo import PPOModule
-from src.report.alarms import READ, fired
+from src.report.alarms import READ, Alarm, fired
 from src.types import Experience
 
 log = logging.getLogger(__name__)
@@ -48,14 +48,15 @@ class Alarms(Callback):
         for alarm in alarms:
             self.fired.append(alarm.rule.name)
             if trainer.is_global_zero:
-                self._tell(trainer, f"iteration {batch_idx + 1}: {alarm.sentence()}", alarm.rule.name)
+                self._tell(trainer, batch_idx + 1, alarm)
             trainer.should_stop = trainer.should_stop or self.stop
 
-    def _tell(self, trainer: Trainer, text: str, title: str) -> None:
+    def _tell(self, trainer: Trainer, done: int, alarm: Alarm) -> None:
+        text = f"iteration {done}: {alarm.sentence()}"
         log.warning("alarm at %s%s", text, "; training ends, as ppo.stop_on_alarm is set" if self.stop else "")
         for logger in trainer.loggers:
-            if hasattr(logger.experiment, "alert"):  # of wandb
-                logger.experiment.alert(title=title, text=text)
+            if hasattr(logger, "alert"):
+                logger.alert(alarm.rule.name, text, done)
 
     def state_dict(self) -> dict[str, Any]:
         """The rows, and the rules that have fired."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -17,23 +17,38 @@ from src.errors import require
 from src.loggers.csv import read_table
 from src.models.weights import restore
 from src.modules.ppo import PPOModule
+from src.utils.exits import attempt
 
 log = logging.getLogger(__name__)
 
+GOLD = "gold.png"
+
 
 class GoldCurve(Callback):
-    """Plots `gold.png` when training ends: score and gold over d = sqrt(KL), Gao's fit and its turning point."""
+    """Plots `gold.png` when training ends, also when it is interrupted or fails.
+
+    Score and gold over d = sqrt(KL), Gao's fit and its turning point.
+    """
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: PPOModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Plot, if a gold score and a KL were logged and changed."""
+        if trainer.is_global_zero:
+            attempt(GOLD, lambda: self._save_and_draw(trainer))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Plot what there is, unless the run did not get as far as its folder."""
+        if self.folder.is_dir():
+            self.on_fit_end(trainer, pl_module)
+
+    def _save_and_draw(self, trainer: Trainer) -> None:
         for logger in trainer.loggers:
             logger.save()
         rows = gold_rows(self.folder)
-        if trainer.is_global_zero and len({kl for _, _, kl in rows if kl > 0}) >= 2:
-            draw(rows, self.folder / "gold.png")
+        if len({kl for _, _, kl in rows if kl > 0}) >= 2:
+            draw(rows, self.folder / GOLD)
 
 
 class GoldStop(Callback):
@@ -145,6 +160,8 @@ def draw(rows: list[list[float]], path: Path) -> None:
     axis.plot(grid, start + gao_form(grid, alpha, beta), label=f"gold, d ({alpha:.3g} - {beta:.3g} log d)")
     if turn is not None and turn <= distance.max():
         axis.axvline(turn, linestyle=":", color="gray", label=f"turning point, d = {turn:.2g}")
+    axis.set_title(f"score and gold over {len(rows)} PPO iterations of {path.parent.name}, each a point")
+    axis.set_ylabel("score, gold")
     axis.set_xlabel("d = sqrt(KL(policy || reference)), KL in nats per sequence")
     axis.legend()
     axis.grid(alpha=0.3)

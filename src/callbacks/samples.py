@@ -17,10 +17,11 @@ from src.utils.exits import attempt
 from src.utils.nonfinite import json_number
 
 COMPARISON = "comparison.jsonl"
+HISTOGRAMS = ("ratio", "advantage")
 
 
 class SampleTable(Callback):
-    """Writes the first `rows` samples of every `every`-th iteration to `folder/iteration-N.jsonl`, and to wandb.
+    """Writes the first `rows` samples of every `every`-th iteration to `folder/iteration-N.jsonl`, and to loggers.
 
     A line is a sample: iteration, prompt, response, score, finished, and `tokens`, the numbers of its tokens.
     """
@@ -52,8 +53,10 @@ class SampleTable(Callback):
         self.tables[done] = lines(samples)
         self._write(done)
         for logger in trainer.loggers:
-            if hasattr(logger, "log_table"):  # of wandb
+            if hasattr(logger, "log_table"):
                 logger.log_table("samples", columns=list(self.columns), data=self._rows())
+            if hasattr(logger, "log_histograms"):
+                logger.log_histograms(_distributions(tokens), done)
 
     def on_train_start(self, trainer: Trainer, pl_module: PPOModule) -> None:
         """Write the tables of the checkpoint and delete those that an interrupted run wrote later."""
@@ -85,6 +88,12 @@ class SampleTable(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore it."""
         self.tables = dict(state_dict["tables"])
+
+
+def _distributions(tokens: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Ratio and advantage of every token of the samples, where there are any."""
+    found = {name: [x for row in tokens for x in row.get(name, ()) if x is not None] for name in HISTOGRAMS}
+    return {f"samples/{name}": values for name, values in found.items() if values}
 
 
 class ComparisonTable(Callback):

@@ -53,8 +53,10 @@ def _unreadable(override: str, sweep: bool, after: str = "") -> str | None:
         return f"{given}: every run reads {key}, so it cannot be removed"
     if not sweep and (several or key.startswith("hydra")):
         return f"{given}: only a sweep (-m) reads it; {QUOTES}"
-    if is_group and not several and parsed.value() not in options(key):
-        near = get_close_matches(str(parsed.value()), options(key))
+    chosen: Any = parsed.value()
+    wanted = chosen if key == "logger" and isinstance(chosen, list) else [chosen]
+    if is_group and not several and any(name not in options(key) for name in wanted):
+        near = get_close_matches(str(wanted[-1]), options(key))
         hint = f"close to it: {', '.join(near)}; " if near else ""
         return f"{given}: there is no such option; {hint}the options are {', '.join(options(key))}"
     return unknown_key(key, given) if key in WHY_NOT else None

@@ -18,6 +18,7 @@ from src.report.read import Table
 MOST_POINTS = 200  # of a curve; a longer one is drawn as means of neighbors within their lowest and highest value
 COLORS = ("#3d85c6", "#d9772b", "#2a9d6f", "#b05fb5", "#c0504d", "#7f7f3f", "#4bacc6", "#8064a2")  # on light and dark
 HEALTHY = "#2a9d6f"
+BAND = "#8a8f98"
 Point = tuple[float, float]
 
 
@@ -58,9 +59,18 @@ def thinned(points: Sequence[Point], label: str = "", most: int = MOST_POINTS) -
     return Curve(label, means, [min(ys) for ys in values], [max(ys) for ys in values])
 
 
-def metric_chart(metric: Metric, curves: Sequence[Curve], step: str, key: str = "metric") -> Chart:
-    """A metric over the steps, its healthy range shaded; `key` sets it apart on a page that has the metric twice."""
+def metric_chart(
+    metric: Metric, curves: Sequence[Curve], step: str, key: str = "metric", band: Curve | None = None
+) -> Chart:
+    """A metric over the steps, its healthy range shaded, and the band of other runs behind it.
+
+    `key` sets it apart on a page that has the metric twice.
+    """
     plot = _plot(step, metric.unit or metric.name.split("/")[-1].replace("_", " "))
+    if band is not None:
+        source = _source(band)
+        plot.varea("x", "low", "high", source=source, color=BAND, alpha=0.25)
+        plot.line("x", "y", source=source, color=BAND, line_dash="dashed", line_width=1)
     for color, curve in zip(colors(len(curves)), curves, strict=True):
         _draw_curve(plot, curve, color, step)
     low, high = metric.range or (None, None)
@@ -70,6 +80,7 @@ def metric_chart(metric: Metric, curves: Sequence[Curve], step: str, key: str = 
         for end in (x for x in (low, high) if x is not None):
             plot.add_layout(Span(location=end, dimension="width", line_color=HEALTHY, line_dash="dotted"))
     summary = [f"{curve.label} {_from_to(curve.points)}".strip() for curve in curves]
+    summary += [f"{band.label} {_from_to(band.points)}"] if band is not None else []
     return _chart(f"{key}-{metric.name}", metric.title, "; ".join(summary), plot)
 
 

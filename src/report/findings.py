@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from src.report.alarms import mean, replayed
+from src.report.bands import band_of_run, band_title, left
 from src.report.metrics import metric_of
 from src.report.read import RunData, figures
 
@@ -75,7 +76,15 @@ def findings(run: RunData) -> list[Finding]:
         elif not metric.inside(mean(last)):
             numbers = f"{mean(last):.4g} over the last {len(last)} rows, healthy: {metric.healthy}"
             found.append(Finding(f"{name} is out of its healthy range", numbers, metric.bad or ""))
-    return [*_of_scores(run), *_alarms(run), *found]
+    return [*_of_scores(run), *_alarms(run), *_of_band(run), *found]
+
+
+def _of_band(run: RunData) -> list[Finding]:
+    """The curves that left the band of the run's experiment."""
+    band = band_of_run(run)
+    curves = [] if band is None else left(run.metrics, band)
+    title = band_title(run, band) if band is not None and curves else ""
+    return [Finding(f"{one.name} left {title}", one.numbers(), metric_of(one.name).bad or "") for one in curves]
 
 
 def _alarms(run: RunData) -> list[Finding]:

@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from src.report import charts
+from src.report.bands import band_of_run, band_title
 from src.report.charts import Chart, Curve, column, thinned
 from src.report.findings import findings, reached
 from src.report.metrics import Metric, groups, metric_of
@@ -69,6 +70,7 @@ def of_run(run: RunData, before: Sequence[RunData]) -> dict[str, Any]:
         "reward": reward,
         "reward_figures": figures(reward.result).get("reward_model", {}) if reward is not None else {},
         "reward_charts": _reward_charts(reward.reward) if reward is not None else [],
+        "band": None if (band := band_of_run(run)) is None else band_title(run, band),
         "differences": differences(run) if run.config else None,
         "config": _yaml(run),
         "missing": [(r.name, sentence) for r in (run, *before) for sentence in r.missing],
@@ -112,7 +114,7 @@ def _sections(run: RunData, named: bool) -> list[dict[str, Any]]:
     names = logged - {f"{name}{end}" for name in logged for end in ENDS}
     order = [metric.name for group in groups() for metric in group.metrics]
     known = {name: metric_of(name) for name in sorted(names)}
-    found = []
+    bands, found = _bands(run), []
     for group in groups():
         of_group = {metric.name.removesuffix("NAME") for metric in group.metrics}
         own = [n for n in known if n in of_group or any(s.endswith(("_", "/")) and n.startswith(s) for s in of_group)]
@@ -124,19 +126,29 @@ def _sections(run: RunData, named: bool) -> list[dict[str, Any]]:
         {
             "title": title,
             "open": not named and title not in ("Counters", "Seconds and memory", "Other"),
-            "rows": [(known[n], _chart_of(known[n], table, step, run.stage)) for n in own],
+            "rows": [(known[n], _chart_of(known[n], table, step, run.stage, bands.get(n))) for n in own],
         }
         for title, own in found
         if own
     ]
 
 
-def _chart_of(metric: Metric, table: Table, step: str, stage: str) -> Chart:
+def _bands(run: RunData) -> dict[str, Curve]:
+    """The usual course of each curve that has one."""
+    band = band_of_run(run)
+    curves = {} if band is None else band.curves
+    return {
+        name: Curve("median of other seeds", list(zip(map(float, c.steps), c.median, strict=True)), c.low, c.high)
+        for name, c in curves.items()
+    }
+
+
+def _chart_of(metric: Metric, table: Table, step: str, stage: str, band: Curve | None) -> Chart:
     points, ends = column(table, metric.name), [column(table, f"{metric.name}{end}") for end in ENDS]
     has_interval = all([x for x, _ in end] == [x for x, _ in points] for end in ends)
     low, high = ([y for _, y in end] for end in ends)
     curve = Curve("", points, low, high) if has_interval else thinned(points)
-    return charts.metric_chart(metric, [curve], step, key=stage)
+    return charts.metric_chart(metric, [curve], step, key=stage, band=band)
 
 
 def _goals(run: RunData) -> list[Chart]:

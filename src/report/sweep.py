@@ -16,6 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from src.config.files import key_of
+from src.config.schema import PPORun, Run
+from src.errors import ConfigError
 from src.report.compare import OF_STAGE, PAGE, write_comparison
 from src.report.read import RunData, figures, read_run
 from src.utils.exits import one_sentence
@@ -23,6 +25,7 @@ from src.utils.terminal import say
 
 JOBS = "jobs"
 SWEPT = "swept.json"
+METRICS = {"sft": "sft.nll_per_token", "reward": "reward_model.accuracy", "ppo": "ppo.score"}
 SHOWN = ("score", "gold", "kl")  # figures of a PPO job in the terminal's table; of other stages the first three
 
 
@@ -93,6 +96,19 @@ def compare_jobs(folder: Path, started: float) -> None:
         say(f"failed: {name}\n  {error}")
     if runs:
         say(f"open first\n  {write_comparison([str(run.folder) for run in runs.values()], folder / PAGE, failed)}")
+
+
+def metric_of(run: Run) -> str:
+    """The name of the figure that a sweep maximizes: `sweep_metric`, or the stage's main one."""
+    return run.sweep_metric or METRICS[run.stage]
+
+
+def refuse_missing_figure(run: Run) -> None:
+    """Raise `ConfigError` for a gold score that is to be maximized and will not be measured."""
+    if isinstance(run, PPORun) and run.gold_reward is None and metric_of(run).endswith(".gold"):
+        raise ConfigError(
+            f"sweep_metric={metric_of(run)}: gold_reward=none measures no gold score; choose one, as gold_reward=vader"
+        )
 
 
 def _table(jobs: list[Job], names: list[str], runs: dict[str | None, RunData]) -> Table:

@@ -17,7 +17,9 @@ from src.config.compose import settings_hash
 from src.config.schema import Run
 from src.errors import UserError
 from src.modules.ppo import PPOModule
+from src.report.bands import band_of_run, band_title, left
 from src.report.page import PAGE
+from src.report.read import read_run
 from src.rollout.evaluation import Evaluation, merge
 from src.utils.statistics import Figure, as_result
 from src.utils.terminal import shown
@@ -97,7 +99,17 @@ def report(module: LightningModule) -> None:
 def endings(folder: Path) -> list[str]:
     """Where the results of a run lie, and its pictures, the first one to open first."""
     others = sorted(path.name for path in folder.iterdir() if path.name not in PICTURES and path.name[0] != ".")
-    return [f"results in {folder}", f"  {', '.join(others)}", *pictures(folder)]
+    return [f"results in {folder}", f"  {', '.join(others)}", *pictures(folder), *unusual(folder)]
+
+
+def unusual(folder: Path) -> list[str]:
+    """The curves of a run that left the band of its experiment, if that has one."""
+    run = read_run(folder)
+    band = band_of_run(run)
+    curves = [] if band is None else left(run.metrics, band)
+    if band is None or not curves:
+        return []
+    return [f"left {band_title(run, band)}", *(f"  {one.name}\n    {one.numbers()}" for one in curves)]
 
 
 def pictures(*folders: Path) -> list[str]:

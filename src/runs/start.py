@@ -35,6 +35,7 @@ from src.utils.exits import attempt
 from src.utils.launch import in_processes, launched
 from src.utils.output import set_up_output
 from src.utils.signals import Interrupted
+from src.utils.statistics import Figure
 from src.utils.terminal import say
 
 log = logging.getLogger(__name__)
@@ -108,14 +109,18 @@ def _train(stage: Stage[Any], folder: Path, held: ExitStack) -> dict[str, Any]:
     module, data = stage.build(corpus, folder)
     try:
         with _listening(trainer):
+            for logger in trainer.loggers:
+                logger.log_hyperparams(run.plain())
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             with getattr(trainer.strategy, "collected", nullcontext)():  # of shards
                 if trainer.is_global_zero:
                     module.save(folder)
             trainer.test(module, datamodule=data, verbose=False)
+            figures = module.result()
+            attempt("the result on the boards", lambda: _log_figures(trainer, figures))
     finally:
         _close(trainer)
-    result = make_result(run, module.result(), time.perf_counter() - started) | {"code": own_code(stage.code)}
+    result = make_result(run, figures, time.perf_counter() - started) | {"code": own_code(stage.code)}
     if trainer.is_global_zero:
         seal_models(folder)
         write_json(folder / FINISHED, result)
@@ -137,8 +142,16 @@ def _make_folder(folder: Path, run: Run, held: ExitStack) -> None:
     (folder / "config.tmp").replace(folder / "config.yaml")
 
 
+def _log_figures(trainer: Trainer, result: Mapping[str, Mapping[str, Figure]]) -> None:
+    """Give the result to the loggers that keep one, as `ppo.score`."""
+    figures = {f"{group}.{name}": figure.value for group, row in result.items() for name, figure in row.items()}
+    for logger in trainer.loggers if trainer.is_global_zero else ():
+        if hasattr(logger, "log_figures"):
+            logger.log_figures(figures)
+
+
 def _close(trainer: Trainer) -> None:
-    """Finish wandb's open run, or the next job of a sweep would write into it."""
+    """Finish the open run of wandb or trackio, or the next job of a sweep would write into it."""
     for logger in trainer.loggers:
         finish = getattr(logger.experiment, "finish", None)
         if finish is not None:

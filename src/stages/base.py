@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -79,6 +79,7 @@ class Stage(ABC, Generic[AnyRun]):
     def check_training(self) -> None:
         """`check`, and what a chat or an evaluation with the same settings does not need."""
         self.check()
+        _ = self._made_loggers  # a missing package is said before anything is trained
 
     def set_paths(self, model: str | None = None, reward: str | None = None) -> None:
         """Set the folders of models that were trained for this run."""
@@ -147,9 +148,14 @@ class Stage(ABC, Generic[AnyRun]):
             return {}
         return {"tokenizer": self.model.path, "trusted": self.model.trust_remote_code}
 
-    def _loggers(self, folder: Path) -> list[Any]:
+    @cached_property
+    def _made_loggers(self) -> list[Any]:
+        """The loggers; those of a run's folder as factories."""
         nodes = (self.run.logger.model_extra or {}).items()
-        made = [instantiate(node, f"logger.{name}") for name, node in nodes if node is not None]
+        return [instantiate(node, f"logger.{name}") for name, node in nodes if node is not None]
+
+    def _loggers(self, folder: Path) -> list[Any]:
+        made = self._made_loggers
         return [logger(save_dir=str(folder)) if isinstance(logger, partial) else logger for logger in made]
 
 

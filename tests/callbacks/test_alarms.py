@@ -12,17 +12,17 @@ from src.callbacks.alarms import Alarms
 
 
 class Alerts:
-    """A logger's experiment with alerts, as that of Weights & Biases."""
+    """A logger with alerts."""
 
     def __init__(self) -> None:
         self.given: list[str] = []
 
-    def alert(self, title: str, text: str) -> None:
+    def alert(self, title: str, text: str, step: int) -> None:
         self.given.append(f"{title} | {text}")
 
 
 def trainer(alerts: Alerts, main: bool = True) -> Any:
-    loggers = [SimpleNamespace(experiment=alerts), SimpleNamespace(experiment=object())]
+    loggers = [alerts, object()]
     return SimpleNamespace(should_stop=False, is_global_zero=main, loggers=loggers, callback_metrics={})
 
 

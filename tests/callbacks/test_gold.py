@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from src.callbacks.gold import GoldCurve, GoldStop
 from src.errors import SettingError
@@ -96,3 +97,18 @@ def test_the_curve_is_drawn_when_the_policy_has_moved(tmp_path: Path, moved: boo
         logger.log_metrics({"rollout/score": 0.1 * step, "rollout/gold": 0.2, "rollout/kl": kl}, step)
     GoldCurve(str(tmp_path)).on_fit_end(SimpleNamespace(loggers=[logger], is_global_zero=True), SimpleNamespace())  # type: ignore[arg-type]
     assert (tmp_path / "gold.png").exists() == drawn
+
+
+def test_it_is_drawn_of_a_run_that_is_interrupted_with_a_title(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: shown.append(figure))
+    logger = CsvTables(str(tmp_path))
+    trainer: Any = SimpleNamespace(loggers=[logger], is_global_zero=True)
+    for step in (1, 2, 3):
+        logger.log_metrics({"rollout/score": step, "rollout/gold": 0.1 * step, "rollout/kl": step - 1.0}, step)
+    GoldCurve(str(tmp_path)).on_exception(trainer, SimpleNamespace(), KeyboardInterrupt())  # type: ignore[arg-type]
+    GoldCurve(str(tmp_path / "no")).on_exception(trainer, SimpleNamespace(), KeyboardInterrupt())  # type: ignore[arg-type]
+    (figure,) = shown
+    (axis,) = figure.axes
+    assert axis.get_title() == f"score and gold over 3 PPO iterations of {tmp_path.name}, each a point"
+    assert (axis.get_xlabel()[:3], axis.get_ylabel()) == ("d =", "score, gold")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from src.loggers.wandb import earlier_id, wandb_logger
+from src.loggers.wandb import WandbBoard, earlier_id
 
 
 def test_a_run_folder_keeps_the_id_of_its_first_run(tmp_path: Path) -> None:
@@ -18,7 +18,7 @@ def test_a_run_folder_keeps_the_id_of_its_first_run(tmp_path: Path) -> None:
 def test_an_offline_run_is_gone_on_with_under_its_id(tmp_path: Path) -> None:
     ids = []
     for _ in range(2):
-        logger = wandb_logger("test", None, str(tmp_path), offline=True)
+        logger = WandbBoard("test", None, str(tmp_path), offline=True)
         ids.append(logger.experiment.id)
         logger.experiment.finish()
     assert ids[0] == ids[1] == earlier_id(tmp_path)

@@ -1,0 +1,164 @@
+"""Every documented number is read back from what a run of each logger has stored, with its step."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import src.loggers
+from src.errors import ConfigError
+from src.loggers import packages
+from src.report.metrics import groups
+from src.stages.builders import stage_of
+from tests.config.composed import composed
+
+NAMES = [metric.name.replace("NAME", "mine") for group in groups() for metric in group.metrics]
+STEPS = (1, 2, 10)
+Stored = dict[str, dict[int, float]]  # name -> step -> value
+
+
+def numbers(step: int) -> dict[str, float]:
+    return {name: step + 0.25 * place for place, name in enumerate(NAMES)}
+
+
+def written() -> Stored:
+    return {name: {step: numbers(step)[name] for step in STEPS} for name in NAMES}
+
+
+def logged(option: str, folder: Path, *overrides: str) -> Any:
+    """The logger of a run with `logger=OPTION` that has logged all there is to log."""
+    stage = stage_of(composed(f"logger={option}", "name=mine", *overrides))
+    (logger,) = [one for one in stage._loggers(folder) if type(one).__module__.startswith("src.loggers." + option)]
+    logger.log_hyperparams({"ppo": {"lr": 0.5}})
+    for step in STEPS:
+        logger.log_metrics(numbers(step), step)
+    logger.log_table("samples", columns=["iteration", "prompt"], data=[[1, "a | b"], [10, "c\nd"]])
+    if hasattr(logger, "log_histograms"):
+        logger.log_histograms({"samples/ratio": [0.9, 1.0, 1.1]}, 10)
+    logger.alert("KL blow-up", "iteration 3: KL blow-up: 30 nats", 3)
+    logger.log_figures({"ppo.score": 1.5})
+    logger.finalize("success")
+    getattr(logger.experiment, "finish", lambda: None)()
+    return logger
+
+
+def test_wandb_offline(tmp_path: Path) -> None:
+    logged("wandb", tmp_path, "logger.wandb.offline=true")
+    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    stored: Stored = {name: {} for name in NAMES}
+    summary, kinds, alerts = {}, set(), []
+    for record in wandb_records(file):
+        row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        for name in set(NAMES) & set(row):
+            stored[name][row["trainer/global_step"]] = row[name]
+        kinds |= {value for name, value in row.items() if name.endswith("/_type")}
+        summary |= {"/".join([i.key, *i.nested_key]).strip("/"): i.value_json for i in record.summary.update}
+        alerts += [record.alert.title] if record.alert.title else []
+    assert stored == written()
+    assert kinds >= {"table-file", "histogram"}
+    assert summary["ppo.score"] == "1.5"
+    assert alerts == ["KL blow-up"]
+
+
+def wandb_records(file: Path) -> Iterator[Any]:
+    """The records of a log in LevelDB's format: blocks of 32 KiB, of chunks with checksum, length and kind."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, place, parts = file.read_bytes(), 7, b""
+    while place + 7 <= len(content):
+        left = 32768 - place % 32768
+        if left < 7:
+            place += left
+            continue
+        _, length, kind = struct.unpack("<IHB", content[place : place + 7])
+        parts += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record = Record()
+            record.ParseFromString(parts)
+            parts = b""
+            yield record
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the extra `tensorboard` is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logged("tensorboard", tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    stored = {name: {event.step: event.value for event in events.Scalars(name)} for name in NAMES}
+    assert stored == written()  # quarters are exact in float32
+    texts = {tag: events.Tensors(tag)[-1].tensor_proto.string_val[0].decode() for tag in events.Tags()["tensors"]}
+    assert texts["samples/text_summary"].splitlines()[2:] == ["| 1 | a &#124; b |", "| 10 | c d |"]
+    assert texts["alarms/KL blow-up/text_summary"].startswith("iteration 3")
+    assert "| ppo.score | 1.5 |" in texts["result/text_summary"]
+    assert events.Histograms("samples/ratio")[0].histogram_value.num == 3
+
+
+def test_trackio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process of its own: trackio reads its folder from the environment as it is imported."""
+    pytest.importorskip("trackio", reason="the extra `trackio` is not installed")
+    environment = {"TRACKIO_DIR": str(tmp_path / "store"), "PYTHONPATH": str(Path(__file__).parents[2])}
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    (tmp_path / "run").mkdir()
+    code = (
+        "import json, sys; from pathlib import Path; from tests.loggers.test_boards import logged\n"
+        "from trackio.sqlite_storage import SQLiteStorage as store\n"
+        "logger = logged('trackio', Path(sys.argv[1]))\n"
+        "stored = [store.get_logs('lightning-ppo', 'mine'), store.get_alerts('lightning-ppo', 'mine')]\n"
+        "Path(sys.argv[1], 'stored.json').write_text(json.dumps(stored, default=str))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows, alerts = json.loads((tmp_path / "run" / "stored.json").read_text())
+    stored = {name: {row["step"]: row[name] for row in rows if name in row} for name in NAMES}
+    assert stored == written()
+    kinds = {value["_type"] for row in rows for value in row.values() if isinstance(value, dict) and "_type" in value}
+    assert kinds == {"trackio.table", "trackio.histogram"}
+    assert [alert["title"] for alert in alerts] == ["KL blow-up"]
+    assert [row["result/ppo.score"] for row in rows if "result/ppo.score" in row] == [1.5]
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # MLflow asks SQLAlchemy for it
+def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    pytest.importorskip("mlflow", reason="the extra `mlflow` is not installed")
+    logger = logged("mlflow", tmp_path)
+    client, run = logger.experiment, logger.run_id
+    stored = {name: {m.step: m.value for m in client.get_metric_history(run, name)} for name in NAMES}
+    assert stored == written()
+    data = client.get_run(run).data
+    assert data.params["ppo/lr"] == "0.5"
+    assert data.metrics["result/ppo.score"] == 1.5
+    assert data.tags["alarm KL blow-up"].startswith("iteration 3")
+    assert "samples.json" in [file.path for file in client.list_artifacts(run)]
+    again = logged("mlflow", tmp_path)
+    assert again.run_id == run
+
+
+def test_several_loggers_at_once(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the extra `tensorboard` is not installed")
+    loggers = stage_of(composed("logger=[wandb,tensorboard]"))._loggers(tmp_path)
+    assert [type(one).__name__ for one in loggers] == ["CsvTables", "WandbBoard", "TensorBoardRun"]
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "trackio", "mlflow"])
+def test_a_missing_package_is_said_with_the_key_before_anything_is_trained(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packages, "find_spec", lambda _: None)
+    monkeypatch.delitem(sys.modules, f"src.loggers.{name}", raising=False)
+    monkeypatch.delattr(src.loggers, name, raising=False)
+    with pytest.raises(ConfigError) as error:
+        stage_of(composed(f"logger={name}")).check_training()
+    assert str(error.value).startswith(f"logger.{name}._target_=src.loggers.{name}.")
+    assert f"the package {name} is not installed: pip install -e '.[{name}]'" in str(error.value)
