@@ -4,7 +4,8 @@ python -m src.serve_reward reward=vader
 python -m src.serve_reward reward=learned reward.path=FOLDER --port 8100
 curl -s localhost:8000 -H 'content-type: application/json' -d '{"query": ["A lovely film."]}'
 
-POST / with {"query": [...], "prompts": [...], "labels": [...]} (the last two are optional) returns {"rewards": [...]};
+POST / with {"query": [...], "prompts": [...], "labels": [...]} (the last two are optional) returns {"rewards": [...],
+"scores": the same, "extra_logs": {NAME: [...]}}, the last with the parts of a reward that has parts;
 GET /health returns ok. A query is the whole text; its response is what follows the prompt. Labels reach verifiers as
 the column --label-column. The server listens on this machine only; any other --host needs a token: clients send
 "Authorization: Bearer TOKEN", and both sides read it from the environment variable REWARD_TOKEN. With a token, /health
@@ -30,6 +31,7 @@ from pydantic import BaseModel, Field
 from src.config.compose import compose
 from src.config.schema import PPORun
 from src.errors import ConfigError
+from src.rollout.scoring import call_with_texts
 from src.runs.prerequisites import train_missing
 from src.runs.start import train
 from src.stages.ppo import PPOStage
@@ -71,35 +73,38 @@ def build_app(reward: Reward, label_column: str, token: str, max_bytes: int) -> 
         return {"status": "ok"}
 
     @app.post("/")
-    async def rewards(question: Question) -> dict[str, list[float]]:
+    async def rewards(question: Question) -> dict[str, Any]:
         columns = {"prompts": question.prompts, "labels": question.labels}
         for name, values in columns.items():
             if values is not None and len(values) != len(question.query):
                 raise HTTPException(422, f"{len(values)} {name} for {len(question.query)} queries")
-        return {"rewards": await run_in_threadpool(numbers, reward, question, label_column)}
+        given, parts = await run_in_threadpool(numbers, reward, question, label_column)
+        return {"rewards": given, "scores": given, "extra_logs": parts}
 
     return app
 
 
-def numbers(reward: Reward, question: Question, label_column: str) -> list[float]:
-    """The reward of each query; 422 with the reason when it raises, or gives what is no finite number.
+def numbers(reward: Reward, question: Question, label_column: str) -> tuple[list[float], dict[str, list[float]]]:
+    """The reward of each query, and its parts; 422 with the reason when it raises, or gives what is no finite number.
 
     Not 500: a client would ask for the same texts again, for minutes.
     """
     try:
-        scores = score(reward, question, label_column)
+        scores, parts = score(reward, question, label_column)
     except Exception as error:  # a user's function may raise anything
         raise HTTPException(422, f"the reward raised {error!r}") from error
-    if len(scores) != len(question.query):
-        raise HTTPException(422, f"the reward gave {len(scores)} scores for {len(question.query)} queries")
-    for query, given in zip(question.query, scores, strict=True):
-        if not math.isfinite(given):  # JSON has no NaN: it would arrive as null
-            raise HTTPException(422, f"the reward gave {given} for {query[:80]!r}; a score must be a finite number")
-    return scores
+    for given in (scores, *parts.values()):
+        if len(given) != len(question.query):
+            raise HTTPException(422, f"the reward gave {len(given)} scores for {len(question.query)} queries")
+        for query, number in zip(question.query, given, strict=True):
+            if not math.isfinite(number):  # JSON has no NaN: it would arrive as null
+                what = f"the reward gave {number} for {query[:80]!r}; a score must be a finite number"
+                raise HTTPException(422, what)
+    return scores, parts
 
 
-def score(reward: Reward, question: Question, label_column: str) -> list[float]:
-    """The reward of each query, as the reward gives it."""
+def score(reward: Reward, question: Question, label_column: str) -> tuple[list[float], dict[str, list[float]]]:
+    """The reward of each query, as the reward gives it, and its parts by name."""
     count = len(question.query)
     prompts = question.prompts or [""] * count
     responses = [
@@ -107,8 +112,9 @@ def score(reward: Reward, question: Question, label_column: str) -> list[float]:
         for prompt, query in zip(prompts, question.query, strict=True)
     ]
     metadata = [{label_column: label} for label in question.labels or [""] * count]
-    scores = reward.score(prompts, responses, metadata)
-    return scores.tolist() if isinstance(scores, torch.Tensor) else [float(score) for score in scores]
+    scores, parts = call_with_texts(reward, prompts, responses, metadata)
+    given = scores.tolist() if isinstance(scores, torch.Tensor) else [float(score) for score in scores]
+    return given, {name: part.tolist() for name, part in parts.items()}
 
 
 def main() -> None:

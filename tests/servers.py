@@ -131,6 +131,9 @@ FAULTS: dict[str, Callable[[Handler, list[float]], None]] = {
     "strings": lambda h, s: h.scores([*s[:-1], str(s[-1])]),
     "booleans": lambda h, s: h.scores([True, *s[1:]]),
     "lists": lambda h, s: h.scores([[x] for x in s]),
+    "short part": lambda h, s: h.answer(json.dumps({"rewards": s, "extra_logs": {"a": s[1:]}})),
+    "unnamed parts": lambda h, s: h.answer(json.dumps({"rewards": s, "extra_logs": s})),
+    "scores of text": lambda h, s: h.answer(json.dumps({"rewards": s, "scores": ["1"] * len(s)})),
 } | {
     str(status): lambda h, s, status=status: h.answer("says why", status)
     for status in (302, 400, 401, 403, 404, 413, 422, 429, 500, 503)

@@ -19,6 +19,7 @@ from src import serve_reward
 from src.errors import RewardError
 from src.rewards.function import FunctionReward
 from src.rewards.http import HttpReward
+from src.rewards.mix import MixReward
 from src.rewards.rules import KeywordReward, LengthReward
 from src.rewards.vader import Vader
 from src.rewards.verifiers import ExactMatch, NumericMatch
@@ -44,7 +45,7 @@ def client(reward: Any, token: str = "", max_bytes: int = 10**6, label_column: s
 def post(reward: Any, **body: Any) -> Any:
     answer = client(reward).post("/", json=body)
     assert answer.status_code == 200, answer.text
-    assert list(answer.json()) == ["rewards"]
+    assert list(answer.json()) == ["rewards", "scores", "extra_logs"]
     return answer.json()["rewards"]
 
 
@@ -77,7 +78,7 @@ def test_a_text_that_does_not_begin_with_its_prompt_is_taken_whole() -> None:
 def test_labels_reach_a_verifier_as_its_column(label_column: str) -> None:
     body = {"query": ["2+2= 4", "2+3= 4", "2+2=4"], "prompts": ["2+2=", "2+3=", "2+2="], "labels": [4, 5, "4"]}
     for reward in (ExactMatch(label_column), NumericMatch(label_column, "", 0.0)):
-        assert client(reward, label_column=label_column).post("/", json=body).json() == {"rewards": [1.0, 0.0, 1.0]}
+        assert client(reward, label_column=label_column).post("/", json=body).json()["rewards"] == [1.0, 0.0, 1.0]
 
 
 def test_health() -> None:
@@ -162,7 +163,7 @@ def test_a_reward_that_raises_says_why_and_is_not_asked_again_for_minutes() -> N
     answer = server.post("/", json={"query": ["ab", ""]})
     assert answer.status_code == 422
     assert "ZeroDivisionError" in answer.json()["detail"]
-    assert server.post("/", json={"query": ["ab"]}).json() == {"rewards": [0.5]}
+    assert server.post("/", json={"query": ["ab"]}).json()["rewards"] == [0.5]
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
@@ -225,7 +226,7 @@ def test_overrides_and_options_stand_in_any_order(command: Any) -> None:
     assert served["host"] == "127.0.0.1"
     with TestClient(served["app"]) as asked:
         body = {"query": ["a"], "labels": ["a"]}
-        assert asked.post("/", json=body).json() == {"rewards": [1.0]}
+        assert asked.post("/", json=body).json()["rewards"] == [1.0]
         assert asked.post("/", json={"query": ["a" * 100]}).status_code == 413
 
 
@@ -290,3 +291,18 @@ def test_a_port_that_is_taken_is_said_in_one_sentence(command: Any, capsys: pyte
     err = capsys.readouterr().err
     assert f"cannot listen on 127.0.0.1, port {port} (Address already in use): choose another with" in err
     assert err.count("\n") == 1
+
+
+def test_the_parts_of_a_reward_arrive_by_name_and_are_parts_again() -> None:
+    """`scores` are the rewards; each part is a list in `extra_logs`, and `reward=http` reads all of them."""
+    mixed = MixReward({"words": LengthReward(2), "good": KeywordReward(["good"])}, {"words": 1.0, "good": 3.0})
+    prompts, responses, rows = ["a ", "b "], ["good film", "bad"], [{}, {}]
+    queries = [p + r for p, r in zip(prompts, responses, strict=True)]
+    answer = client(mixed).post("/", json={"query": queries, "prompts": prompts}).json()
+    expected = {name: part.tolist() for name, part in mixed.score_parts(prompts, responses, rows).items()}
+    assert answer["extra_logs"] == expected
+    assert answer["scores"] == answer["rewards"] == mixed.score(prompts, responses, rows).tolist()
+    with serving(build_app(mixed, "answer", "", 2**20)) as url:
+        parts = HttpReward(url, 30.0, 5.0, 1, 4, 1, "answer", "REWARD_TOKEN").score_parts(prompts, responses, rows)
+    given = {"scores": answer["rewards"], "rewards": answer["rewards"]}
+    assert {name: part.tolist() for name, part in parts.items()} == expected | given

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("src", "studies", "examples", "benchmarks")
+JUDGES = ("src/rewards/judge.py", "src/rewards/question.py", "src/rewards/chat_model.py")  # "LLM as a judge" is a term
 WRITES_REVIEWS = ("src/data/embedded/grammar.py",)  # its texts are the words of the reviews
 
 
@@ -71,7 +72,8 @@ def problems(path: str, source: str) -> list[str]:
     found += [(line, name, worse_in_name(name)) for line, name in names(tree)]
     if path not in WRITES_REVIEWS:
         found += [(line, " ".join(text.split()), worse_in_text(text)) for line, text in texts(tree)]
-    wrong = sorted({(line, old, where) for line, where, old in found if old is not None})
+    known = "judge" if path in JUDGES else None
+    wrong = sorted({(line, old, where) for line, where, old in found if old not in (None, known)})
     return [f"{path}:{line}: {old} -> {WORDS[old]}, in {where!r}" for line, old, where in wrong]
 
 

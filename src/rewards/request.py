@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Body = dict[str, Any]
+OF_THE_BODY = (400, 413, 422)  # statuses that refuse one body, maybe not the next one
 AWAY = (408, 425, 429, 500, 502, 503, 504)  # statuses of a server that may answer later; any other stays as it is
 
 
@@ -43,6 +44,14 @@ class BadAnswerError(RuntimeError):
 
 class StatusError(RuntimeError):
     """A status that another attempt would not change."""
+
+    def __init__(self, what: str, status: int) -> None:
+        super().__init__(what)
+        self.status = status
+
+
+class NoAnswerError(RewardError):
+    """One body has no usable answer, after all attempts; the service may answer others."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +92,26 @@ class Service:
         """
         return in_own_loop(lambda: self._ask_all(bodies, read, about))
 
-    async def _ask_all(
+    def ask_each(
         self, bodies: list[Body], read: Callable[[Any, Body], T], about: Callable[[Body], str]
-    ) -> list[T]:
+    ) -> list[T | NoAnswerError]:
+        """The same, with the error in place of the answer to a body that has none.
+
+        Raises `RewardError` for a status that no other body can change, such as 401 and 404.
+        """
+
+        async def kept(answer: Coroutine[Any, Any, T]) -> T | NoAnswerError:
+            try:
+                return await answer
+            except NoAnswerError as error:
+                return error
+
+        return in_own_loop(lambda: self._ask_all(bodies, read, about, kept))
+
+    async def _ask_all(
+        self, bodies: list[Body], read: Callable[[Any, Body], T], about: Callable[[Body], str],
+        kept: Callable[[Coroutine[Any, Any, T]], Coroutine[Any, Any, Any]] = lambda answer: answer,
+    ) -> list[Any]:  # fmt: skip
         import httpx
 
         token = os.environ.get(self.token_variable, "").strip()
@@ -100,7 +126,7 @@ class Service:
                 async with turn:
                     return await self._patiently(post, about(body))
 
-            jobs = [asyncio.create_task(one(body)) for body in bodies]
+            jobs = [asyncio.create_task(kept(one(body))) for body in bodies]
             try:
                 return await asyncio.gather(*jobs)
             finally:  # one failed: cancel the others
@@ -130,7 +156,7 @@ class Service:
             return await retrying(post)
         except (AwayError, BadAnswerError) as error:
             tries = retrying.statistics["attempt_number"]
-            raise RewardError(
+            raise NoAnswerError(
                 f"{self.name} {self.url}: {tries} failed attempts {about}; the last time: {error}"
             ) from error
 
@@ -139,7 +165,8 @@ class Service:
         try:
             return await post(client, self.url, body, self.timeout, read, token)
         except StatusError as error:
-            raise RewardError(f"{self.name} {self.url}: {error}") from error
+            kind = NoAnswerError if error.status in OF_THE_BODY else RewardError
+            raise kind(f"{self.name} {self.url}: {error}") from error
 
     def _tell(self, state: RetryCallState) -> None:
         """Say once, after about a second, why nothing happens: at the first attempt if it took as long."""
@@ -172,7 +199,7 @@ async def post(
         what = f"status {answer.status_code}" + (f": {words}" if words else "")
         if answer.status_code in AWAY:
             raise AwayError(what, _seconds(answer.headers.get("Retry-After", "")))
-        raise StatusError(what)
+        raise StatusError(what, answer.status_code)
     try:
         content = answer.json()
     except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError

@@ -5,7 +5,7 @@ from __future__ import annotations
 OPEN = (
     *("trainer", "callbacks", "logger", "hydra"),
     *("reward.parts", "reward.weights", "gold_reward.parts", "gold_reward.weights"),
-    "rollout.engine.options",
+    *("reward.step", "rollout.engine.options"),
 )
 MEANT = {
     "ppo.iterations": "ppo.num_iterations",

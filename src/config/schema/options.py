@@ -50,16 +50,19 @@ from src.config.schema.data import (
 from src.config.schema.engines import VLLM, Local, VLLMServer
 from src.config.schema.nodes import Node, Target
 from src.config.schema.rewards import (
+    AskedModel,
     ExactMatch,
     FunctionReward,
     HttpReward,
     KeywordReward,
     LearnedReward,
     LengthReward,
+    MarkingModel,
     MixReward,
     NoArguments,
     NumericMatch,
     RegexReward,
+    StepReward,
     TaskVerifier,
 )
 from src.config.schema.stages import RUNS, AdapterRewardModel, PretrainedRewardModel, Run, ScratchRewardModel
@@ -99,9 +102,15 @@ OPTIONS: dict[str, tuple[str, dict[str, type[Node]]]] = {
             "reasoning_gym": TaskVerifier,
             "mix": MixReward,
             "http": HttpReward,
+            "judge": MarkingModel,
+            "judge_pairs": AskedModel,
+            "steps": StepReward,
         },
     ),
-    "gold_reward": ("gold_reward", {"vader": NoArguments, "taste": MixReward, "exact_match": ExactMatch}),
+    "gold_reward": (
+        "gold_reward",
+        {"vader": NoArguments, "taste": MixReward, "exact_match": ExactMatch, "judge": MarkingModel},
+    ),
     "reward_net": (
         "reward_model",
         {"scratch": ScratchRewardModel, "pretrained": PretrainedRewardModel, "adapter": AdapterRewardModel},

@@ -82,3 +82,36 @@ class HttpReward(Typed):
     batch_size: Count
     label_column: str
     token_variable: str
+
+
+class AskedModel(Typed):
+    """A chat model that is asked over HTTP."""
+
+    rubric: str
+    template: str | None
+    pattern: str
+    url: str
+    model: str
+    temperature: NonNegative
+    max_tokens: Count
+    cache: str | None
+    timeout: Positive
+    patience: Positive
+    attempts: Count
+    concurrency: Count
+    token_variable: str
+
+
+class MarkingModel(AskedModel):
+    """One that gives marks."""
+
+    lowest: float
+    highest: float
+
+
+class StepReward(Typed):
+    """A score per step."""
+
+    separator: str
+    mean: bool
+    step: Target
