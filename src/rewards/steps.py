@@ -73,7 +73,7 @@ class StepReward(nn.Module):
         assert self.tokenizer is not None, "load() was not called"
         prompt = rollout.prompt_ids[row][rollout.prompt_mask[row]]
         ids = rollout.response_ids[row][rollout.response_mask[row]]
-        tokens = []
+        tokens: list[int] = []
         for end in ends[:-1]:
             low, high = tokens[-1] if tokens else 0, len(ids) - 1
             while low < high:  # the decoded text grows with every token, so halves can be left out
