@@ -43,7 +43,7 @@ class HttpReward:
                 raise RewardError(
                     f"reward server {self.service.url}: one answer has {', '.join(names)}, another {', '.join(other)}"
                 )
-        return {name: torch.tensor([x for answer in answers for x in answer[name]]) for name in names}
+        return {n: torch.tensor([x for a in answers for x in a[n]], dtype=torch.float64) for n in names}
 
     def combine(self, parts: dict[str, Tensor]) -> Tensor:
         """The rewards, (B,)."""

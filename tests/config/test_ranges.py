@@ -25,7 +25,10 @@ from tests.config.composed import kinds_in, with_option
 
 NUMBERS = (-1, -0.5, 0, 0.1, 0.5, 0.9, 1, 1.5, 2, 4, 5, 8, 9, 11, 12, 100)
 WORDS = ("max", "min", "mean", "float32", "bfloat16", "float16", "float64", "float8", "int8")
-WIDER = {"ppo.dual_clip", "ppo.clip_high"}  # each bounds the other, which the object alone can see
+WIDER = {  # each bounds another one, which the object alone can see
+    *("ppo.dual_clip", "ppo.clip_high"),
+    *("reward.lowest", "reward.highest", "gold_reward.lowest", "gold_reward.highest"),
+}
 
 
 def numbers(annotation: Any) -> tuple[Any, ...]:
