@@ -51,7 +51,7 @@ def absent(path: str, error: Exception, key: str = "model.path") -> ModelError:
         is_model = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
         why = _first_line(error) if is_model else "the folder holds no config.json"
         return ModelError(f"no usable model at {path!r} ({key}): {_of_files(folder, is_model) or why}")
-    if folder.is_file():
+    if os.path.isfile(folder):
         why = f"as a GGUF file: {_first_line(error)}" if is_gguf(path) else "as it is a file; give its folder"
         return ModelError(f"no usable model at {path!r} ({key}): it cannot be read {why}")
     if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1:

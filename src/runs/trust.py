@@ -25,7 +25,7 @@ HELP = "run what the run's configuration names and this project lacks; only for 
 @cache
 def white_list() -> frozenset[str]:
     """The targets that this checkout's option files name (`conf/`), without those that ask others."""
-    named = {target for file in CONF.glob("*/*.yaml") for _, target in targets_in(read(file))}
+    named = {target for file in CONF.rglob("*.yaml") for _, target in targets_in(read(file))}
     return frozenset(target for target in named if not target.startswith(("${", *ASKS_OTHERS)))
 
 

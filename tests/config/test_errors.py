@@ -243,7 +243,7 @@ def test_each_argument_of_the_trainer_that_means_something_else_here_is_refused_
 
 
 def test_similar_names_are_found_by_their_end_and_by_their_letters() -> None:
-    assert closest("ppo.temperature") == "close to it: rollout.temperature"
+    assert closest("ppo.check_every") == "close to it: rollout.check_every"
     assert closest("rollout.temprature") == "close to it: rollout.temperature"
     assert closest("qqqqq") == "`--help` lists the keys"
     assert unknown_key("ppo.lam", "x") == "x: nothing reads ppo.lam here, it belongs to advantage=gae"

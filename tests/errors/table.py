@@ -75,7 +75,7 @@ CONFIG = [
     Case("a key with a typing error", "train ppo.clipp=0.1", "ppo.clipp=0.1: there is no key ppo.clipp; close to it: ppo.clip, ppo.clip_low"),
     Case("an option that does not exist", "train policy_loss=nope", "policy_loss=nope: there is no such option; the options are cispo, clip, dual_clip, gspo, kl_penalty, reinforce, trpo"),
     Case("an option with a typing error", "train policy_loss=dualclip", "policy_loss=dualclip: there is no such option; close to it: dual_clip, clip; the options are cispo, clip, dual_clip, gspo, kl_penalty, reinforce, trpo"),
-    Case("null for a group", "train trainer=null", "trainer=null: there is no such option; the options are ddp, default"),
+    Case("null for a group", "train trainer=null", "trainer=null: there is no such option; the options are ddp, default, fsdp"),
     Case("a key without a value", "train ppo.clip", "ppo.clip: write ppo.clip=VALUE"),
     Case("a key and its value as two words", "train ppo.clip 0.1", "ppo.clip 0.1: write ppo.clip=0.1"),
     Case("a value without a key", "train =3", "'=3' cannot be read as key=value; a value with = , : or spaces needs quotes in quotes: \"key='a=b'\""),
