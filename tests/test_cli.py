@@ -179,7 +179,7 @@ def test_wandb_offline_holds_numbers_and_samples(sweep):
         for key in ("rollout/score", "rollout/kl", "policy/loss", "critic/loss"):
             mine = [float(row[key]) for row in rows(folder / "metrics.csv")]
             assert history[key] == pytest.approx(mine)
-        tables = list(folder.glob("wandb/offline-run-*/files/media/table/*.table.json"))
+        tables = list(folder.glob("wandb/offline-run-*/files/media/table/samples_*.table.json"))
         assert history["samples._type"][-1] == "table-file"
         assert history["samples.nrows"][-1] == 16  # 8 of each iteration
         assert tables
@@ -348,14 +348,15 @@ OUT_OF_RANGE = {
     "trainer.devices=2": "trainer.devices=2: several processes need trainer=ddp",
     "trainer.devices=auto": "trainer.devices='auto': must be a whole number",
     "trainer=ddp trainer.num_nodes=2": "trainer.num_nodes=2: start the processes by torchrun or srun",
-    "+trainer.strategy=fsdp": "trainer.strategy='fsdp': is not supported; several processes train by trainer=ddp",
-    "+trainer.strategy=deepspeed": "trainer.strategy='deepspeed': is not supported; several processes train by trainer=ddp",
+    "+trainer.strategy=fsdp": "trainer.strategy='fsdp': is not supported; several processes train by trainer=ddp or trainer=fsdp",
+    "+trainer.strategy=deepspeed": "trainer.strategy='deepspeed': is not supported; several processes train by trainer=ddp or "
+    "trainer=fsdp",
     "trainer=ddp trainer.devices=3": "ppo.batch_size=16: counts the rows of all processes together, so it must be a "
-    "multiple of 3 (trainer.devices)",
+    "multiple of 3 (trainer.devices); these numbers of processes would do: 1, 2, 4, 8",
     "trainer=ddp ppo.minibatch_size=5": "ppo.minibatch_size=5: counts the rows of all processes together, so it must be "
-    "a multiple of 2 (trainer.devices)",
+    "a multiple of 2 (trainer.devices); these numbers of processes would do: 1",
     "stage=sft trainer=ddp sft.batch_size=5": "sft.batch_size=5: counts the rows of all processes together, so it must "
-    "be a multiple of 2 (trainer.devices)",
+    "be a multiple of 2 (trainer.devices); these numbers of processes would do: 1, 5",
     "stage=sft sft.steps=0": "sft.steps=0: must be at least 1",
     "stage=sft sft.max_tokens=1000": "sft.max_tokens (1000) may reach 1000 tokens, but model 'tiny' reads at most 64; "
     "give sft.max_tokens=64",

@@ -189,6 +189,7 @@ def test_over_http_the_log_is_that_of_the_same_reward_in_process(sft: str, tmp_p
     with serving(build_app(Vader(), "answer", "", 10**6)) as url:
         far = train(sft, tmp_path / "far", *CORPUS, "reward=http", f"reward.url={url}", "reward.batch_size=3")
     assert near[0] == far[0]
+    assert far[1].pop("rollout/score_scores") == pytest.approx(far[1]["rollout/score"], abs=1e-6)  # the server's scores
     assert near[1] == far[1]
     assert near[2]["ppo"] == far[2]["ppo"]
 

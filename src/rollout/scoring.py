@@ -199,12 +199,16 @@ def call_reward(reward: AnyReward, rollout: Rollout) -> Called:
 def call_with_texts(
     reward: Reward | PartedReward, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]
 ) -> tuple[Any, dict[str, Tensor]]:
-    """What a reward returns for texts, and the parts of a mixed one. Raises `RewardError` if it ends the program."""
+    """What a reward returns for texts, and its parts but for one that is the score itself.
+
+    Raises `RewardError` if it ends the program.
+    """
     try:
         with chdir("."):  # wherever a reward goes, the run's paths lead to the same places after it
             if isinstance(reward, PartedReward):
                 parts = reward.score_parts(prompts, responses, metadata)
-                return reward.combine(parts), parts
+                scores = reward.combine(parts)
+                return scores, {name: part for name, part in parts.items() if part is not scores}
             return reward.score(prompts, responses, metadata), {}
     except SystemExit as error:  # would end the run without a message
         raise RewardError(f"reward {reward_name(reward)} ended the program by sys.exit({error.code!r})") from error
