@@ -62,7 +62,7 @@ def search(arguments: list[str]) -> None:
     parsed = OverridesParser.create().parse_overrides(overrides)
     searched = [override for override in parsed if override.is_sweep_override()]
     fixed = [text for text, override in zip(overrides, parsed, strict=True) if not override.is_sweep_override()]
-    folder = sweep_folder(overrides)
+    folder = sweep_folder([*overrides, f"kl_price={settings['kl_price']}"])  # another price is another objective
     study = _study(folder, _with_metric(_refuse(settings, fixed, searched)))
     failed = False
     try:
@@ -120,16 +120,17 @@ def _study(folder: Path, run: Run) -> optuna.Study:
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / STUDY)))
     direction = "minimize" if metric_of(run).endswith("nll_per_token") else "maximize"
     study = optuna.create_study(storage=storage, study_name="search", direction=direction, load_if_exists=True)
-    # another seed than before: with the same one a study that is taken up would draw its first trials again
-    study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))
     return study
 
 
 def _next(study: optuna.Study, folder: Path, trials: int) -> tuple[optuna.Trial, FileLock] | None:
     """The next trial and its lock, one that a killed process has left first; None when there are enough."""
+    from optuna.samplers import TPESampler
     from optuna.trial import TrialState
 
     with FileLock(folder / "study.lock"):
+        # another seed for each trial: with the same one a study that is taken up, or shared, would draw it again
+        study.sampler = TPESampler(seed=len(study.get_trials(deepcopy=False)))
         for trial in study.get_trials(states=(TrialState.RUNNING,)):
             with suppress(Timeout), _lock(folder, trial.number):  # held: a process that lives runs it
                 study.tell(trial.number, state=TrialState.FAIL)
@@ -182,7 +183,8 @@ def _draw(trial: optuna.Trial, override: Override) -> Any:
     if isinstance(values, IntervalSweep):
         assert values.start is not None
         assert values.end is not None
-        return trial.suggest_float(key, float(values.start), float(values.end), log="log" in values.tags)
+        suggest = trial.suggest_int if isinstance(values.start, int) else trial.suggest_float
+        return suggest(key, values.start, values.end, log="log" in values.tags)
     return trial.suggest_categorical(key, list(override.sweep_string_iterator()))
 
 

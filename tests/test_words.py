@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("src", "studies", "examples", "benchmarks")
-JUDGES = ("src/rewards/judge.py", "src/rewards/question.py", "src/rewards/chat_model.py")  # "LLM as a judge" is a term
+# "LLM as a judge" is a term
+JUDGES = ("src/rewards/judge.py", "src/rewards/question.py", "src/rewards/chat_model.py", "src/stages/checks.py")
 WRITES_REVIEWS = ("src/data/embedded/grammar.py",)  # its texts are the words of the reviews
 
 

@@ -103,6 +103,8 @@ def _wrong_with_shards(run: PPORun) -> Iterator[str]:
     if run.choices["engine"] != "local":
         why = "takes whole weights, of which trainer=fsdp keeps a part on each process"
         yield f"engine={run.choices['engine']} {why}: use engine=local, or trainer=ddp"
+    if run.ppo.early_stop is not None:
+        yield "early_stop=gold keeps whole weights, of which trainer=fsdp keeps a part on each process: use trainer=ddp"
     if run.choices["reward"] == "adapter":
         why = "reads the base of the policy, of which trainer=fsdp keeps a part on each process"
         yield f"reward=adapter {why}: use reward=learned with the model/ folder next to the adapter, or trainer=ddp"

@@ -3,7 +3,8 @@
 The architecture is built from its configuration on fake tensors, which have shapes but no memory. Each phase runs on
 them with the code of training, and the bytes of the tensors that live at once are counted, so no coefficient of any
 architecture is needed here. Not counted: memory that allocators keep in reserve, libraries' workspaces, mixed precision
-of the trainer, the PPO-ptx loss, exact KLs.
+of the trainer, the PPO-ptx loss, exact KLs, the kept output of layers below all adapters, rollout engines of others;
+under `trainer=fsdp` the model is counted whole.
 """
 
 from __future__ import annotations

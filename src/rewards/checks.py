@@ -17,6 +17,7 @@ from src.rewards.adapter import AdapterReward
 from src.rewards.answers import as_numbers
 from src.rewards.learned import LearnedReward, score_rows
 from src.rewards.mix import MixReward
+from src.rewards.steps import StepReward
 from src.types import PreferencePair
 from src.utils.check import Check, checked
 from src.utils.statistics import share
@@ -26,7 +27,8 @@ ScoreTexts = Callable[[list[str], list[str]], Tensor]  # prompts, responses -> (
 
 def learned_parts(reward: Any) -> list[LearnedReward | AdapterReward]:
     """The learned rewards in a reward."""
-    parts = reward.parts.values() if isinstance(reward, MixReward) else [reward]
+    inside = reward.step if isinstance(reward, StepReward) else reward
+    parts = inside.parts.values() if isinstance(inside, MixReward) else [inside]
     return [part for part in parts if isinstance(part, LearnedReward | AdapterReward)]
 
 

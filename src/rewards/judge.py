@@ -88,13 +88,14 @@ class Judge:
 class PairwiseJudge:
     """r(x, y) = the share of comparisons that y wins against the other responses to x; a tie counts a half.
 
-    This is Copeland's score in shares. It is defined for every outcome: responses that beat one another in a circle
-    get the same score. Each pair is asked in both orders, n (n - 1) questions for n responses, and its result is their
-    mean, so preferring a place wins nothing. Equal responses tie unasked. A response with a comparison that has no
-    usable answer has the score NaN. Logged apart, as means over responses: `won`, the score; `ties`, the share of
-    pairs that end in a tie; `contradicted`, of those where both orders prefer the same place; `cycles`, the share of
-    triples that are circles; `requests` answered and `tokens` used. `model` are the arguments of `ChatModel`, whose
-    `pattern` finds A, B or tie.
+    A response without another to its prompt has won a half, so the score of an evaluation with one answer per prompt
+    says nothing: measure by another reward. This is Copeland's score in shares. It is defined for every outcome:
+    responses that beat one another in a circle get the same score. Each pair is asked in both orders, n (n - 1)
+    questions for n responses, and its result is their mean, so preferring a place wins nothing. Equal responses tie
+    unasked. A response with a comparison that has no usable answer has the score NaN. Logged apart, as means over
+    responses: `won`, the score; `ties`, the share of pairs that end in a tie; `contradicted`, of those where both
+    orders prefer the same place; `cycles`, the share of triples that are circles; `requests` answered and `tokens`
+    used. `model` are the arguments of `ChatModel`, whose `pattern` finds A, B or tie.
     """
 
     def __init__(self, rubric: str, template: str | None, **model: Any) -> None:
@@ -104,16 +105,10 @@ class PairwiseJudge:
     def score_parts(
         self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]
     ) -> dict[str, Tensor]:
-        """(B,) each. Raises `RewardError` for a prompt with one response, several processes, or no usable answer."""
+        """(B,) each. Raises `RewardError` in several processes, or for no usable answer."""
         if world_size() > 1:
             raise RewardError("reward=judge_pairs compares responses within a process: use one process or reward=judge")
         groups = [[row for row, other in enumerate(prompts) if other == prompt] for prompt in dict.fromkeys(prompts)]
-        for rows in groups:
-            if len(rows) == 1:
-                raise RewardError(
-                    f"reward=judge_pairs compares responses to the same prompt, and {prompts[rows[0]][:80]!r} has one: "
-                    f"set rollout.samples_per_prompt=2 or more, or use reward=judge"
-                )
         pairs = [pair for rows in groups for pair in combinations(rows, 2)]
         wins, contradicted = self._wins(pairs, prompts, responses, metadata)
         parts: dict[str, Tensor] = {}
@@ -150,6 +145,8 @@ class PairwiseJudge:
 def outcomes(wins: Tensor, contradicted: Tensor) -> dict[str, Tensor]:
     """What `PairwiseJudge` logs of one group, (N,) each; `wins` and `contradicted` are (N, N)."""
     count = len(wins)
+    if count == 1:
+        return {"won": torch.tensor([0.5])} | {name: torch.zeros(1) for name in ("ties", "contradicted", "cycles")}
     others = ~torch.eye(count, dtype=torch.bool)
     beats = ((wins > 0.5) & others).float()
     circles = (beats @ beats @ beats).diagonal()  # the walks i -> j -> k -> i; no walk of two or one step returns

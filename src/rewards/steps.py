@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class StepReward(nn.Module):
                 prompts.append(prompt + text[:start])
                 responses.append(text[start:end])
                 ended = end == len(text) and bool(rollout.finished[row])
-                metadata.append(rollout.metadata[row] | {"finished": ended})
+                metadata.append(deepcopy(rollout.metadata[row]) | {"finished": ended})
                 places.append((row, token))
         given = self.step.score(prompts, responses, metadata)
         scores, _ = as_numbers(self.step, given, torch.Size([len(prompts)]), "steps")

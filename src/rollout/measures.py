@@ -10,6 +10,7 @@ from src.core.correction import effective_sample_size
 from src.core.kl import k3
 from src.core.masking import masked_mean
 from src.core.policy_losses import probability_ratio
+from src.errors import RewardError
 from src.rollout.scoring import Scored
 from src.types import Rollout
 
@@ -19,7 +20,7 @@ Correction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 def describe(scored: Scored, shaped: Tensor, rewards: Tensor) -> dict[str, float]:
     """Metrics of scores, rewards and responses: length in tokens, share that ended, nats per token."""
     rollout, scores, mask = scored.rollout, scored.scores, scored.rollout.response_mask
-    return {
+    measures = {
         "rollout/response_length": mask.sum(1).float().mean().item(),
         "rollout/eos_fraction": rollout.finished.float().mean().item(),
         "rollout/nll_per_token": (-rollout.behavior_logprobs.sum() / mask.sum().clamp(min=1)).item(),
@@ -28,7 +29,12 @@ def describe(scored: Scored, shaped: Tensor, rewards: Tensor) -> dict[str, float
         "rollout/shaped_score": shaped.mean().item(),
         "rollout/reward": rewards.sum(1).mean().item(),
         "rollout/dropped": float(scored.dropped),
-    } | {f"rollout/score_{name}": part.mean().item() for name, part in scored.parts.items()}
+    }
+    parts = {f"rollout/score_{name}": part.mean().item() for name, part in scored.parts.items()}
+    for name in measures.keys() & parts.keys():
+        part = name.removeprefix("rollout/score_")
+        raise RewardError(f"a part of the reward is called {part!r}, and {name} is another metric: rename the part")
+    return measures | parts
 
 
 def corrected(

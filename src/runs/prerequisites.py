@@ -59,7 +59,8 @@ def _needed(run: Run, folder_of: Callable[[list[str]], str]) -> Iterator[tuple[s
     """The names and folders of the models that `run` does not set; `folder_of` gives that of a configuration."""
     found: dict[str, str] = {}
     shared = [o for o in run.overrides if key_of(o).split(".")[0] in ("experiment", "data", "gold_reward", "log_dir")]
-    model = [o for o in run.overrides if key_of(o).split(".")[0] == "model"]
+    of_ppo = ("model.lora.critic_layers",)  # changes no model that is trained before
+    model = [o for o in run.overrides if key_of(o).split(".")[0] == "model" and key_of(o) not in of_ppo]
     if run.stage != "sft" and run.model.path is None:
         found["model"] = folder_of(["stage=sft", *shared, *model])
         yield "model", found["model"]

@@ -18,6 +18,8 @@ from src.errors import ConfigError
 # these send prompts, and what an environment variable holds, to an address that the folder names
 ASKS_OTHERS = ("src.rewards.http.", "src.rewards.judge.")
 UNUSED = ("callbacks", "logger")  # what trains or logs alone is never made by another command
+MADE_THERE = ("src.loggers.", "src.callbacks.")  # so it is refused in any other place
+ELSEWHERE = ("ppo.early_stop.",)
 REMOTE_CODE = "model.trust_remote_code"
 HELP = "run what the run's configuration names and this project lacks; only for a folder that you trust"
 
@@ -65,7 +67,8 @@ def refuse_unknown(run: Run, given: str, arguments: Sequence[str]) -> None:
     words = {word for argument in arguments for word in re.findall(r"[\w.]+", argument)}
     for place, target in targets_in(run.plain()):
         node = place.partition(".")[0]
-        if target in white_list() or target in words or node in chosen:
+        misplaced = target.startswith(MADE_THERE) and node not in UNUSED and not place.startswith(ELSEWHERE)
+        if (target in white_list() and not misplaced) or target in words or node in chosen:
             continue
         what = "asks another machine" if target.startswith(ASKS_OTHERS) else "does not belong to this project"
         instead = f", or choose another, as {node}=vader" if node in ("reward", "gold_reward") else ""

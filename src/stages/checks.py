@@ -56,14 +56,30 @@ def check_ppo(run: PPORun) -> None:
     lengths = {"rollout.max_prompt_tokens": sizes.max_prompt_tokens, "rollout.max_new_tokens": sizes.max_new_tokens}
     _check_length(run, architecture, lengths)
     _check_lora(run.model.lora, architecture, "model.lora", repr(run.model.name))
+    if run.choices["engine"] == "vllm" and run.trainer.strategy is not None:
+        raise ConfigError("engine=vllm serves one process; with several use engine=vllm_server (docs/engines.md)")
     if run.ppo.value_loss is None and run.model.lora is not None and run.model.lora.critic_layers is not None:
         refuse("model.lora.critic_layers", run.model.lora.critic_layers, "this advantage has no critic: use null")
     _check_pairs(run)
     _check_held_out(run)
     _check_correction(run)
+    _check_judge_pairs(run)
     _check_lag(run)
     for path in _reward_paths(run.reward.model_dump(by_alias=True)):
         _check_reward_model(run_part(path, "model"))
+
+
+def _check_judge_pairs(run: PPORun) -> None:
+    """A judge of pairs needs several responses to a prompt, in one process, and compares no two policies."""
+    if run.choices["reward"] != "judge_pairs":
+        return
+    if run.rollout.samples_per_prompt < 2:
+        refuse("rollout.samples_per_prompt", 1, "reward=judge_pairs compares the responses to a prompt: at least 2")
+    if run.trainer.strategy is not None:
+        raise ConfigError("reward=judge_pairs compares responses within a process: use one process, or reward=judge")
+    if run.choices["advantage"] == "remax" or run.ppo.held_out.best == "score":
+        what = "advantage=remax" if run.choices["advantage"] == "remax" else "ppo.held_out.best=score"
+        raise ConfigError(f"{what} scores one response to a prompt, which reward=judge_pairs cannot: use reward=judge")
 
 
 def architecture_of(model: Model) -> PretrainedConfig:

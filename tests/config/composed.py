@@ -21,7 +21,7 @@ NEEDS = {
     "data=reasoning_gym": "data.task=chain_sum",
     "engine=vllm_server": "rollout.engine.urls=[http://localhost:1]",
     "experiment=movie_reviews": "data.path=here",
-    "kl_estimator=exact": "kl=both",
+    "kl_estimator=exact": "kl=loss",
     "kl_estimator=k2": "kl=loss",
     "kl_estimator=k3": "kl=loss",
     "correction_level=sequence": "correction=mask",
@@ -56,8 +56,8 @@ def covering(stage: str) -> tuple[Run, ...]:
     runs = []
     for part in ([g for g in read if g not in brings()], [g for g in read if g in brings()]):
         # model=tiny comes with reward=adapter, model=digits, which has no adapters, with another; trainer=fsdp with
-        # engine=local, as it has no whole weights to give to another
-        named = {group: options(group)[:: -1 if group in ("engine", "model") else 1] for group in part}
+        # engine=local, as it has no whole weights to give to another; kl=both without a correction
+        named = {group: options(group)[:: -1 if group in ("engine", "kl", "model") else 1] for group in part}
         for number in range(max(map(len, named.values()), default=0)):
             chosen = [f"{group}={names[number]}" for group, names in named.items() if number < len(names)]
             runs.append(composed(f"stage={stage}", *chosen, *(NEEDS[option] for option in chosen if option in NEEDS)))

@@ -72,6 +72,8 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("kl=both kl_estimator=k2", ["kl_estimator=k2: kl=both needs another", "biased"]),
     ("kl=both aggregation=sequence_mean", ["aggregation=sequence_mean", "kl=reward"]),
     ("kl=both advantage=reinforce_pp", ["advantage=reinforce_pp", "kl=reward"]),
+    ("kl=both correction=mask", ["correction=mask", "kl=reward"]),
+    ("trainer=fsdp early_stop=gold gold_reward=vader", ["early_stop=gold keeps whole weights", "trainer=ddp"]),
     ("kl=both advantage=group_relative rollout.samples_per_prompt=4", ["advantage=group_relative", "kl=reward"]),
     ("kl=loss kl_estimator=k1", ["kl_estimator=k1", "expected gradient of k1 is zero", "k2, k3 or exact"]),
     ("kl=none ppo.kl_coef=0.1", ["nothing reads ppo.kl_coef here", "kl_controller=fixed or kl_controller=adaptive"]),

@@ -20,6 +20,7 @@ from src.config.compose import compose
 from src.errors import ConfigError, RewardError, SettingError
 from src.rewards.judge import Judge, PairwiseJudge, outcomes
 from src.rollout.scoring import Scorer
+from src.stages.builders import stage_of
 from src.types import PartedReward
 from tests.servers import free_port
 from tests.tiny import ragged_rollout
@@ -305,9 +306,28 @@ def test_groups_are_apart_and_a_comparison_without_an_answer_fails_its_two_respo
     assert won[[1, 3, 4]].tolist() == [0, 0, 1]
 
 
-def test_a_prompt_with_one_response_is_refused() -> None:
-    with pytest.raises(RewardError, match=r"'q' has one: set rollout.samples_per_prompt=2 or more"):
-        judge("http://x/", "judge_pairs").score(["p", "p", "q"], ["a", "b", "c"], ROWS)
+def test_a_response_alone_has_won_a_half_and_is_not_asked_about() -> None:
+    with endpoint(by_order("a", "b")) as server:
+        won = judge(server.url, "judge_pairs").score(["p", "p", "q"], ["a", "b", "c"], ROWS)
+    assert won.tolist() == [1.0, 0.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ("", "rollout.samples_per_prompt=1: reward=judge_pairs compares the responses to a prompt: at least 2"),
+        ("rollout.samples_per_prompt=4 trainer=ddp", "compares responses within a process"),
+        ("rollout.samples_per_prompt=4 advantage=remax", "advantage=remax scores one response to a prompt"),
+        (
+            "rollout.samples_per_prompt=4 ppo.held_out.every=5 ppo.held_out.best=score",
+            "ppo.held_out.best=score scores one",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_in_pairs_is_refused_before_anything_is_loaded(overrides: str, sentence: str) -> None:
+    given = ["reward=judge_pairs", "reward.url=http://x/", "reward.model=m", *overrides.split()]
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        stage_of(compose(given)).check()
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])

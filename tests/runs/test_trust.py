@@ -45,6 +45,18 @@ def test_any_other_target_is_refused_by_its_place(name: str) -> None:
     refuse_unknown(run, "RUN", ["reward=function", f"reward.target={target}"])  # named by this call
 
 
+@pytest.mark.parametrize("target", ["src.loggers.mlflow.MlflowRun", "src.loggers.csv.CsvTables"])
+def test_a_logger_in_the_place_of_a_reward_is_refused(target: str) -> None:
+    """It is on the white list for its own place, where no other command makes it."""
+    assert target in white_list()
+    content = compose(["stage=ppo"]).plain()
+    content["choices"]["reward"] = "own"
+    step = {"_target_": "src.rewards.steps.StepReward", "step": {"_target_": target, "save_dir": "x"}}
+    with pytest.raises(ConfigError, match=rf"names reward\.step\._target_={target}"):
+        refuse_unknown(restored(content | {"reward": step}), "RUN", [])
+    refuse_unknown(compose(["stage=ppo", "early_stop=gold", "gold_reward=vader"]), "RUN", [])
+
+
 def test_a_reward_that_asks_another_machine_needs_consent() -> None:
     """It would get the prompts, and what any environment variable holds as its token."""
     run = compose(["stage=ppo", "reward=http", "reward.url=http://elsewhere", "reward.token_variable=AWS_SECRET"])

@@ -41,7 +41,10 @@ KL_LOST: dict[tuple[str | None, str | None], str] = {  # place and estimator tha
     ("both", "k1"): "kl=both needs another, as in the loss its expected gradient is zero: kl=reward",
     ("both", "k2"): "kl=both needs another, as it is biased: exact or k3",
 }
-KL_UNEVEN = ("aggregation=sequence_mean", "advantage=reinforce_pp", "advantage=group_relative")  # not with kl=both
+KL_UNEVEN = (  # not with kl=both
+    *("aggregation=sequence_mean", "advantage=reinforce_pp", "advantage=group_relative"),
+    *("correction=truncate", "correction=mask"),
+)
 UNEVEN = (
     "the KL's parts in reward and loss are weighed differently, so kl=both would optimize something else: kl=reward"
 )

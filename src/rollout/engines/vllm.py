@@ -50,7 +50,7 @@ class VLLMEngine:
             with roles.acting("policy") as lm:
                 self._llm = self._started(folder, lm)
         elif self._sleeps:
-            self._llm.wake_up()
+            self._ask("wake_up")
         self._ask("collective_rpc", "take_policy", args=(folder, self._folder.name))
         self._folder.keep_only_this()
 
@@ -68,7 +68,7 @@ class VLLMEngine:
         for wrong in filter(None, (why_not(answer, sampler, ends) for answer in answers)):
             raise EngineError(f"vLLM answered with {wrong}")
         if self._sleeps:
-            self._llm.sleep(level=1)
+            self._ask("sleep", level=1)
         return as_tensors(answers, roles, prompts.ids.device)
 
     def close(self) -> None:
