@@ -79,8 +79,8 @@ the same reason the row of `group_relative` does not show what a mean over sampl
 LIMITS = """
 Not reached, by any of them: with `ppo.whiten_rewards=true`, which keeps the mean of the rewards and so adds a
 constant to the reward of each token; with gamma below 1; and with `aggregation=sequence_mean` unless a critic centers
-the advantages, as it weighs the tokens of short responses more. `kl=both` is refused with
-`aggregation=sequence_mean`, a `correction`, `advantage=reinforce_pp` and `advantage=group_relative`, which weigh its parts
+the advantages, as it weighs the tokens of short responses more. `kl=both` is refused with a `correction`,
+`aggregation=sequence_mean`, `advantage=reinforce_pp` and `advantage=group_relative`, which weigh its two parts
 differently: the mean of a group of N holds the response itself, which shortens the part in the reward to (N - 1) / N.
 Trained from samples with N = 4 that ends at a KL(pi, pi*) of 0.03; `advantage=rloo` leaves the response out. With
 several minibatches the KL in the loss is that of states which the old policy has visited, and `policy_loss=clip`
