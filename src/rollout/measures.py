@@ -32,7 +32,7 @@ def describe(scored: Scored, shaped: Tensor, rewards: Tensor) -> dict[str, float
     }
     parts = {f"rollout/score_{name}": part.mean().item() for name, part in scored.parts.items()}
     for name in measures.keys() & parts.keys():
-        part = name.removeprefix("rollout/score_")
+        part = name.partition("score_")[2]
         raise RewardError(f"a part of the reward is called {part!r}, and {name} is another metric: rename the part")
     return measures | parts
 
