@@ -17,7 +17,7 @@ from typing import Any
 
 from matplotlib.figure import Figure as Picture
 
-from benchmarks.seeds import RESULTS, cell
+from benchmarks.seeds import RESULTS, cell, newest_result
 from src.loggers.csv import read_table
 
 FORMS = {"kl=reward": ("k1, as a reward", "tab:blue"), "kl=both": ("exact, as a reward and in the loss", "tab:orange")}
@@ -37,7 +37,7 @@ def run(form: str, seed: int) -> Path:
     name = f"kl-forms-{form.partition('=')[2]}-{seed}"
     command = [sys.executable, "-m", "src.train", form, *SHARED, f"seed={seed}", f"name={name}"]
     subprocess.run(command, check=True)
-    return max(Path("logs/ppo").glob(f"{name}*"), key=lambda folder: (folder / "result.json").stat().st_mtime)
+    return newest_result(Path("logs/ppo"), name).parent
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.seeds import RESULTS, cell
+from benchmarks.seeds import RESULTS, cell, newest_result
 from src.loggers.csv import read_table
 from src.report.compare import mean_with_interval
 from src.utils.statistics import Figure
@@ -44,7 +44,7 @@ def run(schedule: str, seed: int, overrides: list[str]) -> dict[str, Any]:
     name = f"lag-{schedule.replace(',', '').replace(' ', '-')}-{seed}"
     command = [sys.executable, "-m", "src.train", *SCHEDULES[schedule], f"seed={seed}", f"name={name}", "resume=never"]
     subprocess.run([*command, *overrides], check=True)
-    result = max(Path("logs/ppo").glob(f"{name}*/result.json"), key=lambda path: path.stat().st_mtime)
+    result = newest_result(Path("logs/ppo"), name)
     rows = read_table(result.parent / "metrics.csv").values()
     logged = {key: [row[key] for row in rows if key in row] for _, key in LOGGED}
     means = {key: sum(values) / len(values) for key, values in logged.items() if values}

@@ -18,6 +18,7 @@ from typing import Any
 
 from rich.progress import track
 
+from benchmarks.seeds import newest_result
 from src.config import files
 from src.loggers.csv import read_table
 from src.utils.statistics import Figure
@@ -43,7 +44,7 @@ def run(group: str, option: str, seed: int, log_dir: str) -> dict[str, Any]:
     overrides = [f"{group}={option}", *EXTRA.get(option, []), *SHARED, f"seed={seed}", f"name={name}"]
     command = [sys.executable, "-m", "src.train", *overrides, f"log_dir={log_dir}"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    newest = max(Path(log_dir, "ppo").glob(f"{name}*/result.json"), key=lambda path: path.stat().st_mtime)
+    newest = newest_result(Path(log_dir, "ppo"), name)
     rows = read_table(newest.parent / "metrics.csv").values()
     training = {"training_gold": statistics.mean(row["rollout/gold"] for row in rows)}
     return json.loads(newest.read_text(encoding="utf-8")) | training

@@ -49,7 +49,12 @@ def run(experiment: str, study: str, seed: int, overrides: list[str]) -> dict[st
 
 def newest(study: str, seed: int) -> Path:
     """The result.json of the study's last pipeline with that seed."""
-    found = Path("logs/pipeline").glob(f"seeds-{study}-{seed}*/result.json")
+    return newest_result(Path("logs/pipeline"), f"seeds-{study}-{seed}")
+
+
+def newest_result(parent: Path, name: str) -> Path:
+    """The result.json of the last run of that name that has ended; a repeated one is NAME_run-2."""
+    found = [path for run in (name, f"{name}_run-*") for path in parent.glob(f"{run}/result.json")]
     return max(found, key=lambda path: path.stat().st_mtime)
 
 

@@ -7,10 +7,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 
 import uvicorn
 
@@ -20,6 +20,9 @@ Says = Callable[[dict[str, Any]], str]  # what to do with a body: the name of a 
 def score_of(text: str) -> float:
     """The score that `Server` gives a text; exact in binary."""
     return sum(map(ord, text)) % 1000 / 8
+
+
+AnyServer = TypeVar("AnyServer", bound=Any)  # with an event `over`
 
 
 class Server(ThreadingHTTPServer):
@@ -151,9 +154,8 @@ SPECIAL: dict[str, Callable[[Handler, list[float]], None]] = {  # which no test 
 
 
 @contextmanager
-def misbehaving(says: Says) -> Iterator[Server]:
-    """A `Server` that is up."""
-    server = Server(says)
+def up(server: AnyServer) -> Iterator[AnyServer]:
+    """The server, which answers until the block ends; then `over` is set."""
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
@@ -163,6 +165,11 @@ def misbehaving(says: Says) -> Iterator[Server]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def misbehaving(says: Says) -> AbstractContextManager[Server]:
+    """A `Server` that is up."""
+    return up(Server(says))
 
 
 def free_port() -> int:

@@ -21,6 +21,7 @@ from src.rewards.vader import Vader
 from src.runs.start import start as run
 from src.train import combinations
 from src.utils.exits import JobFailedError, friendly_errors
+from tests.wandb_files import wandb_records
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),  # peft, of GPT-2's Conv1D layers
@@ -142,31 +143,11 @@ def test_a_bad_job_of_a_sweep_leaves_the_others_their_results(given, artifacts, 
     assert (other / "result.json").exists()
 
 
-def wandb_records(path):
-    """The records of an offline run: a 7-byte header, then LevelDB's log format in blocks of 32 KiB."""
-    data, place, record = path.read_bytes(), 7, b""
-    while place + 7 <= len(data):
-        left = 32768 - place % 32768
-        length, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
-        if left < 7 or kind == 0:  # the rest of the block is padding
-            place += left
-            continue
-        record += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            yield record
-            record = b""
-
-
 def wandb_history(folder):
     """Everything an offline wandb run has logged: key -> list of values."""
-    from wandb.proto import wandb_internal_pb2
-
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
     history = {}
-    for data in wandb_records(file):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    for record in wandb_records(file):
         for item in record.history.item:
             key = item.key or ".".join(item.nested_key)
             history.setdefault(key, []).append(json.loads(item.value_json))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
 
 from benchmarks.provenance import ROOT, essence, rooms
+from benchmarks.seeds import newest_result
 from benchmarks.studies import BLOCK, INDEX, PAGE, RESULTS, STUDIES, changed, page, read_index
 
 CODE = '''"""A module."""
@@ -88,3 +90,15 @@ def test_the_room_that_changed_is_named(tmp_path):
         file.write_text(text.replace(old, new), encoding="utf-8")
     after = rooms(script, root=tmp_path)
     assert {name for name in before if before[name] != after[name]} == {"core", "conf"}
+
+
+def test_the_newest_result_of_a_seed_is_not_that_of_another(tmp_path):
+    """Seed 10 begins as seed 1 does; a repeated run has a folder of that name with a number; one may not have ended."""
+    for age, name in enumerate(["lag-1", "lag-1_run-2", "lag-10", "lag-1_run-3"]):
+        (tmp_path / name).mkdir()
+        if name != "lag-1_run-3":
+            file = tmp_path / name / "result.json"
+            file.write_text("{}")
+            os.utime(file, (age, age))
+    assert newest_result(tmp_path, "lag-1") == tmp_path / "lag-1_run-2" / "result.json"
+    assert newest_result(tmp_path, "lag-10") == tmp_path / "lag-10" / "result.json"

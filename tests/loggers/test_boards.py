@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from src.loggers import packages
 from src.report.metrics import groups
 from src.stages.builders import stage_of
 from tests.config.composed import composed
+from tests.wandb_files import wandb_records
 
 NAMES = [metric.name.replace("NAME", "mine") for group in groups() for metric in group.metrics]
 STEPS = (1, 2, 10)
@@ -78,28 +77,6 @@ def read_wandb(file: Path) -> tuple[Stored, dict[str, str], set[Any], list[str]]
         summary |= {"/".join([i.key, *i.nested_key]).strip("/"): i.value_json for i in record.summary.update}
         alerts += [record.alert.title] if record.alert.title else []
     return stored, summary, kinds, alerts
-
-
-def wandb_records(file: Path) -> Iterator[Any]:
-    """The records of a log in LevelDB's format: blocks of 32 KiB, of chunks with checksum, length and kind."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    content, place, parts = file.read_bytes(), 7, b""
-    while place + 7 <= len(content):
-        left = 32768 - place % 32768
-        if left < 7:
-            place += left
-            continue
-        _, length, kind = struct.unpack("<IHB", content[place : place + 7])
-        if place + 7 + length > len(content):
-            return  # not all of it is written yet
-        parts += content[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            record = Record()
-            record.ParseFromString(parts)
-            parts = b""
-            yield record
 
 
 def test_tensorboard(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import permutations
 from pathlib import Path
@@ -22,7 +22,7 @@ from src.rewards.judge import Judge, PairwiseJudge, outcomes
 from src.rollout.scoring import Scorer
 from src.stages.builders import stage_of
 from src.types import PartedReward
-from tests.servers import free_port
+from tests.servers import free_port, up
 from tests.tiny import ragged_rollout
 
 Says = Callable[[str], Any]  # question -> the text of the answer, a whole body, a status, or None for silence
@@ -81,18 +81,8 @@ def completion(text: str | None, **message: Any) -> dict[str, Any]:
     return {"choices": [{"message": {"content": text, **message}}], "usage": {"total_tokens": 11}}
 
 
-@contextmanager
-def endpoint(says: Says) -> Iterator[Endpoint]:
-    server = Endpoint(says)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.over.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+def endpoint(says: Says) -> AbstractContextManager[Endpoint]:
+    return up(Endpoint(says))
 
 
 def judge(url: str, option: str = "judge", **changes: Any) -> Any:
