@@ -60,7 +60,8 @@ class AtLength(StoppingCriteria):
 def by_generate(lm: PreTrainedModel, ids: Tensor, mask: Tensor, lengths: Tensor) -> None:
     """Tokens and their log-probabilities from generate."""
     out = lm.generate(
-        ids, attention_mask=mask.long(), do_sample=True, top_k=0, top_p=1.0, max_new_tokens=NEW, pad_token_id=0,
+        ids, attention_mask=mask.long(), do_sample=True, top_k=0, top_p=1.0, max_new_tokens=int(lengths.max()),
+        pad_token_id=0,
         eos_token_id=None, stopping_criteria=StoppingCriteriaList([AtLength(ids.shape[1], lengths)]),
         output_logits=True, return_dict_in_generate=True,
     )  # fmt: skip
@@ -70,7 +71,7 @@ def by_generate(lm: PreTrainedModel, ids: Tensor, mask: Tensor, lengths: Tensor)
 def by_engine(lm: PreTrainedModel, ids: Tensor, mask: Tensor, lengths: Tensor) -> None:
     """Tokens and their log-probabilities from this project's sampler."""
     draws = torch.Generator().manual_seed(0)
-    Scheduled(NEW, 1.0, lengths=lengths).sample(lm, ids, mask, torch.tensor([-1]), 0, draws)
+    Scheduled(int(lengths.max()), 1.0, lengths=lengths).sample(lm, ids, mask, torch.tensor([-1]), 0, draws)
 
 
 def seconds(engine: Callable[..., None], *arguments: Any) -> tuple[float, float]:

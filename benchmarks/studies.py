@@ -38,6 +38,7 @@ class Study:
     files: tuple[str, ...]
     folder: str | None = None  # where in logs/ it writes the files, and a picture for docs/, instead
     needs_model: bool = False  # logs/real
+    needs_vllm: bool = False  # .venv-vllm
 
     @property
     def script(self) -> str:
@@ -49,6 +50,12 @@ class Study:
 def seeds(name: str, title: str, *arguments: str, needs_model: bool = False) -> Study:
     """A study by benchmarks.seeds."""
     return Study(name, title, ("benchmarks.seeds", *arguments), (f"{name}.json", f"{name}.md"), needs_model=needs_model)
+
+
+def variants(name: str, title: str, *arguments: str, needs_vllm: bool = False) -> Study:
+    """A study by benchmarks.variants."""
+    command = ("benchmarks.variants", name, *arguments)
+    return Study(name, title, command, (f"{name}.json", f"{name}.md"), needs_vllm=needs_vllm)
 
 
 FIVE = ("--seeds", "1", "2", "3", "4", "5")
@@ -78,7 +85,9 @@ STUDIES = (
         ("fixed_points.md",),
     ),
     Study("learning", "every Phi_t and every policy loss", ("benchmarks.learning",), ("learning.json", "learning.md")),
-    Study("lag", "one step behind", ("benchmarks.lag",), ("lag.json", "lag.md")),
+    variants("lag", "one step behind"),
+    variants("critic_layers", "a critic with fewer adapters"),
+    variants("rollout_engines", "vLLM as the engine", "--seeds", "1", "2", "3", needs_vllm=True),
     Study(
         "overoptimization", "overoptimization of a weak reward", ("benchmarks.overoptimization",),
         ("overoptimization.json", "overoptimization.md"),
@@ -104,7 +113,10 @@ def run(study: Study) -> None:
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, "-c", "constraints.txt", "-e", ".[real]"], cwd=ROOT, check=True)
         subprocess.run([sys.executable, "-m", "examples.real_model"], cwd=ROOT, check=True)
-    subprocess.run([sys.executable, "-m", *study.command], cwd=ROOT, check=True)
+    if study.needs_vllm:
+        subprocess.run(["make", "vllm"], cwd=ROOT, check=True)
+    python = str(ROOT / ".venv-vllm" / "bin" / "python") if study.needs_vllm else sys.executable
+    subprocess.run([python, "-m", *study.command], cwd=ROOT, check=True)
     if study.folder is not None:
         made = max((ROOT / "logs" / study.folder).glob("results*"), key=lambda folder: folder.stat().st_mtime)
         for file in made.iterdir():
