@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 
 import pytest
 
 from benchmarks.provenance import ROOT, essence, rooms
+from benchmarks.repeats import repeated
 from benchmarks.seeds import newest_result
-from benchmarks.studies import BLOCK, INDEX, PAGE, RESULTS, STUDIES, changed, page, read_index
+from benchmarks.studies import BLOCK, INDEX, PAGE, RESULTS, STUDIES, changed, page, read_index, state
 
 CODE = '''"""A module."""
 
@@ -102,3 +104,50 @@ def test_the_newest_result_of_a_seed_is_not_that_of_another(tmp_path):
             os.utime(file, (age, age))
     assert newest_result(tmp_path, "lag-1") == tmp_path / "lag-1_run-2" / "result.json"
     assert newest_result(tmp_path, "lag-10") == tmp_path / "lag-10" / "result.json"
+
+
+RECORDED = {"1": {"ppo": {"gold": 0.5, "n": 4}, "seconds": 9.0}, "2": {"ppo": {"gold": 0.75, "n": 4}}}
+
+
+@pytest.mark.parametrize(
+    ("again", "unequal"),
+    [
+        ({"1": {"ppo": {"gold": 0.5, "n": 4, "later": 1.0}, "seconds": 3.0}}, []),
+        ({"1": {"ppo": {"gold": 0.5 + 1e-6, "n": 4}}}, ["1/ppo/gold: 0.500001, recorded 0.5"]),
+        ({"1": {"ppo": {"gold": [0.5], "n": 5}}}, ["1/ppo/n: 5, recorded 4"]),
+    ],
+)
+def test_a_repetition_is_compared_figure_by_figure_and_leaves_the_files_as_they_are(again, unequal, tmp_path):
+    table, picture = tmp_path / "a.json", tmp_path / "a.png"
+    table.write_text(json.dumps(RECORDED))
+    picture.write_bytes(b"five seeds")
+
+    def run():
+        table.write_text(json.dumps(again))
+        picture.write_bytes(b"one seed")
+
+    assert repeated(run, table, [picture]) == unequal
+    assert (json.loads(table.read_text()), picture.read_bytes()) == (RECORDED, b"five seeds")
+
+
+def test_a_repetition_without_a_common_figure_is_no_agreement(tmp_path):
+    table = tmp_path / "a.json"
+    table.write_text(json.dumps(RECORDED))
+    with pytest.raises(ValueError, match="no figure of the repetition"):
+        repeated(lambda: table.write_text(json.dumps({"3": {"ppo": {"gold": 0.5}}})), table, [])
+    assert json.loads(table.read_text()) == RECORDED
+
+
+def test_the_first_seed_alone_is_asked_for():
+    once = {study.name: " ".join(study.once) for study in STUDIES}
+    assert once["sentiment_top"].endswith("--seeds 1 -- model.lora.layers=2")
+    assert once["real"] == "benchmarks.real --seeds 1"
+    assert once["estimators"] == "studies.estimators name=results"
+
+
+def test_a_repetition_on_the_code_of_today_is_as_good_as_the_table():
+    study = next(study for study in STUDIES if study.name == "sentiment")
+    old, now = {"rooms": {"core": "another"}, "commit": "a"}, rooms(study.script)
+    assert state(study, {"sentiment": old}) == "changed"
+    assert state(study, {"sentiment": old | {"repeated": {"rooms": now, "commit": "b"}}}).endswith("at b: equal")
+    assert state(study, {"sentiment": {"rooms": now}}) == "the same"
