@@ -19,6 +19,9 @@ from torch.testing import assert_close
 
 from src.checkpointing.checkpoint import checkpoints
 from src.loggers.csv import read_table
+from src.models.roles import build_roles
+from tests.rollout_servers import RolloutServer, serving_rollouts
+from tests.tiny import model_settings
 
 pytestmark = pytest.mark.slow
 
@@ -124,6 +127,22 @@ def test_ppo_by_two_ranks(sft: Path, tmp_path: Path) -> None:
     ]
     folders = run(tmp_path / "one", "ppo", *given), run(tmp_path / "two", "ppo", *given, "trainer=ddp")
     assert_same_run(*folders, "adapter/adapter_model.safetensors")
+
+
+def test_two_ranks_ask_the_same_servers(sft: Path, tmp_path: Path) -> None:
+    """One rank gives the weights, each asks for its rows, and the samples are those of one process."""
+    model = str(sft / "model")
+    server = RolloutServer(build_roles(model_settings(model, dtype="float64", lora=None), seed=0), context=500)
+    given = [*PPO, f"model.path={model}", "engine=vllm_server", f"rollout.engine.urls=[{server.url}]"]
+    with serving_rollouts(server):
+        one = run(tmp_path / "one", "ppo", *given)
+        alone = sorted(server.prompts)
+        server.prompts.clear()
+        two = run(tmp_path / "two", "ppo", *given, "trainer=ddp")
+    assert len(alone) == 3 * 16
+    assert sorted(server.prompts) == alone
+    assert len(server.given) == 6
+    assert_same_run(one, two, "adapter/adapter_model.safetensors")
 
 
 def test_a_rank_that_is_killed_ends_the_run_which_can_be_gone_on_with(sft: Path, tmp_path: Path) -> None:
