@@ -15,8 +15,9 @@ from src.errors import ModelError
 from src.kernels.fast_adapters import AdaptedLinear
 from src.models.adapters import add_adapter, linear_names, lora_config, sort_targets
 from src.models.loading import load_causal_lm
+from src.models.reward_choices import SharedBaseAdapter
 from tests.models.architectures import DECODERS, write
-from tests.tiny import FOREIGN_WARNINGS, LORA, model_settings, write_lm
+from tests.tiny import FOREIGN_WARNINGS, LORA, make_roles, model_settings, tokenizer, write_lm
 
 pytestmark = FOREIGN_WARNINGS
 LINEAR = {
@@ -70,3 +71,17 @@ def test_a_saved_adapter_does_not_depend_on_the_order_of_sets(tmp_path: Path) ->
         sort_targets(tmp_path)
         kept = {"target_modules": sorted(names), "layers_to_transform": layers, "modules_to_save": None}
         assert json.loads(file.read_text()) == kept
+
+
+def test_policy_and_reward_are_saved_so(tmp_path: Path) -> None:
+    backwards = ["c_proj", "c_fc", "c_attn"]
+    settings = model_settings(write_lm(tmp_path / "base"))
+    roles = make_roles(str(tmp_path / "base"))
+    roles.peft.peft_config["policy"].target_modules = backwards
+    roles.save_adapter(tmp_path / "policy")
+    net = SharedBaseAdapter(settings, LORA).build(tokenizer(), 1, with_lm_head=False)
+    net.classifier.peft_config["default"].target_modules = backwards
+    net.save(tmp_path, tokenizer())
+    for folder in ("policy", "adapter"):
+        kept = json.loads((tmp_path / folder / "adapter_config.json").read_text())["target_modules"]
+        assert kept == sorted(backwards)
