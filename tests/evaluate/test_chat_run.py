@@ -138,3 +138,15 @@ def test_given_answers_end_as_the_template_ends_them(tmp_path: Path) -> None:
     rollout = as_rollout(file, [["great ."], ["great ."]], write_chat_lm(tmp_path))
     ends = [row[mask][-1].item() for row, mask in zip(rollout.response_ids, rollout.response_mask, strict=True)]
     assert ends == [TURN, EOS]
+
+
+def test_chat_compares_two_answers_as_they_are_written(
+    chat_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither escapes nor `:emoji:` codes nor markup."""
+    talk = open_talk(str(chat_run), ["temperature=0"])
+    talk.handle("the film")
+    monkeypatch.setattr(talk, "_text", lambda ids: "a\x1b[2J :smile: [bold]b[/]")
+    capsys.readouterr()
+    talk.handle("/compare")
+    assert capsys.readouterr().out.count(r"a\x1b[2J :smile: [bold]b[/]") == 2

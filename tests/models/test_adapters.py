@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from peft.tuners import lora as peft_lora
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from src.errors import ModelError
@@ -16,6 +17,7 @@ from src.kernels.fast_adapters import AdaptedLinear
 from src.models.adapters import add_adapter, linear_names, lora_config, sort_targets
 from src.models.loading import load_causal_lm
 from src.models.reward_choices import SharedBaseAdapter
+from tests.matrix import architectures as matrix
 from tests.models.architectures import DECODERS, write
 from tests.tiny import FOREIGN_WARNINGS, LORA, make_roles, model_settings, tokenizer, write_lm
 
@@ -53,6 +55,16 @@ def test_more_layers_than_there_are_and_unknown_layers_are_refused(tmp_path: Pat
         lora_config(replace(LORA, layers=3), lm)
     with pytest.raises(ModelError, match=r"model\.lora\.targets=\['nowhere'\] does not fit"):
         add_adapter(lm, replace(LORA, targets=["nowhere"]), "policy")
+
+
+def test_a_tower_for_pictures_has_none(tmp_path: Path) -> None:
+    """No text goes through it, so an adapter there would never learn."""
+    lm = load_causal_lm(model_settings(matrix.write(tmp_path, "gemma3")))
+    peft = add_adapter(lm, LORA, "policy")
+    inside = {name for name, module in peft.named_modules() if isinstance(module, peft_lora.Linear)}
+    assert inside
+    assert not [name for name in inside if "vision" in name or "projector" in name]
+    assert [name for name, module in lm.named_modules() if "vision" in name and isinstance(module, nn.Linear)]
 
 
 @pytest.mark.parametrize("fast", [True, False])
