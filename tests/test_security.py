@@ -166,6 +166,24 @@ def test_code_of_the_model_is_run_for_chats_and_for_export_where_it_is_asked_for
     assert compare(source, source / "model", None, scores=False, trusted=True).difference == 0
 
 
+def test_a_run_of_a_model_with_code_is_exported_by_consent_of_this_call(
+    tiny_run: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", list(sys.path))
+    folder, own = tmp_path / "run", Path(write_own(tmp_path / "own_model", tmp_path / "marker"))
+    shutil.copytree(tiny_run[0], folder)
+    (folder / "checksums.txt").unlink()
+    for name in ("config.json", "own.py"):
+        shutil.copy(own / name, folder / "model" / name)
+    with pytest.raises(ModelError, match=r"model\.trust_remote_code=true runs it"):
+        export(str(folder), f"{tmp_path}/out")
+    assert not (tmp_path / "marker").exists()
+    assert not (tmp_path / "out").exists()
+    export(str(folder), f"{tmp_path}/out", "null", ["model.trust_remote_code=true"])
+    assert (tmp_path / "marker").exists()
+
+
 def test_a_known_architecture_with_code_beside_it_runs_none(tmp_path: Path) -> None:
     """It needs none; also where a model is built from its configuration to look up LoRA targets."""
     path, marker = write_own(tmp_path / "known", tmp_path / "marker", "gpt2"), tmp_path / "marker"

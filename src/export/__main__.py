@@ -31,7 +31,7 @@ from src.errors import ConfigError, ModelError
 from src.export.model_card import model_card
 from src.export.parity import Comparison, base_and_adapter, base_at_hand, compare
 from src.models.endings import endings
-from src.models.loading import load_tokenizer
+from src.models.loading import load_config, load_tokenizer
 from src.runs.find import RunFolder, find_run, own_settings
 from src.runs.folder import make_writable
 from src.runs.trust import HELP, REMOTE_CODE, refuse_unknown
@@ -65,10 +65,11 @@ def export(
         source, iteration = (
             (run.folder, None) if run.finished else (Path(scratch), restore(run, Path(scratch), trusted))
         )
+        remote, scores = run.config.model.trust_remote_code, run.stage == "reward"
+        load_config(str(source / "model"), trusted=remote)  # refuses code without consent, in a sentence
         working = target.with_name(f"{target.name}.tmp")
         shutil.rmtree(working, ignore_errors=True)
         try:
-            remote, scores = run.config.model.trust_remote_code, run.stage == "reward"
             adapter = write(run, source, working, iteration, remote)
             if dtype != "null":
                 merge(run, source, working, remote)

@@ -89,7 +89,7 @@ def license_of(base: str | None) -> str | None:
         return None
     card = Path(base) / "README.md"
     if not card.is_file():
-        cached = None if Path(base).exists() else try_to_load_from_cache(base, "README.md")
+        cached = None if _is_local(base) else try_to_load_from_cache(base, "README.md")
         if not isinstance(cached, str):
             return None
         card = Path(cached)

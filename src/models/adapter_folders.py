@@ -19,10 +19,10 @@ PREFIX = "base_model.model."  # that peft puts before the names of the base's te
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 
 
-def adapter_config(path: str) -> PeftConfig | None:
-    """The configuration of the adapter in the folder `path`; None if it holds none.
+def adapter_config(path: str, above: frozenset[Path] = frozenset()) -> PeftConfig | None:
+    """The configuration of the adapter in the folder `path`; None if it holds none. `above`: the adapters on it.
 
-    Raises `ModelError` for an adapter that is no change of the base's weights.
+    Raises `ModelError` for an adapter that is no change of the base's weights, or whose base leads back to it.
     """
     if not (Path(path) / CONFIG).is_file():
         return None
@@ -36,6 +36,12 @@ def adapter_config(path: str) -> PeftConfig | None:
             f"no usable adapter at {path!r}: a {config.peft_type.value} adapter that {lacking} cannot be merged into a "
             f"base; give a LoRA adapter or a whole model"
         )
+    above |= {Path(path).resolve()}
+    if Path(config.base_model_name_or_path).resolve() in above:
+        raise ModelError(
+            f"no usable adapter at {path!r}: base_model_name_or_path leads back to it; name the base in its {CONFIG}"
+        )
+    adapter_config(config.base_model_name_or_path, above)
     return config
 
 

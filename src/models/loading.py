@@ -28,6 +28,7 @@ from src.models.accounting import load_whole, require_end_tokens
 from src.models.adapter_folders import adapter_base, adapter_config, load_whole_adapter, vocabulary_rows
 from src.models.gguf import is_gguf, load_gguf, source
 from src.models.settings import ModelSettings
+from src.models.tokenizer_files import adopt_processors_template, require_own_rules
 from src.types import Corpus
 from src.utils.hub import LFS_POINTER, LFS_PULL, for_hub
 
@@ -122,7 +123,7 @@ def load_tokenizer(path: str, key: str = "model.path", *, trusted: bool = False)
 
     Masks are made by position everywhere, so padding with the end token is safe. The end token of an encoder is its
     separator. An adapter's folder without a tokenizer has that of its base. `trusted`: code in the folder may be run.
-    Raises `ModelError` when there is no tokenizer, or one without an end token.
+    Raises `ModelError` when there is no tokenizer, one without an end token, or one of another kind than its file.
     """
     base = adapter_base(path)
     if base is not None and not any(Path(path).glob("tokenizer*")):
@@ -133,6 +134,9 @@ def load_tokenizer(path: str, key: str = "model.path", *, trusted: bool = False)
         raise absent(path, error, key) from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # transformers makes one even without files
         raise ModelError(f"no usable tokenizer at {path!r} ({key}): its files are not there")
+    if not is_gguf(path):
+        require_own_rules(tokenizer, path, key)
+        adopt_processors_template(tokenizer, path)
     if tokenizer.eos_token_id is None:
         tokenizer.eos_token = tokenizer.sep_token
     if tokenizer.eos_token_id is None:

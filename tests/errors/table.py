@@ -162,6 +162,7 @@ MODELS = [
     Case("quantized weights", "train model.path={tmp}/model", "no usable model at '{tmp}/model' (model.path): its weights are quantized (gptq), which is not supported: give the model in float32, bfloat16 or float16", make=lambda p: p.edit(p.model() / "config.json", quantization_config={"quant_method": "gptq"})),
     Case("an encoder and a decoder", "train model.path={tmp}/model", "no usable model at '{tmp}/model' (model.path): a bart has an encoder and a decoder; PPO needs a decoder alone, such as GPT-2, Llama or Qwen", make=lambda p: p.edit(p.model() / "config.json", model_type="bart", architectures=["BartForConditionalGeneration"])),
     Case("an adapter whose base is not there", "train model.path={tmp}/adapter", "no usable model at '/no/base': …", make=lambda p: p.edit(shutil.copytree(p.run / "adapter", p.tmp / "adapter") / "adapter_config.json", base_model_name_or_path="/no/base")),
+    Case("an adapter on itself", "train model.path={tmp}/adapter", "no usable adapter at '{tmp}/adapter': base_model_name_or_path leads back to it; name the base in its adapter_config.json", make=lambda p: p.edit(shutil.copytree(p.run / "adapter", p.tmp / "adapter") / "adapter_config.json", base_model_name_or_path=str(p.tmp / "adapter"))),
     Case("a language model for a reward model", "train reward=learned reward.path={lm}", "reward.path={lm}: there is a GPT2LMHeadModel, but a reward model is a sequence classifier with one output"),
     Case("a reward model with two outputs", "train reward=learned reward.path={tmp}/model", "reward.path={tmp}/model: the model has 2 outputs where 1 is needed", make=lambda p: p.edit(p.model("reward_model") / "config.json", id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1})),
 ]  # fmt: skip
@@ -169,6 +170,7 @@ MODELS = [
 TOKENIZERS = [
     Case("no tokenizer", "train model.path={tmp}/model", "no usable tokenizer at '{tmp}/model' (model.path): its files are not there", kept=FOLDER, make=lambda p: [f.unlink() for f in p.model().glob("tokenizer*")]),
     Case("a tokenizer.json that is cut off", "train model.path={tmp}/model", "no usable model at '{tmp}/model' (model.path): …", kept=FOLDER, make=lambda p: cut(p.model() / "tokenizer.json")),
+    Case("a class that reads otherwise than the file", "train model.path={tmp}/model", "the tokenizer at '{tmp}/model' (model.path) is loaded as a GPT2Tokenizer, which reads texts otherwise than its tokenizer.json: set \"tokenizer_class\": \"TokenizersBackend\" in its tokenizer_config.json", kept=FOLDER, make=lambda p: p.edit(p.model() / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer")),
     Case("no end-of-text token", "train model.path={tmp}/model", "the tokenizer at '{tmp}/model' has no end-of-text token: set eos_token in its folder", kept=FOLDER, make=lambda p: p.edit(p.model() / "tokenizer_config.json", eos_token=None)),
     Case("the tokenizer of a larger model", "train model.path={tmp}/model", "the tokenizer at '{tmp}/model' has tokens up to id 28, but the model's embedding has 9 rows: …", kept=FOLDER, make=lambda p: p.edit(p.model() / "config.json", vocab_size=9)),
 ]  # fmt: skip

@@ -7,16 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoTokenizer, GenerationConfig
 
 from src.chat.__main__ import open_talk
 from src.config.compose import with_value
 from src.errors import DataError
 from src.evaluate.__main__ import evaluate
+from src.evaluate.prompt_file import PromptFile
+from src.evaluate.prompts import as_rollout
 from src.export.__main__ import export
+from src.rollout.sampling import Sampler
 from src.runs.find import load_config
 from src.runs.start import start as run
 from src.stages.builders import stage_of
+from src.types import PromptRow
 from tests.chats import GEMMA, TURN, write_chat_lm
 from tests.data.sets import write_rows
 from tests.tiny import EOS, FOREIGN_WARNINGS, PROMPTS
@@ -104,3 +109,44 @@ def test_chat_opens_an_answer_as_the_run_did(chat_run: Path) -> None:
         talk.conversation.ask("the film")[0] == words(OPENED.format("the film"), add_special_tokens=False)["input_ids"]
     )
     assert talk.roles.endings.ids == {EOS, 7, 9, TURN}
+
+
+def test_chat_stops_at_every_end_token_and_shows_none(
+    chat_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sampler is asked to stop at each of them; the one that came is neither printed nor part of what is scored."""
+    talk, word = open_talk(str(chat_run), ["temperature=0"]), 5
+    asked: list[list[int]] = []
+
+    def steps(sampler: Sampler, lm: Any, ids: Any, mask: Any, stops: torch.Tensor, *_: Any) -> Any:
+        asked.append(stops.tolist())
+        yield from ((torch.tensor([token]), None) for token in (word, 7))
+
+    monkeypatch.setattr(Sampler, "steps", steps)
+    talk.handle("the film")
+    assert asked == [sorted([EOS, 7, 9, TURN])]
+    text = talk.roles.tokenizer.decode([word]).strip()
+    assert capsys.readouterr().out.strip() == text
+    assert talk._rollout().responses[0].strip() == text
+    assert talk._rollout().finished.tolist() == [True]
+
+
+def test_given_answers_end_as_the_template_ends_them(tmp_path: Path) -> None:
+    """In a chat with the end of a turn, elsewhere with the end of a text."""
+    chat, plain = "<|turn>user\nthe film<turn|>\n<|turn>model\n", "the film"
+    file = PromptFile([PromptRow(chat), PromptRow(plain)], ["1", "2"])
+    rollout = as_rollout(file, [["great ."], ["great ."]], write_chat_lm(tmp_path))
+    ends = [row[mask][-1].item() for row, mask in zip(rollout.response_ids, rollout.response_mask, strict=True)]
+    assert ends == [TURN, EOS]
+
+
+def test_chat_compares_two_answers_as_they_are_written(
+    chat_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither escapes nor `:emoji:` codes nor markup."""
+    talk = open_talk(str(chat_run), ["temperature=0"])
+    talk.handle("the film")
+    monkeypatch.setattr(talk, "_text", lambda ids: "a\x1b[2J :smile: [bold]b[/]")
+    capsys.readouterr()
+    talk.handle("/compare")
+    assert capsys.readouterr().out.count(r"a\x1b[2J :smile: [bold]b[/]") == 2

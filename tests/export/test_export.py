@@ -17,11 +17,13 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from src.config.compose import compose
 from src.errors import ConfigError, ModelError
 from src.export import __main__ as command
 from src.export.__main__ import export
-from src.export.model_card import _without_folders
+from src.export.model_card import _without_folders, model_card
 from src.export.parity import compare
+from src.runs.find import RunFolder
 from tests.tiny import EOS, FOREIGN_WARNINGS, PAD, make_module, make_roles, write_lm
 
 pytestmark = FOREIGN_WARNINGS
@@ -46,7 +48,9 @@ def test_a_fresh_process_gets_the_logits_of_base_and_adapter(tiny_run, tmp_path,
     """Checklist 65. Through the command, in a process that knows transformers only."""
     run, base = tiny_run
     out = export(str(run), str(tmp_path / "out"))
-    assert "loaded again: KL(base and adapter || export) is" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "loaded again: KL(base and adapter || export) is" in said
+    assert "nats per token on a probe, the top token the same at 100% of its places" in said
     answer = subprocess.run(
         [sys.executable, "-c", READER, str(out), json.dumps(IDS)], capture_output=True, text=True, cwd=tmp_path,
         env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False,
@@ -131,6 +135,7 @@ def test_what_it_refuses(tiny_run, tmp_path, monkeypatch, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "note").write_text("mine")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()  # under which nobody can write, not even root
     shutil.copytree(run, tmp_path / "young", ignore=shutil.ignore_patterns("result.json", "checkpoints", "model"))
     for arguments, sentence in {
         ("/no/such",): "/no/such: there is no such folder",
@@ -138,6 +143,7 @@ def test_what_it_refuses(tiny_run, tmp_path, monkeypatch, capsys):
         (base,): "this is already a model folder",
         (run, f"out={tmp_path}/full"): "exists and is not empty",
         (tmp_path / "young",): "the run is unfinished and has no checkpoint yet",
+        (run, f"out={tmp_path}/file/out"): f"cannot write to {tmp_path}/file (File exists): choose another with out=",
         (run, "color=red"): "the settings of export are out=FOLDER, dtype and model.trust_remote_code=true",
     }.items():
         assert refusal(*arguments, monkeypatch=monkeypatch) == 2
@@ -224,3 +230,13 @@ def test_a_merge_in_float32_keeps_the_update(tmp_path):
 )
 def test_a_card_names_no_folder_of_this_machine(setting, shown):
     assert _without_folders(setting) == shown
+
+
+def test_neither_data_nor_base_nor_command_of_a_card_names_one(tmp_path):
+    paths = {"data.path": "rows.jsonl", "model.path": "mine", "data.template": "t.jinja"}
+    given = [f"{key}=/home/me/{name}" for key, name in paths.items()]
+    run = compose(["stage=ppo", "model=gpt2", "reward=length", "data=custom", "data.columns.prompt=q", *given])
+    card = model_card(RunFolder(tmp_path, run), True, None).content
+    assert "/home/me" not in card
+    for key, name in paths.items():
+        assert f"{key}={name}" in card

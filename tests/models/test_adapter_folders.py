@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +124,14 @@ def test_a_config_that_nothing_can_be_built_from_is_one_sentence(changes: dict[s
         load_causal_lm(model_settings(path))
     assert "\n" not in str(refused.value)
     assert not str(refused.value).endswith(":")
+
+
+def test_an_adapter_whose_base_leads_back_to_it_is_refused(adapter: Path, tmp_path: Path) -> None:
+    """By itself, and by way of another adapter."""
+    other = shutil.copytree(adapter, tmp_path / "other")
+    for base in (adapter, other):
+        path = configure(adapter, base_model_name_or_path=str(base))
+        configure(other, base_model_name_or_path=path)
+        for load in (load_config, load_tokenizer, lambda path: load_causal_lm(model_settings(path))):
+            with pytest.raises(ModelError, match=r"base_model_name_or_path leads back to it; name the base in its"):
+                load(path)

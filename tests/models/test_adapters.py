@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 from peft.tuners import lora as peft_lora
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from src.errors import ModelError
 from src.kernels.fast_adapters import AdaptedLinear
 from src.models.adapters import add_adapter, linear_names, lora_config, sort_targets
 from src.models.loading import load_causal_lm
+from src.models.reward_choices import SharedBaseAdapter
+from tests.matrix import architectures as matrix
 from tests.models.architectures import DECODERS, write
-from tests.tiny import FOREIGN_WARNINGS, LORA, model_settings, write_lm
+from tests.tiny import FOREIGN_WARNINGS, LORA, make_roles, model_settings, tokenizer, write_lm
 
 pytestmark = FOREIGN_WARNINGS
 LINEAR = {
@@ -54,6 +57,16 @@ def test_more_layers_than_there_are_and_unknown_layers_are_refused(tmp_path: Pat
         add_adapter(lm, replace(LORA, targets=["nowhere"]), "policy")
 
 
+def test_a_tower_for_pictures_has_none(tmp_path: Path) -> None:
+    """No text goes through it, so an adapter there would never learn."""
+    lm = load_causal_lm(model_settings(matrix.write(tmp_path, "gemma3")))
+    peft = add_adapter(lm, LORA, "policy")
+    inside = {name for name, module in peft.named_modules() if isinstance(module, peft_lora.Linear)}
+    assert inside
+    assert not [name for name in inside if "vision" in name or "projector" in name]
+    assert [name for name, module in lm.named_modules() if "vision" in name and isinstance(module, nn.Linear)]
+
+
 @pytest.mark.parametrize("fast", [True, False])
 def test_the_fast_way_is_taken_where_the_model_was_loaded_with_it(fast: bool, tmp_path: Path) -> None:
     peft = add_adapter(load_causal_lm(model_settings(write_lm(tmp_path), fast_cpu=fast)), LORA, "policy")
@@ -70,3 +83,17 @@ def test_a_saved_adapter_does_not_depend_on_the_order_of_sets(tmp_path: Path) ->
         sort_targets(tmp_path)
         kept = {"target_modules": sorted(names), "layers_to_transform": layers, "modules_to_save": None}
         assert json.loads(file.read_text()) == kept
+
+
+def test_policy_and_reward_are_saved_so(tmp_path: Path) -> None:
+    backwards = ["c_proj", "c_fc", "c_attn"]
+    settings = model_settings(write_lm(tmp_path / "base"))
+    roles = make_roles(str(tmp_path / "base"))
+    roles.peft.peft_config["policy"].target_modules = backwards
+    roles.save_adapter(tmp_path / "policy")
+    net = SharedBaseAdapter(settings, LORA).build(tokenizer(), 1, with_lm_head=False)
+    net.classifier.peft_config["default"].target_modules = backwards
+    net.save(tmp_path, tokenizer())
+    for folder in ("policy", "adapter"):
+        kept = json.loads((tmp_path / folder / "adapter_config.json").read_text())["target_modules"]
+        assert kept == sorted(backwards)

@@ -280,6 +280,11 @@ def test_a_restart_of_minutes_is_waited_for_and_said_once(
     assert caplog.messages == [f"reward server {server.url}: status 503: says why; asked again for 300 s"]
 
 
+def test_a_restart_of_minutes_is_waited_for_by_default() -> None:
+    run = compose(["reward=http", "reward.url=http://x/"])
+    assert run.reward.patience >= 120 > run.reward.timeout  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(("fault", "least", "most"), [("wait 7", 7, 7), ("wait a date", 5, 8)])
 def test_retry_after_is_the_least_wait(fault: str, least: float, most: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """In seconds, or as a date, which the server sets 7 s ahead."""

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from src.checkpointing.checksum import seal_models
 from src.config.compose import compose
 from src.config.schema import Run
 from src.errors import ConfigError
-from src.runs.find import RunFolder, finished_before, load_config
+from src.runs.find import RunFolder, find_run, finished_before, load_config
 
 GIVEN = ["experiment=quick", "reward=vader", "ppo.clip=0.1"]
 
@@ -79,6 +80,19 @@ def test_a_run_without_its_model_has_not_finished(asked: Run, tmp_path: Path) ->
     (tmp_path / "ppo/mine/model").rmdir()
     assert finished_before(asked, "abc", {}) is None
     assert not RunFolder(tmp_path / "ppo/mine", asked).finished
+
+
+def test_a_run_whose_model_is_not_the_one_it_wrote_is_refused(asked: Run, tmp_path: Path) -> None:
+    """By chat, evaluate and export."""
+    finish(tmp_path / "run", asked)
+    (tmp_path / "run/model/model.safetensors").write_bytes(b"weights")
+    seal_models(tmp_path / "run")
+    found = find_run(str(tmp_path / "run"))
+    assert found is not None
+    assert found.finished
+    (tmp_path / "run/model/model.safetensors").write_bytes(b"weighty")
+    with pytest.raises(ConfigError, match=r"run: model/model\.safetensors is not what the run wrote"):
+        find_run(str(tmp_path / "run"))
 
 
 def test_a_spoilt_result_is_one_sentence_and_an_empty_one_is_none(asked: Run, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from src.checkpointing.checksum import seal_models
 from src.config.compose import compose
 from src.config.schema import Run
 from src.errors import ConfigError
@@ -93,3 +94,17 @@ def test_who_keeps_the_policy_that_sampled_must_still_have_it_one_step_behind() 
         [newest, "callbacks.checkpoint.best_metric=policy/loss"],
     ):
         stage_of(compose([*keep, *others])).check()
+
+
+def test_a_model_that_is_not_the_one_its_run_wrote_is_refused(tmp_path: Path) -> None:
+    """One flipped bit, which no loader would see."""
+    path = write_lm(tmp_path / "run/model")
+    seal_models(tmp_path / "run")
+    overrides = ["experiment=none", "model=gpt2", "reward=vader", "rollout.max_prompt_tokens=8"]
+    run = compose([*overrides, "rollout.max_new_tokens=8", f"model.path={path}"])
+    stage_of(run).check()
+    file = tmp_path / "run/model/model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert refusal(run).startswith(f"model.path={path}: model/model.safetensors is not what the run wrote (by ")
