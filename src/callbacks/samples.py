@@ -15,6 +15,7 @@ from src.rollout.evaluation import Answers, merge
 from src.types import Experience, select
 from src.utils.exits import attempt
 from src.utils.nonfinite import json_number
+from src.utils.phases import phase
 
 COMPARISON = "comparison.jsonl"
 HISTOGRAMS = ("ratio", "advantage")
@@ -32,6 +33,7 @@ class SampleTable(Callback):
         self.folder, self.every, self.rows = Path(folder), every, rows
         self.tables: dict[int, str] = {}  # iteration -> content of its file
 
+    @phase("saving")
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: PPOModule, outputs: Any, batch: dict[str, Any], batch_idx: int
     ) -> None:
@@ -41,7 +43,7 @@ class SampleTable(Callback):
             return
         whole: Experience = batch["experience"]
         experience = select(whole, torch.arange(min(self.rows, len(whole)), device=whole.scores.device))
-        with trainer.precision_plugin.forward_context():
+        with phase("measuring"), trainer.precision_plugin.forward_context():
             tokens = token_numbers(pl_module, experience)  # on every rank: its passes may need all of them
         if not trainer.is_global_zero:
             return
