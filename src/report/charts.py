@@ -114,6 +114,23 @@ def bars(
     return _chart(f"bars-{title}", title, f"{sum(heights):g} {y_label} in {len(heights)} bars", plot)
 
 
+def stacked(title: str, x_label: str, y_label: str, curves: Sequence[Curve]) -> Chart:
+    """Curves on top of one another, the first lowest; all have the same x."""
+    plot = _plot(x_label, y_label)
+    heights = {curve.label: [y for _, y in curve.points] for curve in curves}
+    sums = [sum(column) for column in zip(*heights.values(), strict=True)]
+    columns = {"x": [x for x, _ in curves[0].points], **heights, "sum": sums} if curves else {}
+    source = ColumnDataSource({name: [float(f"{v:.6g}") for v in values] for name, values in columns.items()})
+    shades = colors(len(heights))
+    plot.varea_stack(list(heights), x="x", source=source, color=shades, alpha=0.75, legend_label=list(heights))
+    top = plot.line("x", "sum", source=source, line_alpha=0)
+    tips = [(x_label, "@x{0,0.[000]}"), *((name, f"@{{{name}}}") for name in [*heights, "sum"])]
+    plot.add_tools(HoverTool(renderers=[top], mode="vline", tooltips=tips))
+    plot.y_range.start = 0
+    _legend(plot)
+    return _chart(f"stacked-{title}", title, "; ".join(f"{c.label} {_from_to(c.points)}" for c in curves), plot)
+
+
 def reliability(bins: Iterable[dict[str, float]]) -> Chart:
     """Share of pairs ordered correctly over the probability that the reward model gave to its order."""
     points = [(row["p"], row["right"]) for row in bins]
