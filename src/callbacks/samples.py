@@ -99,7 +99,12 @@ def _distributions(tokens: list[dict[str, Any]]) -> dict[str, list[float]]:
 
 
 class ComparisonTable(Callback):
-    """Writes the answers of the final comparison to `comparison.jsonl`: a line per prompt, with both responses."""
+    """Writes the answers of the final comparison to `comparison.jsonl`: a line per prompt, with both responses.
+
+    Loggers get the same as a table: prompt, response and score before (`sft`) and after (`ppo`).
+    """
+
+    columns = ("prompt", "sft", "sft score", "ppo", "ppo score")
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
@@ -113,6 +118,14 @@ class ComparisonTable(Callback):
         both = zip(before, after, strict=True)
         rows = [{"prompt": prompt, "sft": sft, "ppo": ppo} for (prompt, sft), (_, ppo) in both]
         (self.folder / COMPARISON).write_text(lines(rows), encoding="utf-8")
+        attempt("the comparison on the boards", lambda: self._log(trainer, rows))
+
+    def _log(self, trainer: Trainer, rows: list[dict[str, Any]]) -> None:
+        cells = [(role, name) for role in ("sft", "ppo") for name in ("response", "score")]
+        data = [[row["prompt"], *(row[role].get(name) for role, name in cells)] for row in rows]
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_table"):
+                logger.log_table("comparison", columns=list(self.columns), data=data)
 
 
 def lines(rows: list[dict[str, Any]]) -> str:
