@@ -90,7 +90,7 @@ def test_a_run_is_drawn_over_its_band_and_what_left_is_named_at_its_end(banded, 
     title = "left the band of 3 seeds of experiment=made_up, which has other settings (ppo.lr)"
     assert unusual(bad)[0] == title
     assert unusual(bad)[1].startswith("  rollout/score\n    from step 1 on for 30 rows: -39, usual ")
-    assert f"rollout/score {title}" in [found.what for found in findings(read_run(bad))]
+    assert f"1 curve {title}" in [found.what for found in findings(read_run(bad))]
     for folder in (good, bad):
         assert "median of other seeds from 1.5 at 1 to 30.5 at 30" in write_page(folder).read_text(encoding="utf-8")
 
@@ -132,8 +132,12 @@ def test_a_sick_run_leaves_the_band_and_the_report_says_where(name, tmp_path):
     run = read_run(folder)
     first = left(run.metrics, healthy)[0]
     assert (first.name, first.step < SICK[name][1]) == (SICK[name][0], True)
-    (found,) = [found for found in findings(run) if found.what.startswith(f"{first.name} left ")]
-    assert found.numbers == first.numbers()
+    (found,) = [found for found in findings(run) if found.curves]
+    assert found.curves == tuple(left(run.metrics, healthy))
+    assert found.what == f"{len(found.curves)} curves left the band of 10 seeds of experiment=sentiment"
+    assert found.numbers == f"first {first.name} {first.numbers()}"
+    row = f"<code>{first.name}</code></th><td>{first.step}</td><td>{first.rows}</td><td>{first.value:.3g}</td>"
+    assert row in write_page(folder).read_text(encoding="utf-8")
     assert f"  {first.name}\n    {first.numbers()}" in unusual(folder)
 
 
