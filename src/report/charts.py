@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from bokeh.embed import json_item
 from bokeh.models import ColumnDataSource, HoverTool
@@ -127,7 +127,7 @@ def stacked(title: str, x_label: str, y_label: str, curves: Sequence[Curve]) -> 
     tips = [(x_label, "@x{0,0.[000]}"), *((name, f"@{{{name}}}") for name in [*heights, "sum"])]
     plot.add_tools(HoverTool(renderers=[top], mode="vline", tooltips=tips))
     plot.y_range.start = 0
-    _legend(plot)
+    _legend(plot, columns=4)
     return _chart(f"stacked-{title}", title, "; ".join(f"{c.label} {_from_to(c.points)}" for c in curves), plot)
 
 
@@ -163,14 +163,14 @@ def _draw_curve(plot: figure, curve: Curve, color: str, step: str) -> None:
     plot.add_tools(HoverTool(renderers=[line], mode="vline", tooltips=tips))
 
 
-def _legend(plot: figure) -> None:
+def _legend(plot: figure, columns: int | Literal["auto"] = "auto") -> None:
     """Above the curves, which it would hide; a click on a name hides or shows its curve."""
     if plot.legend and plot.legend[0] in plot.center:
         plot.add_layout(plot.legend[0], "above")
     for legend in plot.legend:
         legend.update(
             click_policy="hide", orientation="horizontal", background_fill_alpha=0, border_line_alpha=0, padding=0,
-            margin=0, spacing=8, label_text_font_size="11px", label_text_color="#7f8794",
+            margin=0, spacing=8, label_text_font_size="11px", label_text_color="#7f8794", ncols=columns,
         )  # fmt: skip
 
 
