@@ -7,15 +7,16 @@ TORCH ?= 2.13.0
 BIN := .venv/bin
 STAMP := .venv/.installed
 VLLM := .venv-vllm
+BOARDS := .venv-boards
 PYTHON_CHECK := import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else 0
 
 # Tests run in two processes on two cores: more threads would fight over them.
-test test-slow vllm-check: export OMP_NUM_THREADS = 1
+test test-slow boards-check vllm-check: export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
 TRL ?=
 
-.PHONY: help setup demo real test test-slow fixed-points eval-check real-check vllm vllm-check results mutants lint format lock audit clean
+.PHONY: help setup demo real test test-slow fixed-points eval-check real-check boards-check vllm vllm-check results mutants lint format lock audit clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed 's/:.*## /:/' | awk -F: '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -55,6 +56,20 @@ eval-check: setup ## Let lm_eval (the extra `eval`) read an exported model
 real-check: setup ## Test tasks of reasoning-gym (the extra `real`)
 	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'
 	$(BIN)/python -m pytest -n 2 -m "slow or not slow" tests/data/test_reasoning_gym.py
+
+boards-check: $(BOARDS)/.installed ## Test boards, searches and launchers (their extras, in .venv-boards)
+	@$(BOARDS)/bin/python -c 'import mlflow, optuna, submitit, tensorboard, trackio, hydra_plugins.hydra_joblib_launcher'
+	$(BOARDS)/bin/python -m pytest -n 2 -m "slow or not slow" tests/loggers tests/runs/test_search.py tests/runs/test_launchers.py
+
+# On top of .venv, whose packages it sees: trackio wants an older pillow than the lock has, so it cannot go into .venv itself.
+$(BOARDS)/.installed: $(STAMP)
+	@$(BIN)/python -m venv --clear $(BOARDS)
+	@echo "Installing into $(BOARDS) (a minute)"
+	@site() { "$$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }; \
+	echo "import site; site.addsitedir('$$(site $(BIN)/python)')" > "$$(site $(BOARDS)/bin/python)/below.pth"
+	@sed '/^pillow==/d' constraints.txt > $(BOARDS)/constraints.txt
+	@$(BOARDS)/bin/python -m pip install --quiet --quiet --disable-pip-version-check -c $(BOARDS)/constraints.txt -e '.[tensorboard,trackio,mlflow,search,sweep]'
+	@touch $@
 
 vllm: $(VLLM)/.installed ## Install vLLM for the CPU and this repository into .venv-vllm
 
@@ -113,5 +128,5 @@ audit: setup ## Ask whether a locked package has a known vulnerability (network)
 	$(BIN)/python -m pip_audit --strict --no-deps --disable-pip -r constraints.txt
 
 clean: ## Remove the environment and all caches; runs under logs/ stay
-	rm -rf .venv $(VLLM) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv $(VLLM) $(BOARDS) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from src.utils.phases import peak_bytes
+
 PHASES = ("rollout", "score", "train")
 VOCABULARY = 50257
 
@@ -95,7 +97,7 @@ class Clock:
         """Print the iteration and start the next. The peak is that of the process, or of the tensors on the GPU."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         if self.device == "cuda":
-            peak = torch.cuda.max_memory_allocated() / 2**30
+            peak = peak_bytes() / 2**30
         line = {"wall": self.wall, "cpu": self.cpu, "peak_gib": peak}
         print(json.dumps(line | {"response_tokens": response_tokens, "optimizer_steps": self.steps}), flush=True)
         self.__init__(self.device)  # type: ignore[misc]

@@ -19,6 +19,7 @@ from src.rollout.evaluation import Answers, Evaluator, joined
 from src.rollout.experience import ExperienceMaker
 from src.types import AnyReward
 from src.utils.distributed import whole
+from src.utils.phases import phase
 from src.utils.statistics import Figure
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class HeldOut(Callback):
         """Stop again if the run was interrupted just after its stop."""
         trainer.should_stop = trainer.should_stop or self._ends()
 
+    @phase("measuring")
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: PPOModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -16,6 +15,7 @@ from src.rollout.evaluation import Evaluator
 from src.rollout.experience import ExperienceMaker
 from src.types import Prompts, Rollout
 from src.utils.allocator import trim
+from src.utils.phases import phase
 from src.utils.seeding import generator
 
 
@@ -43,7 +43,6 @@ class RolloutCallback(Callback):
         self, trainer: Trainer, pl_module: PPOModule, batch: dict[str, Any], batch_idx: int
     ) -> None:
         """Make experience before the module learns."""
-        started = time.perf_counter()
         trainer._results.reset()  # Lightning would repeat metrics of an earlier iteration that this one does not log
         with trainer.precision_plugin.forward_context():
             rollout = self._rollout(pl_module, as_prompts(batch["prompts"]), batch_idx)
@@ -54,16 +53,15 @@ class RolloutCallback(Callback):
                 pl_module.roles, pl_module.reward, rollout, batch_idx, pl_module.nonfinite
             )
         if pl_module.gold_reward is not None:
-            gold = self.maker.scorer.score(pl_module.gold_reward, experience.rollout)
+            with phase("reward"):
+                gold = self.maker.scorer.score(pl_module.gold_reward, experience.rollout)
             measures["rollout/gold"] = gold.scores.mean().item()
         trim()  # sampling and scoring leave free blocks of other sizes than learning needs
         batch["experience"] = experience
         shown = {name: value for name, value in measures.items() if name in ("rollout/score", "rollout/kl")}
         pl_module.log_dict(shown, prog_bar=True, batch_size=len(experience))
         pl_module.log_dict(
-            {name: value for name, value in measures.items() if name not in shown}
-            | {"time/rollout_seconds": time.perf_counter() - started},
-            batch_size=len(experience),
+            {name: value for name, value in measures.items() if name not in shown}, batch_size=len(experience)
         )
 
     def _rollout(self, module: PPOModule, prompts: Prompts, iteration: int) -> Rollout:

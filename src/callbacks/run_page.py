@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from src.report.page import PAGE, write_page
 from src.utils.exits import attempt
+from src.utils.phases import phase
 
 LEAST_SECONDS = 180.0  # between two pages; one takes about two seconds of a CPU, so about a hundredth of the run
 
@@ -36,6 +37,7 @@ class RunPage(Callback):
         if self.folder.is_dir():
             self._write(trainer)
 
+    @phase("saving")
     def _write(self, trainer: Trainer) -> None:
         """Write it from the folder, where the tables are first brought up to date."""
         if trainer.is_global_zero:

@@ -15,6 +15,7 @@ from src.rollout.evaluation import Answers, merge
 from src.types import Experience, select
 from src.utils.exits import attempt
 from src.utils.nonfinite import json_number
+from src.utils.phases import phase
 
 COMPARISON = "comparison.jsonl"
 HISTOGRAMS = ("ratio", "advantage")
@@ -32,6 +33,7 @@ class SampleTable(Callback):
         self.folder, self.every, self.rows = Path(folder), every, rows
         self.tables: dict[int, str] = {}  # iteration -> content of its file
 
+    @phase("saving")
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: PPOModule, outputs: Any, batch: dict[str, Any], batch_idx: int
     ) -> None:
@@ -41,7 +43,7 @@ class SampleTable(Callback):
             return
         whole: Experience = batch["experience"]
         experience = select(whole, torch.arange(min(self.rows, len(whole)), device=whole.scores.device))
-        with trainer.precision_plugin.forward_context():
+        with phase("measuring"), trainer.precision_plugin.forward_context():
             tokens = token_numbers(pl_module, experience)  # on every rank: its passes may need all of them
         if not trainer.is_global_zero:
             return
@@ -97,7 +99,12 @@ def _distributions(tokens: list[dict[str, Any]]) -> dict[str, list[float]]:
 
 
 class ComparisonTable(Callback):
-    """Writes the answers of the final comparison to `comparison.jsonl`: a line per prompt, with both responses."""
+    """Writes the answers of the final comparison to `comparison.jsonl`: a line per prompt, with both responses.
+
+    Loggers get the same as a table: prompt, response and score before (`sft`) and after (`ppo`).
+    """
+
+    columns = ("prompt", "sft", "sft score", "ppo", "ppo score")
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
@@ -111,6 +118,14 @@ class ComparisonTable(Callback):
         both = zip(before, after, strict=True)
         rows = [{"prompt": prompt, "sft": sft, "ppo": ppo} for (prompt, sft), (_, ppo) in both]
         (self.folder / COMPARISON).write_text(lines(rows), encoding="utf-8")
+        attempt("the comparison on the boards", lambda: self._log(trainer, rows))
+
+    def _log(self, trainer: Trainer, rows: list[dict[str, Any]]) -> None:
+        cells = [(role, name) for role in ("sft", "ppo") for name in ("response", "score")]
+        data = [[row["prompt"], *(row[role].get(name) for role, name in cells)] for row in rows]
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_table"):
+                logger.log_table("comparison", columns=list(self.columns), data=data)
 
 
 def lines(rows: list[dict[str, Any]]) -> str:

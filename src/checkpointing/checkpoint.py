@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from src.checkpointing.checksum import DirectWrite, seal
 from src.errors import FULL_DISK, CheckpointError, require
 from src.loggers.csv import CsvTables
+from src.utils.phases import phase
 
 ROLLOUT = "rollout/"  # prefix of metrics that an iteration measures before its updates
 NAME = re.compile(r"iteration-(\d+)\.ckpt")
@@ -61,6 +62,7 @@ class IterationCheckpoint(Callback):
         if trainer.state.fn == "fit" and at_end(trainer, done):
             self.save(trainer, done)
 
+    @phase("saving")
     def save(self, trainer: Trainer, done: int) -> None:
         """Write the checkpoint of `done` iterations, unless it is the newest one already, and delete old ones.
 

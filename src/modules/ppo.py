@@ -36,6 +36,7 @@ from src.types import AnyReward, Experience, LoadedReward, select
 from src.utils.allocator import trim
 from src.utils.distributed import clip_gradients, sum_gradients
 from src.utils.nonfinite import FiniteGuard
+from src.utils.phases import phase
 from src.utils.seeding import generator
 from src.utils.statistics import Figure
 
@@ -99,6 +100,7 @@ class PPOModule(LightningModule):
         optimizers = [make(parameters[role]) for role, make in self.optimizer_factories.items() if parameters[role]]
         return optimizers, [self.lr_schedule(optimizer) for optimizer in optimizers]
 
+    @phase("policy")
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Learn from `batch["experience"]`; log once per iteration."""
         if "experience" not in batch:
@@ -200,6 +202,7 @@ class PPOModule(LightningModule):
             own = weights[index, : micro.mask.shape[1]]
             yield micro, own if len(index) else torch.zeros_like(micro.mask, dtype=weights.dtype)
 
+    @phase("critic")
     def _learn_values(self, value_loss: ValueLoss, minibatch: Experience, iteration: int, means: WeightedMeans) -> None:
         """One step of the critic."""
         mine = self._gradients("critic", partial(critic_objective, self.roles, value_loss), minibatch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from bokeh.embed import json_item
 from bokeh.models import ColumnDataSource, HoverTool
@@ -114,6 +114,23 @@ def bars(
     return _chart(f"bars-{title}", title, f"{sum(heights):g} {y_label} in {len(heights)} bars", plot)
 
 
+def stacked(title: str, x_label: str, y_label: str, curves: Sequence[Curve]) -> Chart:
+    """Curves on top of one another, the first lowest; all have the same x."""
+    plot = _plot(x_label, y_label)
+    heights = {curve.label: [y for _, y in curve.points] for curve in curves}
+    sums = [sum(column) for column in zip(*heights.values(), strict=True)]
+    columns = {"x": [x for x, _ in curves[0].points], **heights, "sum": sums} if curves else {}
+    source = ColumnDataSource({name: [float(f"{v:.6g}") for v in values] for name, values in columns.items()})
+    shades = colors(len(heights))
+    plot.varea_stack(list(heights), x="x", source=source, color=shades, alpha=0.75, legend_label=list(heights))
+    top = plot.line("x", "sum", source=source, line_alpha=0)
+    tips = [(x_label, "@x{0,0.[000]}"), *((name, f"@{{{name}}}") for name in [*heights, "sum"])]
+    plot.add_tools(HoverTool(renderers=[top], mode="vline", tooltips=tips))
+    plot.y_range.start = 0
+    _legend(plot, columns=4)
+    return _chart(f"stacked-{title}", title, "; ".join(f"{c.label} {_from_to(c.points)}" for c in curves), plot)
+
+
 def reliability(bins: Iterable[dict[str, float]]) -> Chart:
     """Share of pairs ordered correctly over the probability that the reward model gave to its order."""
     points = [(row["p"], row["right"]) for row in bins]
@@ -146,14 +163,14 @@ def _draw_curve(plot: figure, curve: Curve, color: str, step: str) -> None:
     plot.add_tools(HoverTool(renderers=[line], mode="vline", tooltips=tips))
 
 
-def _legend(plot: figure) -> None:
+def _legend(plot: figure, columns: int | Literal["auto"] = "auto") -> None:
     """Above the curves, which it would hide; a click on a name hides or shows its curve."""
     if plot.legend and plot.legend[0] in plot.center:
         plot.add_layout(plot.legend[0], "above")
     for legend in plot.legend:
         legend.update(
             click_policy="hide", orientation="horizontal", background_fill_alpha=0, border_line_alpha=0, padding=0,
-            margin=0, spacing=8, label_text_font_size="11px", label_text_color="#7f8794",
+            margin=0, spacing=8, label_text_font_size="11px", label_text_color="#7f8794", ncols=columns,
         )  # fmt: skip
 
 

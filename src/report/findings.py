@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from src.report.alarms import mean, replayed
-from src.report.bands import band_of_run, band_title, left
+from src.report.bands import Left, band_of_run, band_title, left
 from src.report.metrics import metric_of
 from src.report.read import RunData, figures
 
@@ -20,17 +20,21 @@ TITLES = {
     "eos_fraction": "share ended by EOS",
     "grammatical": "share of grammatical sentences",
     "distinct": "share of distinct responses",
+    "distinct_2": "share of distinct bigrams",
+    "distinct_prompts": "share of distinct prompts",
+    "reference_nats": "nats per token under the reference",
 }
 LOGGED = ("score", "gold", "kl", "response_length")  # those of them that each iteration logs, as `rollout/NAME`
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that looks wrong: what, the numbers, and what to try."""
+    """Something that looks wrong: what, the numbers, and what to try; `curves` are those that left a band."""
 
     what: str
     numbers: str
     cure: str
+    curves: tuple[Left, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,11 +84,14 @@ def findings(run: RunData) -> list[Finding]:
 
 
 def _of_band(run: RunData) -> list[Finding]:
-    """The curves that left the band of the run's experiment."""
+    """The curves that left the band of the run's experiment, as one finding."""
     band = band_of_run(run)
     curves = [] if band is None else left(run.metrics, band)
-    title = band_title(run, band) if band is not None and curves else ""
-    return [Finding(f"{one.name} left {title}", one.numbers(), metric_of(one.name).bad or "") for one in curves]
+    if band is None or not curves:
+        return []
+    what = f"{len(curves)} {'curve' if len(curves) == 1 else 'curves'} left {band_title(run, band)}"
+    first = f"first {curves[0].name} {curves[0].numbers()}"
+    return [Finding(what, first, "What left first is nearest to the cause", tuple(curves))]
 
 
 def _alarms(run: RunData) -> list[Finding]:
@@ -95,8 +102,8 @@ def _alarms(run: RunData) -> list[Finding]:
     return [
         Finding(
             f"{alarm.rule.name} ({alarm.numbers})",
-            f"at step {steps[alarm.row - 1]}; {alarm.rule.cause}",
-            alarm.rule.cure,
+            f"at step {steps[alarm.row - 1]}. Likely cause: {alarm.rule.cause}",
+            f"Try: {alarm.rule.cure}",
         )
         for alarm in replayed([run.metrics[step] | known for step in steps])
         if alarm.rule.name != "not finite"  # said below, with the number of rows

@@ -23,6 +23,7 @@ from src.report.bands import band_of_run, band_title
 from src.report.charts import Chart, Curve, column, thinned
 from src.report.findings import findings, reached
 from src.report.metrics import Metric, groups, metric_of
+from src.report.phases import phase_chart, phases
 from src.report.read import RunData, Table, figures, read_run, stage_folders
 from src.report.settings import command, differences
 from src.report.tokens import token_view
@@ -70,6 +71,8 @@ def of_run(run: RunData, before: Sequence[RunData]) -> dict[str, Any]:
         "reward": reward,
         "reward_figures": figures(reward.result).get("reward_model", {}) if reward is not None else {},
         "reward_charts": _reward_charts(reward.reward) if reward is not None else [],
+        "phases": phases(run.timing),
+        "phase_charts": [phase_chart(run.timing)] if phases(run.timing) else [],
         "band": None if (band := band_of_run(run)) is None else band_title(run, band),
         "differences": differences(run) if run.config else None,
         "config": _yaml(run),

@@ -33,6 +33,7 @@ from src.rollout.shaping import NoScaling, ScoreShaping, SetMissingEos
 from src.types import AnyReward, Episodes, Experience, Prompts, Rollout, select
 from src.utils.distributed import gather
 from src.utils.nonfinite import FiniteGuard
+from src.utils.phases import phase
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class ExperienceMaker:
             roles, reward, self.draw(roles, prompts, policy_version, generator), policy_version, nonfinite
         )
 
+    @phase("scoring")
     def experience(
         self, roles: Roles, reward: AnyReward, drawn: Rollout, policy_version: int, nonfinite: FiniteGuard | None = None
     ) -> tuple[Experience, dict[str, float]]:
@@ -112,7 +114,8 @@ class ExperienceMaker:
         raises `NonFiniteError`.
         """
         # 1-3
-        scored = self.scorer.score(reward, drawn)
+        with phase("reward"):
+            scored = self.scorer.score(reward, drawn)
         scored = replace(scored, rollout=self.with_trunk(roles, scored.rollout))
         outputs = self._model_outputs(roles, scored.rollout)
         scored, outputs = keep_finite(scored, outputs, nonfinite or FiniteGuard(0, None), policy_version + 1)
@@ -175,6 +178,7 @@ class ExperienceMaker:
             "advantage": self.advantage,
         }
 
+    @phase("rollout")
     @torch.no_grad()
     def draw(self, roles: Roles, prompts: Prompts, policy_version: int, generator: torch.Generator) -> Rollout:
         """Responses of the policy as it is now, to learn from, drawn by the engine for any later `experience`.
@@ -213,11 +217,13 @@ class ExperienceMaker:
         rollout = scored.rollout
         groups, _ = prompts.group_ids.unique(return_inverse=True)
         first = (prompts.group_ids == groups.unsqueeze(1)).int().argmax(dim=1)
-        greedy = self.sample(roles, "policy", select(prompts, first), 0, None)
+        with phase("rollout"):
+            greedy = self.sample(roles, "policy", select(prompts, first), 0, None)
         of_row = torch.searchsorted(groups, rollout.group_ids)
         for row in of_row[~greedy.behavior_logprobs.isfinite().all(1)[of_row]].tolist():
             raise NonFiniteError(f"the logits of the greedy response to {greedy.prompts[row]!r} are not finite")
-        scores = self.scorer.scores(reward, greedy)[of_row]
+        with phase("reward"):
+            scores = self.scorer.scores(reward, greedy)[of_row]
         kept = scores.isfinite().nonzero().flatten()
         if not len(kept):
             raise RewardError(f"reward {reward_name(reward)} could score no greedy response")

@@ -29,9 +29,10 @@ class Tables:
     """A logger that takes tables, as Weights & Biases does."""
 
     def __init__(self) -> None:
-        self.rows: list[Any] = []
+        self.name, self.rows = "", list[Any]()
 
     def log_table(self, name: str, columns: list[str], data: list[list[Any]]) -> None:
+        self.name = name
         self.rows = [dict(zip(columns, row, strict=True)) for row in data]
 
 
@@ -114,7 +115,12 @@ def test_the_final_comparison_is_a_line_per_prompt(tmp_path: Path) -> None:
     ]
     for main, name in ((True, "first"), (False, "other")):
         (tmp_path / name).mkdir()
-        ComparisonTable(str(tmp_path / name)).on_test_end(trainer(main=main), SimpleNamespace(evaluations=parts))  # type: ignore[arg-type]
+        wandb, module = Tables(), SimpleNamespace(evaluations=parts)
+        ComparisonTable(str(tmp_path / name)).on_test_end(trainer(wandb, main=main), module)  # type: ignore[arg-type]
+        assert wandb.name == ("comparison" if main else "")
+        assert wandb.rows[2:] == (
+            [{"prompt": "p2", "sft": "a2", "sft score": 4.0, "ppo": "b2", "ppo score": 5.0}] if main else []
+        )
     rows = [json.loads(line) for line in (tmp_path / "first" / "comparison.jsonl").read_text().splitlines()]
     assert [(row["prompt"], row["sft"]["response"], row["ppo"]["response"]) for row in rows] == [
         ("p0", "a0", "b0"), ("p1", "a1", "b1"), ("p2", "a2", "b2"),

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import src.loggers
 from src.errors import ConfigError
 from src.loggers import packages
+from src.loggers.csv import write_table
 from src.report.metrics import groups
 from src.stages.builders import stage_of
 from tests.config.composed import composed
@@ -50,33 +52,59 @@ def logged(option: str, folder: Path, *overrides: str) -> Any:
 
 
 def test_wandb_offline(tmp_path: Path) -> None:
-    logged("wandb", tmp_path, "logger.wandb.offline=true")
-    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    """Group and stage, axes, tables, histograms, alerts, the plot of all iterations, and the result to sort by."""
+    folder = tmp_path / "ppo" / "ppo.clip-0.1_seed-3"
+    before = {step: {"rollout/kl": 0.5 * step, "rollout/score": 1.0 * step} for step in (1, 2, 3)}
+    write_table(folder / "metrics.csv", before)  # of a run that was resumed
+    logged("wandb", folder, "logger.wandb.offline=true")
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
     for _ in range(60):  # wandb's own process writes the file, on a busy machine after `finish`
-        stored, summary, kinds, alerts = read_wandb(file)
-        if stored == written() and alerts:
+        found = read_wandb(file)
+        if found.stored == written() and found.alerts and "ppo.score" in found.summary:
             break
         time.sleep(1)
-    assert stored == written()
-    assert kinds >= {"table-file", "histogram"}
-    assert summary["ppo.score"] == "1.5"
-    assert alerts == ["KL blow-up"]
+    assert found.stored == written()
+    assert found.run == ("mine", "ppo.clip-0.1", "ppo")
+    axes = {"rollout": "train/episodes", "held_out": "train/episodes"}
+    axes |= dict.fromkeys(("policy", "critic", "time"), "train/iterations")
+    of_groups = {name: axes[name.split("/")[0]] for name in NAMES if name.split("/")[0] in axes}
+    assert {name: axis for name, axis in found.axes.items() if name in NAMES} == of_groups
+    assert found.kinds["samples"] == found.kinds["reward against KL_table"] == "table-file"
+    assert found.kinds["samples/ratio"] == "histogram"
+    assert found.summary["ppo.score"] == "1.5"
+    assert found.alerts == ["KL blow-up"]
+    (plot,) = folder.glob("wandb/offline-run-*/files/media/table/reward against KL_table*.json")
+    assert json.loads(plot.read_text())["data"] == [[0.5, 1.0], [1.0, 2.0], [1.5, 3.0]]
+    assert "scatter" in found.config["_wandb/visualize/reward against KL"]
 
 
-def read_wandb(file: Path) -> tuple[Stored, dict[str, str], set[Any], list[str]]:
-    """The documented metrics by step, the summary, the kinds of media, and the titles of alerts in a file of wandb."""
-    stored: Stored = {name: {} for name in NAMES}
-    summary: dict[str, str] = {}
-    kinds: set[Any] = set()
-    alerts: list[str] = []
+@dataclass
+class Board:
+    """What a file of wandb says."""
+
+    stored: Stored = field(default_factory=lambda: {name: {} for name in NAMES})
+    run: tuple[str, str, str] = ("", "", "")  # name, group and stage
+    axes: dict[str, str] = field(default_factory=dict)  # metric -> over what it is drawn
+    kinds: dict[str, str] = field(default_factory=dict)  # name -> kind of medium
+    summary: dict[str, str] = field(default_factory=dict)
+    config: dict[str, str] = field(default_factory=dict)
+    alerts: list[str] = field(default_factory=list)
+
+
+def read_wandb(file: Path) -> Board:
+    board = Board()
     for record in wandb_records(file):
         row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
         for name in set(NAMES) & set(row):
-            stored[name][row["trainer/global_step"]] = row[name]
-        kinds |= {value for name, value in row.items() if name.endswith("/_type")}
-        summary |= {"/".join([i.key, *i.nested_key]).strip("/"): i.value_json for i in record.summary.update}
-        alerts += [record.alert.title] if record.alert.title else []
-    return stored, summary, kinds, alerts
+            board.stored[name][row["trainer/global_step"]] = row[name]
+        board.kinds |= {name.removesuffix("/_type"): str(v) for name, v in row.items() if name.endswith("/_type")}
+        for known, items in ((board.summary, record.summary.update), (board.config, record.config.update)):
+            known |= {"/".join([i.key, *i.nested_key]).strip("/"): i.value_json for i in items}
+        board.alerts += [record.alert.title] if record.alert.title else []
+        board.axes |= {record.metric.name: record.metric.step_metric} if record.metric.step_metric else {}
+        if record.run.run_id:
+            board.run = record.run.display_name, record.run.run_group, record.run.job_type
+    return board
 
 
 def test_tensorboard(tmp_path: Path) -> None:

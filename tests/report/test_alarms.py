@@ -96,4 +96,18 @@ def test_a_recorded_run_that_went_too_far_is_not():
     path = Path(__file__).parent / "recorded" / "sick" / "overoptimization_seed_1.csv"
     names = [alarm.rule.name for alarm in replayed(recorded(path))]
     assert names == ["gold falls while the score grows", "KL blow-up", "critic explains nothing"]
-    assert len(RECORDED) == 12  # ten seeds of one experiment among them
+
+
+def test_the_replay_has_ten_seeds():
+    assert {f"sentiment_seed_{seed}" for seed in range(1, 11)} < {path.stem for path in RECORDED}
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "rule"),
+    [("wrong_sign", 6, "KL of impossible sign"), ("lr_times_30", 5, "KL blow-up"), ("mask_early", 29, "KL blow-up")],
+)
+def test_recorded_sick_runs_of_the_demo_are_not_silent(name, row, rule):
+    """Their first alarm, and after which row; what a mask that is late does, only the bands see."""
+    path = Path(__file__).parent / "recorded" / "sick" / f"sentiment_{name}.csv"
+    first = replayed(recorded(path))[0]
+    assert (first.row, first.rule.name) == (row, rule)

@@ -18,9 +18,12 @@ from src.runs.report import unusual
 from tests.report.runs import write_run
 
 RECORDED = Path(__file__).parent / "recorded"
-SICK = {  # the curve that leaves first, and that it does so before this step
+SICK = {  # recorded by benchmarks/sick.py: the curve that leaves first, and that it does so before this step
     "wrong_sign": ("rollout/kl", 10),
     "lr_times_30": ("rollout/kl", 10),
+    "mask_early": ("rollout/gold", 15),
+    "mask_late": ("policy/old_kl", 2),
+    "values_late": ("rollout/score", 10),
 }
 
 
@@ -40,13 +43,13 @@ def test_a_band_holds_the_median_and_the_range_of_the_rows_near(band):
     assert curve.median == [step + 0.5 for step in range(1, 31)]
     assert curve.low[10] == 9
     assert curve.high[10] == 15
-    assert curve.ends()[11] == (9 - 6, 15 + 6)
+    assert curve.ends()[11] == (9 - 3, 15 + 3)
 
 
 def test_a_curve_without_any_width_has_a_band_of_a_twentieth_of_its_level():
     level = {step: {"rollout/score": 2.0} for step in range(1, 9)}
     ends = band_of_tables("made_up", {1: level, 2: level}).curves["rollout/score"].ends()
-    assert list(ends.values()) == [pytest.approx((1.9, 2.1))] * 8
+    assert list(ends.values()) == [pytest.approx((1.95, 2.05))] * 8
 
 
 @pytest.mark.parametrize(("rows", "named"), [(ROWS - 1, False), (ROWS, True), (12, True)])
@@ -87,7 +90,7 @@ def test_a_run_is_drawn_over_its_band_and_what_left_is_named_at_its_end(banded, 
     title = "left the band of 3 seeds of experiment=made_up, which has other settings (ppo.lr)"
     assert unusual(bad)[0] == title
     assert unusual(bad)[1].startswith("  rollout/score\n    from step 1 on for 30 rows: -39, usual ")
-    assert f"rollout/score {title}" in [found.what for found in findings(read_run(bad))]
+    assert f"1 curve {title}" in [found.what for found in findings(read_run(bad))]
     for folder in (good, bad):
         assert "median of other seeds from 1.5 at 1 to 30.5 at 30" in write_page(folder).read_text(encoding="utf-8")
 
@@ -121,16 +124,20 @@ def test_no_seed_leaves_the_band_of_the_others(path):
 
 
 @pytest.mark.parametrize("name", SICK)
-def test_a_sick_run_leaves_the_band_and_the_report_says_where(name, tmp_path, monkeypatch):
-    """Recorded runs of experiment=sentiment: the KL with the wrong sign, and 30 times the learning rate."""
-    healthy = band_of_tables("sentiment", tables("sentiment"))
-    monkeypatch.setattr(bands, "read_band", lambda name: healthy if name == "sentiment" else None)
+def test_a_sick_run_leaves_the_band_and_the_report_says_where(name, tmp_path):
+    """Recorded runs of experiment=sentiment: the KL with the wrong sign, 30 times the learning rate, shifted masks."""
+    healthy = read_band("sentiment")
+    assert healthy.seeds == list(range(1, 11))
     folder = write_run(tmp_path / name, metrics=read_table(RECORDED / "sick" / f"sentiment_{name}.csv"))
     run = read_run(folder)
     first = left(run.metrics, healthy)[0]
     assert (first.name, first.step < SICK[name][1]) == (SICK[name][0], True)
-    (found,) = [found for found in findings(run) if found.what.startswith(f"{first.name} left ")]
-    assert found.numbers == first.numbers()
+    (found,) = [found for found in findings(run) if found.curves]
+    assert found.curves == tuple(left(run.metrics, healthy))
+    assert found.what == f"{len(found.curves)} curves left the band of 10 seeds of experiment=sentiment"
+    assert found.numbers == f"first {first.name} {first.numbers()}"
+    row = f"<code>{first.name}</code></th><td>{first.step}</td><td>{first.rows}</td><td>{first.value:.3g}</td>"
+    assert row in write_page(folder).read_text(encoding="utf-8")
     assert f"  {first.name}\n    {first.numbers()}" in unusual(folder)
 
 
