@@ -1,7 +1,7 @@
 """Run the pipeline with several seeds and tabulate the figures.
 
     python -m benchmarks.seeds sentiment --seeds 1 2 3
-    python -m benchmarks.seeds sums -- model.path=logs/real/smollm2-135m-instruct
+    python -m benchmarks.seeds haystack -- model.path=logs/real/smollm2-135m-instruct
     python -m benchmarks.seeds sentiment --name sentiment_top --seeds 1 2 3 4 5 -- model.lora.layers=2
 
 Writes benchmarks/results/NAME.json (every figure of every seed) and NAME.md (the table); NAME is EXPERIMENT unless

@@ -80,7 +80,7 @@ STUDIES = (
         "real", "a real language model", ("benchmarks.real",), ("real.json", "real.md", "real_samples.md"),
         needs_model=True,
     ),
-    seeds("sums", "sums by a real language model", "sums", "--", *REAL, needs_model=True),
+    seeds("haystack", "a question about a text, by a real language model", "haystack", "--", *REAL, needs_model=True),
     Study(
         "estimators", "what each Phi_t does to the gradient", ("studies.estimators", "name=results"),
         ("estimators.json", "estimators.md"), "estimators", has_seeds=False,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from src.data.modules import PromptData, rows_of
+from src.data.modules import PromptData
+from src.data.rows import rows_of
 from src.models.text import encode_prompts
 from src.utils.check import Check, checked
 

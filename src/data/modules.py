@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,16 +12,13 @@ from transformers import PreTrainedTokenizerBase
 
 from src.core.padding import pad_left
 from src.data.loaders import OrderedLoader, StreamLoader
+from src.data.rows import rows_of
+from src.data.texts import EncodedText, collate_texts, encoded_texts, text_stream
 from src.errors import DataError, require
-from src.models.text import encode_completions, encode_prompts, encode_with_end, response_lengths, shorten
+from src.models.text import encode_completions, encode_prompts, response_lengths, shorten
 from src.types import Corpus, PreferencePair, PromptRow
 
 Batch = dict[str, Any]
-ROWS: dict[str, tuple[type, str]] = {  # method of a corpus -> what it lists, and who reads that
-    "texts": (str, "SFT and PPO-ptx"),
-    "prompts": (PromptRow, "PPO"),
-    "pairs": (PreferencePair, "the reward model"),
-}
 
 
 class TextData(LightningDataModule):
@@ -38,30 +34,32 @@ class TextData(LightningDataModule):
         eval_rows: int,
         max_tokens: int,
         seed: int,
+        answers_only: bool = False,
     ) -> None:
         super().__init__()
         self.corpus, self.tokenizer = corpus, tokenizer
         self.batch_size, self.steps, self.eval_rows, self.max_tokens = batch_size, steps, eval_rows, max_tokens
-        self.seed = seed
+        self.seed, self.answers_only = seed, answers_only
 
-    def train_dataloader(self) -> StreamLoader[list[int]]:
-        """Batches {ids, mask}, both (B, S)."""
+    def train_dataloader(self) -> StreamLoader[EncodedText]:
+        """Batches of `collate_texts`."""
         return text_stream(
             self.corpus, self.tokenizer, batch_size=self.batch_size, batches=self.steps, max_tokens=self.max_tokens,
-            seed=self.seed,
+            seed=self.seed, answers_only=self.answers_only,
         )  # fmt: skip
 
-    def val_dataloader(self) -> OrderedLoader[list[int]]:
+    def val_dataloader(self) -> OrderedLoader[EncodedText]:
         """The first `eval_rows` texts of the validation split."""
         return self._ordered("validation")
 
-    def test_dataloader(self) -> OrderedLoader[list[int]]:
+    def test_dataloader(self) -> OrderedLoader[EncodedText]:
         """The first `eval_rows` texts of the test split."""
         return self._ordered("test")
 
-    def _ordered(self, split: str) -> OrderedLoader[list[int]]:
-        texts = self.corpus.texts(split)[: self.eval_rows]
-        rows = [row[: self.max_tokens] for row in encode_with_end(self.tokenizer, texts)]
+    def _ordered(self, split: str) -> OrderedLoader[EncodedText]:
+        rows = encoded_texts(
+            self.corpus, self.tokenizer, split, self.max_tokens, self.answers_only, self.eval_rows
+        )  # fmt: skip
         return OrderedLoader(rows, partial(collate_texts, self.tokenizer.pad_token_id), self.batch_size)
 
 
@@ -206,36 +204,3 @@ class PromptData(LightningDataModule):
             "texts": [row.prompt for row in rows],
             "metadata": [row.metadata for row in rows],
         }
-
-
-def rows_of(corpus: Corpus, name: str, split: str) -> Sequence[Any]:
-    """The rows `corpus.NAME(split)`. Raises `DataError` when there are none, or they are of another type."""
-    kind, use = ROWS[name]
-    method = getattr(corpus, name, None)
-    if method is None:
-        raise DataError(f"the corpus ({type(corpus).__name__}) has no method {name}(split): {use} needs one")
-    rows, where = method(split), f"{type(corpus).__name__}.{name}({split!r})"
-    if not isinstance(rows, Sequence) or isinstance(rows, str):
-        raise DataError(f"{where} is {rows!r:.60}: {use} needs a list of {kind.__name__}")
-    if not rows:
-        raise DataError(f"{where} is empty: {use} needs at least one row")
-    for number, row in enumerate(rows):
-        if not isinstance(row, kind):
-            give = f"PromptRow({row!r:.60})" if (name, type(row)) == ("prompts", str) else kind.__name__
-            raise DataError(f"{where}[{number}] is of type {type(row).__name__}: give {give}")
-    return rows
-
-
-def text_stream(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, batch_size: int, batches: int, max_tokens: int, seed: int
-) -> StreamLoader[list[int]]:
-    """Training texts, tokenized once, each followed by the end token and cut to `max_tokens`."""
-    rows = [row[:max_tokens] for row in encode_with_end(tokenizer, list(rows_of(corpus, "texts", "train")))]
-    collate = partial(collate_texts, tokenizer.pad_token_id)
-    return StreamLoader(rows, collate, batch_size=batch_size, batches=batches, seed=seed, stream="texts")
-
-
-def collate_texts(pad_id: int, rows: list[list[int]], indices: list[int]) -> Batch:
-    """{ids, mask}, both (B, S)."""
-    ids, mask = pad_left(rows, pad_id)
-    return {"ids": ids, "mask": mask}

@@ -95,9 +95,14 @@ def gradient_checkpointing(lm: PreTrainedModel, enabled: bool) -> Iterator[None]
         lm.gradient_checkpointing_disable()
 
 
-def next_token_logprobs(lm: PreTrainedModel, ids: Tensor, mask: Tensor, *, checkpointing: bool = False) -> Tensor:
-    """log p(x_t | x_<t) of every counted token that has a counted one before it. Shapes: (B, S) -> (N,) nats."""
-    predicts = mask[:, :-1] & mask[:, 1:]
+def next_token_logprobs(
+    lm: PreTrainedModel, ids: Tensor, mask: Tensor, counted: Tensor | None = None, *, checkpointing: bool = False
+) -> Tensor:
+    """log p(x_t | x_<t) of the tokens in `counted` (None: all of `mask`) that have one before them.
+
+    Shapes: (B, S) -> (N,) nats.
+    """
+    predicts = mask[:, :-1] & (mask if counted is None else counted)[:, 1:]
     with gradient_checkpointing(lm, checkpointing and torch.is_grad_enabled()):
         hidden = hidden_states(lm, ids, mask)[:, :-1][predicts]
     return token_logprobs(plain_head(lm.get_output_embeddings()), hidden, ids[:, 1:][predicts])[0]

@@ -23,7 +23,7 @@ from src.utils.statistics import Figure, bootstrap_ratio
 
 
 class SFTModule(SupervisedModule):
-    """Next-token cross-entropy in nats per token, over all tokens of a text and its end token."""
+    """Next-token cross-entropy in nats per token, over the tokens of a text that count and its end token."""
 
     prefix = "sft"
 
@@ -37,7 +37,7 @@ class SFTModule(SupervisedModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """This rank's part of the mean over the tokens of the batch."""
-        tokens = (batch["mask"][:, :-1] & batch["mask"][:, 1:]).sum()
+        tokens = (batch["mask"][:, :-1] & batch["counted"][:, 1:]).sum()
         loss = -self._logprobs(batch, row_shard(len(batch["ids"])).index).sum() / tokens
         self.log("sft/loss", all_reduce_sum(loss.detach()), prog_bar=True)
         return loss
@@ -49,7 +49,7 @@ class SFTModule(SupervisedModule):
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Collect the negative log-likelihood and the number of predicted tokens of each held-out text."""
-        tokens = (batch["mask"][:, :-1] & batch["mask"][:, 1:]).sum(dim=1).tolist()
+        tokens = (batch["mask"][:, :-1] & batch["counted"][:, 1:]).sum(dim=1).tolist()
         nats = self._nats(batch).double().split(tokens)
         self.test_rows += [(text.sum().item(), n) for text, n in zip(nats, tokens, strict=True)]
 
@@ -72,7 +72,8 @@ class SFTModule(SupervisedModule):
 
     def _logprobs(self, batch: dict[str, Tensor], rows: Tensor) -> Tensor:
         lm = self.net.get_base_model() if isinstance(self.net, PeftModel) else self.net
-        return next_token_logprobs(lm, batch["ids"][rows], batch["mask"][rows], checkpointing=self.checkpointing)
+        ids, mask, counted = (batch[name][rows] for name in ("ids", "mask", "counted"))
+        return next_token_logprobs(lm, ids, mask, counted, checkpointing=self.checkpointing)
 
 
 def build_lm(

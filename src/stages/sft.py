@@ -45,6 +45,7 @@ class SFTStage(Stage[SFTRun]):
             eval_rows=settings.eval_rows,
             max_tokens=settings.max_tokens,
             seed=run.seed,
+            answers_only=settings.answers_only,
         )
         module = SFTModule(
             self.model,

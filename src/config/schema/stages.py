@@ -42,6 +42,7 @@ class SFT(Optimization):
 
     steps: Count
     max_tokens: Length
+    answers_only: bool
     eval_rows: Count
     weight_decay: NonNegative
     lora: Lora | None
