@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LMHeadModel
 
 from benchmarks import memory_tables
 from src.kernels.fast_layers import with_fast_layers
-from src.memory.estimate import ADAM_STATES, PREPACKED, LiveBytes, Workload, _update, estimate
+from src.memory.estimate import (
+    ADAM_STATES,
+    PREPACKED,
+    SAVING,
+    LiveBytes,
+    Workload,
+    _rollout,
+    _scoring,
+    _update,
+    estimate,
+)  # fmt: skip
 from src.models.adapters import add_adapter
 from src.models.loading import load_config
+from src.models.vocab_head import ON_GPU
 from tests.tiny import FOREIGN_WARNINGS, LORA, gpt2_config, make_roles, model_settings, write_lm
 
 pytestmark = FOREIGN_WARNINGS
@@ -39,6 +50,29 @@ def test_fake_and_real_tensors_take_the_same_bytes():
     add_adapter(lm, LORA, "policy")
     real = _update(lm, model_settings("x", fast_cpu=True), LOAD, 0)
     assert of(gpt2_config(), critic=False).phases["update of the policy: activations, gradients"] == real
+
+
+def test_a_large_vocabulary_in_half_precision_takes_the_same_bytes():
+    """Sampling, scoring and update of 262,144 words in bfloat16: what real tensors take, and what closed forms say."""
+    words, width = 262_144, 8
+    config = Gemma3TextConfig(
+        vocab_size=words, hidden_size=width, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=4, bos_token_id=1, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    said = of(config, critic=False, dtype="bfloat16", fast_cpu=False)
+    lm = Gemma3ForCausalLM(config).bfloat16().eval()
+    assert said.weights["base (is the reference)"] == held(lm.parameters())
+    add_adapter(lm, LORA, "policy")
+    settings = model_settings("x", dtype="bfloat16")
+    real = {"rollout": _rollout(lm, LOAD), "scoring": _scoring(lm, LOAD), "update": _update(lm, settings, LOAD, 0)}
+    found = {phase.split()[0].rstrip(":"): size for phase, size in said.phases.items() if phase != SAVING}
+    assert found["rollout"] == real["rollout"]
+    scores = LOAD.rollout_rows * words * 4  # of the next token, in float32
+    assert 2 * scores <= real["rollout"] < 4 * scores
+    for phase, rows in (("scoring", LOAD.scoring_rows), ("update", LOAD.update_rows)):
+        # fakes count the pieces of the vocabulary that a GPU takes: 64 MiB at most, logits and what is made of them
+        pieces = 3 * 4 * min(ON_GPU, rows * LOAD.response_tokens * words)
+        assert real[phase] <= found[phase] <= real[phase] + pieces
 
 
 def test_live_bytes_are_freed_with_the_last_view():
