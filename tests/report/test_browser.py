@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
+from src.loggers.csv import read_table
 from src.report.compare import write_comparison
 from src.report.page import write_page
 from tests.report.runs import answers, metrics, sample, write_run
@@ -36,7 +38,8 @@ def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     tokens = [" that", " is", " great", ".", "<eos>"]
     mine = [sample(i, row, tokens) for i in (1, 20, 40) for row in range(3)]
-    plain = write_run(folder / "plain", samples=mine, metrics=metrics(40, wide=True))
+    recorded = read_table(Path(__file__).parent / "recorded" / "sentiment_seed_1.csv")
+    plain = write_run(folder / "plain", samples=mine, metrics=recorded)
     theirs = [sample(1, 0, [" a", HOSTILE, "\u202eb\x1b[2J"], prompt=HOSTILE)]
     bad = answers(3, before=HOSTILE, after="\u202egnol")
     hostile = write_run(folder / "hostile", metrics=metrics(40, wide=True), samples=theirs, comparison=bad)
