@@ -1,4 +1,4 @@
-"""Write docs/memory.md: what fits into 8, 16, 24 and 80 GB, by the estimate of `python -m src.memory`.
+"""Write docs/memory.md: what fits into 8, 16, 24 and 80 GB, by the estimate of `python -m src.plan`.
 
     python -m benchmarks.memory_tables
 
@@ -62,7 +62,7 @@ def page() -> str:
 
 HEAD = f"""# Memory
 
-    python -m src.memory model=gpt2 ppo.micro_batch_size=8
+    python -m src.plan model=gpt2 ppo.micro_batch_size=8
 
 prints the memory of a PPO run by role and phase, before weights are loaded. The architecture is built on fake tensors,
 which have shapes but no memory; each phase runs on them with the code of training, and the bytes that live at once are

@@ -17,7 +17,7 @@ the model, result.json. The same command resumes a run that was interrupted.
 
   python -m src.pipeline                        SFT, reward model and PPO
   python -m src.doctor ...                      what is wrong, before it trains
-  python -m src.memory ...                      the memory that PPO takes
+  python -m src.plan ...                        memory and seconds of PPO
   python -m src.search trials=20 KEY=A,B        the best settings, by Optuna
   python -m src.report RUN ...                  a page about a run, or several
   python -m src.evaluate, src.chat, src.export RUN

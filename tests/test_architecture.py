@@ -29,6 +29,7 @@ ORDER = [  # an import goes from a later line to an earlier one, or stays in its
     ["callbacks"],
     ["stages"],
     ["memory"],
+    ["plan"],
     ["runs"],
     ["evaluate"],
     [ENTRY, "chat", "doctor", "export"],

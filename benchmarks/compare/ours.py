@@ -29,14 +29,14 @@ class PhaseClock(Callback):
         """Start the clock, and hook into the sampler and the optimizers."""
         self.clock = self.make_clock(pl_module.device.type)
         maker = next(c.maker for c in trainer.callbacks if isinstance(c, RolloutCallback))
-        sample = maker.sample
+        draw = maker.draw
 
         def timed(*arguments: Any) -> Any:
-            rollout = sample(*arguments)
+            rollout = draw(*arguments)
             self.clock.lap("rollout")
             return rollout
 
-        maker.sample = timed  # type: ignore[method-assign]
+        maker.draw = timed  # type: ignore[method-assign]
         register_optimizer_step_post_hook(self._count)
 
     def _count(self, *_: Any) -> None:

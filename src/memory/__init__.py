@@ -1,1 +1,1 @@
-"""The memory of a PPO run, estimated before it starts: `python -m src.memory`."""
+"""The memory of a PPO run, estimated before it starts: `python -m src.plan`."""

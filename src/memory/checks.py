@@ -23,7 +23,7 @@ def memory(run: PPORun, device: torch.device) -> Check:
         f"{readable(needed)} at most, {readable(estimate.lasting)} of them lasting; {readable(free)} free on "
         f"{device.type}. Largest phase: {largest}",
         "smaller ppo.micro_batch_size, rollout.scoring_batch_size or ppo.batch_size, shorter texts, "
-        "model.gradient_checkpointing=true, model.dtype=bfloat16; python -m src.memory shows each part",
+        "model.gradient_checkpointing=true, model.dtype=bfloat16; python -m src.plan shows each part",
         fault=needed > free and not sharded,  # which counts the whole model, of which each process keeps a part
         warning=needed > TIGHT * free,
     )

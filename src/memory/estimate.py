@@ -34,6 +34,7 @@ from src.models.loading import attention_of, name_backbone
 from src.models.scalar_head import value_head
 from src.models.settings import DTYPES, ModelSettings
 
+BASE = "base (is the reference)"
 PREPACKED = "base, prepacked for the CPU"
 SAVING = "saving: the merged copy (in main memory)"
 ADAM_STATES = 2  # first and second moment of each trained number, in its own dtype
@@ -130,7 +131,7 @@ def _roles(lm: PreTrainedModel, model: ModelSettings, critic: bool) -> tuple[dic
     head = size(value_head(lm.get_output_embeddings().weight.shape[1]).parameters()) if critic else 0
     if model.lora is None:
         trained = {"policy": base} | ({"critic": backbone + head} if critic else {})
-        weights = {"base (is the reference)": base, "policy": base} | ({"critic": base + head} if critic else {})
+        weights = {BASE: base, "policy": base} | ({"critic": base + head} if critic else {})
         return weights, trained
     peft = add_adapter(lm, model.lora, "policy")
     if critic:
@@ -140,7 +141,7 @@ def _roles(lm: PreTrainedModel, model: ModelSettings, critic: bool) -> tuple[dic
     trained = {role: size(p for name, p in peft.named_parameters() if f".{role}." in name) for role in roles}
     if critic:
         trained["critic"] += head
-    return {"base (is the reference)": base, **trained}, trained
+    return {BASE: base, **trained}, trained
 
 
 def _rollout(lm: PreTrainedModel, load: Workload) -> int:

@@ -23,22 +23,23 @@ WORTH_SHOWING = 5 * 10**7  # weights
 WIDTHS = {"weights": "weights", "gradients": "gradients", "optimizer": "Adam"}
 
 
-def estimate_of(run: PPORun) -> MemoryEstimate:
-    """The memory of a PPO configuration."""
+def estimate_of(run: PPORun, ranks: int = 1) -> MemoryEstimate:
+    """The memory of a PPO configuration; with several ranks for one rank's rows, every model whole."""
     model: ModelSettings = instantiate(run.model, "model")
     ppo, rollout = run.ppo, run.rollout
+    rows, minibatch = -(-ppo.batch_size // ranks), -(-ppo.minibatch_size // ranks)
     load = Workload(
-        rollout_rows=ppo.batch_size,
-        scoring_rows=min(rollout.scoring_batch_size, ppo.batch_size),
-        update_rows=min(ppo.micro_batch_size, ppo.minibatch_size),
+        rollout_rows=rows,
+        scoring_rows=min(rollout.scoring_batch_size, rows),
+        update_rows=min(ppo.micro_batch_size, minibatch),
         prompt_tokens=rollout.max_prompt_tokens,
         response_tokens=rollout.max_new_tokens,
     )
     critic = ppo.value_loss is not None
-    return estimate(_architecture(run, model), model, _reward_architecture(run), load, critic)
+    return estimate(policy_architecture(run, model), model, reward_architecture(run), load, critic)
 
 
-def _architecture(run: PPORun, model: ModelSettings) -> PretrainedConfig:
+def policy_architecture(run: PPORun, model: ModelSettings) -> PretrainedConfig:
     """The policy's architecture; that of a model from scratch with the vocabulary of the tokenizer made for it."""
     if run.model.path is not None or model.scratch is None:
         return architecture_of(run.model)
@@ -46,7 +47,7 @@ def _architecture(run: PPORun, model: ModelSettings) -> PretrainedConfig:
     return model.scratch.config_for(model.scratch.tokenizer(corpus.texts("train")))
 
 
-def _reward_architecture(run: PPORun) -> PretrainedConfig | None:
+def reward_architecture(run: PPORun) -> PretrainedConfig | None:
     """The architecture of a learned reward with a path; the embedded ones are too small to matter."""
     path = getattr(run.reward, "path", None) if run.choices["reward"] == "learned" else None
     return None if path is None else load_config(path, "reward.path")

@@ -102,7 +102,7 @@ def _out_of_memory(error: RuntimeError) -> str | None:
         return None
     return (
         f"memory ran out ({one_sentence(error)[:200]}): smaller batches (the stage's batch_size, "
-        f"rollout.scoring_batch_size) or shorter texts take less; `python -m src.memory` estimates PPO's memory; the "
+        f"rollout.scoring_batch_size) or shorter texts take less; `python -m src.plan` estimates PPO's memory; the "
         f"last checkpoint is kept"
     )
 
