@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from benchmarks.memory import MIB, RETURNED
@@ -34,6 +34,7 @@ from benchmarks.seeds import RESULTS, cell, newest_result
 from src.config.compose import compose
 from src.config.schema import PPORun
 from src.export.parity import base_and_adapter
+from src.memory.estimate import size
 from src.memory.report import estimate_of
 from src.models.loading import load_causal_lm
 from src.models.quantized import merged
@@ -68,6 +69,25 @@ class Clock(Callback):
         """A line more."""
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(f"{time.process_time()}\n")
+
+
+class Peak(Callback):
+    """Writes the bytes of weights when training starts, and of the most that the process then takes on top of them."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Begin a new peak (Linux: 5 in clear_refs)."""
+        self.weights = size(module.parameters())
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+        self.before = psutil.Process().memory_info().rss
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """The peak since."""
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        (kib,) = re.findall(r"VmHWM:\s+(\d+)", status)
+        Path(self.path).write_text(str(self.weights + int(kib) * 1024 - self.before), encoding="utf-8")
 
 
 def stage(name: str, *overrides: str) -> Path:
@@ -114,15 +134,15 @@ def in_child(given: tuple[str, ...]) -> dict[str, int]:
 
 
 def measure(given: list[str]) -> dict[str, int]:
-    """Bytes in this process: the estimate, and the peak resident set of one iteration minus the present one."""
+    """Bytes of one iteration: the estimate, and the weights plus what the process takes on top of them at most."""
     with tempfile.TemporaryDirectory() as folder:
-        config = compose([*SHARED, *ONCE, *given, f"log_dir={folder}", "resume=never"])
+        peak = ("+callbacks.peak._target_=benchmarks.quantized.Peak", f"+callbacks.peak.path={folder}/peak")
+        config = compose([*SHARED, *ONCE, *given, *peak, f"log_dir={folder}", "resume=never"])
         assert isinstance(config, PPORun)
         estimated = estimate_of(config).peak
         set_up_output()
-        before = psutil.Process().memory_info().rss
         train(config.model_copy(update={"run_dir": f"{folder}/run"}))
-    return {"estimate": estimated, "measured": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before}
+        return {"estimate": estimated, "measured": int(Path(f"{folder}/peak").read_text(encoding="utf-8"))}
 
 
 @torch.no_grad()

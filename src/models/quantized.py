@@ -31,6 +31,8 @@ def quantize(lm: PreTrainedModel, how: str | None) -> PreTrainedModel:
         raise ModelError(f"model.quantize={how}: {type(lm).__name__} has no plain linear layers: model.quantize=null")
     for name in names:
         _replace(lm, name, QuantizedLinear(lm.get_submodule(name), how))
+    for parameter in lm.parameters():  # one that is a view into the file's mapping would keep all of it in memory
+        parameter.data = parameter.data.clone()
     return lm
 
 

@@ -152,6 +152,15 @@ def test_what_is_quantized(tmp_path):
     assert {"model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"} <= set(others)
 
 
+def test_nothing_holds_the_file_that_was_read(tmp_path):
+    """One view into its mapping, as of the embedding, would keep the plain weights in memory; tied ones stay one."""
+    lm = load_causal_lm(model_settings(write_lm(tmp_path)))
+    read = [parameter.data for parameter in lm.parameters()]
+    quantize(lm, "nf4")
+    assert {x.data_ptr() for x in read}.isdisjoint(p.data_ptr() for p in lm.parameters())
+    assert lm.lm_head.weight is lm.transformer.wte.weight
+
+
 def test_a_model_without_plain_linear_layers_is_refused(tmp_path):
     lm = load_causal_lm(model_settings(write_lm(tmp_path)))
     for block in lm.transformer.h:
