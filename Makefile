@@ -53,9 +53,10 @@ eval-check: setup ## Let lm_eval (the extra `eval`) read an exported model
 	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[eval]'
 	$(BIN)/python -m pytest -n 0 tests/lm_eval_tasks/check.py
 
-real-check: setup ## Test tasks of reasoning-gym (the extra `real`)
-	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'
-	$(BIN)/python -m pytest -n 2 -m "slow or not slow" tests/data/test_reasoning_gym.py
+real-check: setup ## Test tasks of reasoning-gym and bases in 4 and 8 bits (the extras `real` and `quantize`)
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[quantize,real]'
+	$(BIN)/python -m pytest -n 2 -m "slow or not slow" tests/data/test_reasoning_gym.py tests/models/test_quantized.py \
+	tests/test_quantized_runs.py
 
 boards-check: $(BOARDS)/.installed ## Test boards, searches and launchers (their extras, in .venv-boards)
 	@$(BOARDS)/bin/python -c 'import mlflow, optuna, submitit, tensorboard, trackio, hydra_plugins.hydra_joblib_launcher'
@@ -116,7 +117,7 @@ format: setup ## Format the code and mend what ruff can mend
 lock: ## Make constraints.txt anew from pyproject.toml
 	@set -e; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	$(PYTHON) -m venv "$$tmp/venv"; \
-	"$$tmp/venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check 'torch==$(TORCH)' -e '.[dev,eval,real,study,audit,tensorboard,mlflow,search,sweep]'; \
+	"$$tmp/venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check 'torch==$(TORCH)' -e '.[dev,eval,quantize,real,study,audit,tensorboard,mlflow,search,sweep]'; \
 	"$$tmp/venv/bin/python" -m pip freeze --all --exclude-editable --exclude pip > "$$tmp/freeze"; \
 	{ sed -n '/^#/p' constraints.txt; \
 	  sed -E -e '/^(nvidia|cuda|triton)/d' -e 's/\+[A-Za-z0-9.]+$$//' "$$tmp/freeze"; } > "$$tmp/constraints.txt"; \

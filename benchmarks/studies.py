@@ -80,6 +80,10 @@ STUDIES = (
         "real", "a real language model", ("benchmarks.real",), ("real.json", "real.md", "real_samples.md"),
         needs_model=True,
     ),
+    Study(
+        "quantized", "a base in 4 and 8 bits", ("benchmarks.quantized",), ("quantized.json", "quantized.md"),
+        needs_model=True, has_seeds=False,
+    ),
     seeds("haystack", "a question about a text, by a real language model", "haystack", "--", *REAL, needs_model=True),
     Study(
         "estimators", "what each Phi_t does to the gradient", ("studies.estimators", "name=results"),
@@ -121,7 +125,7 @@ def execute(study: Study, command: tuple[str, ...]) -> None:
     """Run a command of the study and collect its files."""
     if study.needs_model:
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "-c", "constraints.txt", "-e", ".[real]"], cwd=ROOT, check=True)
+        subprocess.run([*pip, "-c", "constraints.txt", "-e", ".[quantize,real]"], cwd=ROOT, check=True)
         subprocess.run([sys.executable, "-m", "examples.real_model"], cwd=ROOT, check=True)
     if study.needs_vllm:
         subprocess.run(["make", "vllm"], cwd=ROOT, check=True)

@@ -32,6 +32,7 @@ from src.export.model_card import model_card
 from src.export.parity import Comparison, base_and_adapter, base_at_hand, compare
 from src.models.endings import endings
 from src.models.loading import load_config, load_tokenizer
+from src.models.quantized import merged
 from src.runs.find import RunFolder, find_run, own_settings
 from src.runs.folder import make_writable
 from src.runs.trust import HELP, REMOTE_CODE, refuse_unknown
@@ -138,7 +139,7 @@ def merge(run: RunFolder, source: Path, folder: Path, trusted: bool) -> None:
         raise ConfigError("dtype=float32 merges a policy's adapter into its base, and this run has not both at hand")
     for file in folder.glob("*.safetensors*"):
         file.unlink()
-    base_and_adapter(source, base, False, trusted, torch.float32).merge_and_unload().save_pretrained(folder)
+    merged(base_and_adapter(source, base, False, trusted).float()).save_pretrained(folder)
 
 
 def in_words(found: Comparison, scores: bool, folder: Path) -> str:

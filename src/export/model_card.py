@@ -66,7 +66,8 @@ def model_card(run: RunFolder, adapter: bool, iteration: int | None) -> ModelCar
         "License: to be filled in (`license:` at the top of this file) by whoever publishes the model.",
         code=LOAD[task].replace("FOLDER", '"..."'),
         adapter_note="`adapter/` holds the same policy as a LoRA adapter (peft) on " +
-        (f"`{base}`." if on_hub else "the model it started from.") if adapter else "",
+        (f"`{base}`." if on_hub else "the model it started from.") + _held_note(run.config.model.quantize)
+        if adapter else "",
     )  # fmt: skip
 
 
@@ -105,6 +106,11 @@ def _base_note(base: str | None) -> str:
     config = Path(base).parent / "config.yaml"
     stage = OmegaConf.load(config).get("stage") if config.is_file() else None
     return f"Started from {f'the model of a run of stage={stage}' if stage else f'a folder, `{Path(base).name}`'}."
+
+
+def _held_note(quantize: str | None) -> str:
+    """How the base must be held for the adapter; nothing for plain weights."""
+    return "" if quantize is None else f" It was trained on this base in {quantize}; on others it is another model."
 
 
 def _is_local(path: str) -> bool:

@@ -15,6 +15,7 @@ from src.core.kl import categorical_kl
 from src.models.accounting import load_whole
 from src.models.adapter_folders import adapter_base, load_whole_adapter
 from src.models.loading import load_config
+from src.models.quantized_linear import QuantizedLinear
 from src.utils.seeding import generator
 
 
@@ -59,12 +60,10 @@ def base_at_hand(source: Path, base: str | None) -> str | None:
     return known if known is not None and base is not None and (Path(known) / "config.json").is_file() else None
 
 
-def base_and_adapter(
-    source: Path, base: str, scores: bool, trusted: bool, dtype: torch.dtype | None = None
-) -> PeftModel:
-    """The base with the run's adapter, not merged, in `dtype` (None: as trained, which is as the run saved it)."""
+def base_and_adapter(source: Path, base: str, scores: bool, trusted: bool) -> PeftModel:
+    """The base with the run's adapter, not merged, as trained: in the dtype in which the run saved it."""
     trained = load_config(str(source / "model"), trusted=trusted).dtype
-    wanted = dtype or (trained if isinstance(trained, torch.dtype) else torch.float32)
+    wanted = trained if isinstance(trained, torch.dtype) else torch.float32
     return load_whole_adapter(_load(base, scores, trusted, wanted), str(source / "adapter"), "export").eval()
 
 
@@ -79,8 +78,10 @@ def lost_of_update(adapted: PeftModel, merged: nn.Module) -> float:
         if isinstance(layer, LoraLayer):
             change = layer.get_delta_weight(layer.active_adapters[0]).double()
             which = getattr(layer, "parameter_name", "weight")  # the matrices of fused experts have other names
-            weight = layer.get_base_layer().get_parameter(which).double()
-            rounded = merged.get_parameter(f"{name.replace('.base_layer', '')}.{which}").double() - weight
+            base, new = layer.get_base_layer(), merged.get_parameter(f"{name.replace('.base_layer', '')}.{which}").data
+            few_bits = isinstance(base, QuantizedLinear)
+            weight = base.dequantized() if few_bits else base.get_parameter(which)
+            rounded = (new.t() if few_bits and base.transposed else new).double() - weight.double()
             error += (rounded - change).square().sum().item()
             update += change.square().sum().item()
     return (error / update) ** 0.5 if update else 0.0

@@ -31,12 +31,14 @@ from src.models.adapters import add_adapter, lora_config
 from src.models.distribution import TokenDistribution
 from src.models.forward import gradient_checkpointing
 from src.models.loading import attention_of, name_backbone
+from src.models.quantized import quantize
 from src.models.scalar_head import value_head
 from src.models.settings import DTYPES, ModelSettings
 
 BASE = "base (is the reference)"
 PREPACKED = "base, prepacked for the CPU"
 SAVING = "saving: the merged copy (in main memory)"
+LOADING = "loading: the weights before they are quantized (in main memory)"
 ADAM_STATES = 2  # first and second moment of each trained number, in its own dtype
 
 
@@ -82,7 +84,7 @@ class MemoryEstimate:
     @property
     def on_gpu(self) -> int:
         """Most bytes at once on a GPU, where saving copies to main memory and no weights are prepacked."""
-        phases = [size for phase, size in self.phases.items() if phase != SAVING]
+        phases = [size for phase, size in self.phases.items() if phase not in (SAVING, LOADING)]
         return self.lasting + max(phases) - self.weights.get(PREPACKED, 0)
 
 
@@ -95,19 +97,20 @@ def estimate(
             config, dtype=DTYPES[model.dtype], attn_implementation=attention_of(config, model.attn_implementation),
         ).eval()  # fmt: skip
         name_backbone(lm)
+        whole = size(lm.parameters())
+        quantize(lm, model.quantize)
         if model.fast_cpu:
             with_fast_layers(lm)
-        base = size(lm.parameters())
         weights, trained = _roles(lm, model, critic)
         reward_model = AutoModelForSequenceClassification.from_config(reward).eval() if reward is not None else None
     if reward_model is not None and model.fast_cpu:
         with_fast_layers(reward_model)
-    copied = sum(weights.values()) if model.lora is not None else base
+    copied = whole + (sum(trained.values()) if model.lora is not None else 0)
     if model.fast_cpu and model.prepack and model.lora is not None and (layers := layers_to_pack(lm.base_model)):
         weights[PREPACKED] = size(layer.weight for layer in layers)
     if reward_model is not None:
         weights["reward"] = size(reward_model.parameters())
-    with FakeTensorMode() as fakes:
+    with FakeTensorMode():
         for net in filter(None, (lm, reward_model)):
             _give_fake_memory(net)
         phases = {
@@ -120,8 +123,7 @@ def estimate(
         if reward_model is not None:
             rows = load.scoring_rows
             phases["reward model: hidden states"] = peak_of(lambda: _backbone(reward_model, rows, load.tokens))
-        del fakes
-    phases[SAVING] = copied
+    phases |= {SAVING: copied} | ({LOADING: whole - weights[BASE]} if model.quantize is not None else {})
     return MemoryEstimate(weights, trained, {role: ADAM_STATES * size for role, size in trained.items()}, phases)
 
 
@@ -240,10 +242,8 @@ def _give_fake_memory(net: nn.Module) -> None:
     for module in net.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                fake = made.get(id(parameter))
-                if fake is None:
-                    fake = made[id(parameter)] = nn.Parameter(_fake(parameter), requires_grad=parameter.requires_grad)
-                module._parameters[name] = fake
+                fake = nn.Parameter(_fake(parameter), requires_grad=parameter.requires_grad)
+                module._parameters[name] = made.setdefault(id(parameter), fake)
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else _fake(buffer)
 

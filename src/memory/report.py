@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from src.config.schema import PPORun
 from src.memory.estimate import MemoryEstimate, Workload, estimate
-from src.models.loading import load_config
+from src.models.loading import load_config, run_part
 from src.models.settings import ModelSettings
 from src.stages.checks import architecture_of
 from src.stages.objects import instantiate
@@ -50,7 +50,7 @@ def policy_architecture(run: PPORun, model: ModelSettings) -> PretrainedConfig:
 def reward_architecture(run: PPORun) -> PretrainedConfig | None:
     """The architecture of a learned reward with a path; the embedded ones are too small to matter."""
     path = getattr(run.reward, "path", None) if run.choices["reward"] == "learned" else None
-    return None if path is None else load_config(path, "reward.path")
+    return None if path is None else load_config(run_part(path, "model"), "reward.path")
 
 
 def memory_table(found: MemoryEstimate) -> Table:

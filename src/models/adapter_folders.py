@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 
@@ -13,8 +14,11 @@ from transformers import PreTrainedModel
 
 from src.errors import ModelError
 from src.models.accounting import refuse
+from src.models.adapters import sort_targets
+from src.models.quantized import quantize, quantized_as
 
 CONFIG = "adapter_config.json"
+QUANTIZED = "quantized.json"  # how the base was held that an adapter was trained on; without it in plain weights
 PREFIX = "base_model.model."  # that peft puts before the names of the base's tensors
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 
@@ -51,6 +55,30 @@ def adapter_base(path: str) -> str | None:
     return None if config is None else str(config.base_model_name_or_path)
 
 
+def base_held_as(path: str) -> str | None:
+    """How the base was held that the adapter at `path` was trained on, "nf4" or "int8"; None for plain weights."""
+    file = Path(path) / QUANTIZED
+    return str(json.loads(file.read_text(encoding="utf-8"))["quantize"]) if file.is_file() else None
+
+
+def save_one(peft: PeftModel, name: str, folder: Path) -> bool:
+    """Write the adapter `name` alone; peft writes it to a subfolder of that name, whose files are moved up.
+
+    Returns False, and writes nothing, if the base was itself an adapter: peft cannot load one adapter on another.
+    """
+    if adapter_base(peft.get_base_model().name_or_path) is not None:
+        return False
+    peft.save_pretrained(str(folder), selected_adapters=[name])
+    for file in (folder / name).iterdir():
+        file.replace(folder / file.name)
+    (folder / name).rmdir()
+    sort_targets(folder)
+    how = quantized_as(peft)
+    if how is not None:
+        (folder / QUANTIZED).write_text(json.dumps({"quantize": how}) + "\n", encoding="utf-8")
+    return True
+
+
 def vocabulary_rows(path: str) -> int | None:
     """The rows of the embedding that an adapter's folder brings along, as after new tokens; None without one."""
     names = _whole_tensors(path)
@@ -58,10 +86,14 @@ def vocabulary_rows(path: str) -> int | None:
 
 
 def load_whole_adapter(base: PreTrainedModel, path: str, key: str) -> PeftModel:
-    """The adapter at `path` on its base. Raises `ModelError` unless the folder has its tensors, all and no others."""
+    """The adapter at `path` on its base, which is quantized first if it was when the adapter was trained.
+
+    Raises `ModelError` unless the folder has its tensors, all and no others.
+    """
     where, rows = f"no usable adapter at {path!r} ({key})", vocabulary_rows(path)
     if rows is not None and rows != base.get_input_embeddings().weight.shape[0]:
         base.resize_token_embeddings(rows, mean_resizing=False)  # the new rows are the folder's
+    quantize(base, base_held_as(path))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)  # refused below, by name
         peft = PeftModel.from_pretrained(base, path)

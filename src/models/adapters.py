@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from src.errors import ModelError
 from src.kernels.fast_layers import Linear
+from src.models.quantized_linear import QuantizedLinear
 from src.models.settings import LoraSettings
 
 NAMES = (
@@ -53,7 +54,7 @@ def not_adaptable(model: nn.Module) -> list[str]:
     text, backbone = set(decoder.modules()), set(getattr(model, "base_model", model).modules())
     found = []
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and type(module) not in (nn.Linear, Linear):
+        if isinstance(module, nn.Linear) and type(module) not in (nn.Linear, Linear, QuantizedLinear):
             output = module(module.weight.new_zeros(1, module.in_features))
             found += [] if isinstance(output, Tensor) else [name]
         if hasattr(module, "conv1d") and hasattr(module, "D"):
@@ -74,15 +75,6 @@ def places(peft: PeftModel, name: str) -> list[tuple[nn.Module, str]]:
     """Where the tensors of the adapter `name` are: module and attribute."""
     names = [key.rpartition(".") for key, _ in peft.named_parameters() if f".{name}." in key]
     return [(peft.get_submodule(module), attribute) for module, _, attribute in names]
-
-
-def save_one(peft: PeftModel, name: str, folder: Path) -> None:
-    """Write the adapter `name` alone; peft writes it to a subfolder of that name, whose files are moved up."""
-    peft.save_pretrained(str(folder), selected_adapters=[name])
-    for file in (folder / name).iterdir():
-        file.replace(folder / file.name)
-    (folder / name).rmdir()
-    sort_targets(folder)
 
 
 def sort_targets(folder: Path) -> None:

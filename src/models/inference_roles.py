@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -59,8 +60,11 @@ class InferenceRoles(Roles):
 def load_inference_roles(
     model: ModelSettings, tokenizer: PreTrainedTokenizerBase, policy: str, reference: str | None
 ) -> InferenceRoles:
-    """Both from folders. Raises `ModelError`, also when their vocabularies differ, as their KL is not defined then."""
-    lm = load_causal_lm(model, policy)
+    """Both from folders, the reference held as in training (`model.quantize`), the policy in plain weights.
+
+    Raises `ModelError`, also when their vocabularies differ, as their KL is not defined then.
+    """
+    lm = load_causal_lm(replace(model, quantize=None), policy)
     other = load_causal_lm(model, reference) if reference is not None else None
     sizes = [model.config.get_text_config().vocab_size for model in (other or lm, lm)]
     if sizes[0] != sizes[1]:

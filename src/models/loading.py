@@ -6,6 +6,7 @@ import os
 import struct
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -27,6 +28,7 @@ from src.kernels.fast_layers import with_fast_layers
 from src.models.accounting import load_whole, require_end_tokens
 from src.models.adapter_folders import adapter_base, adapter_config, load_whole_adapter, vocabulary_rows
 from src.models.gguf import is_gguf, load_gguf, source
+from src.models.quantized import merged, quantize
 from src.models.settings import ModelSettings
 from src.models.tokenizer_files import adopt_processors_template, require_own_rules
 from src.types import Corpus
@@ -183,20 +185,17 @@ def build_tokenizer(model: ModelSettings, corpus: Corpus | None = None) -> PreTr
     return model.scratch.tokenizer(corpus.texts("train"))
 
 
-def is_adapter(path: str) -> bool:
-    """Whether a folder holds an adapter for another model."""
-    return adapter_base(path) is not None
-
-
 def load_causal_lm(model: ModelSettings, path: str | None = None) -> PreTrainedModel:
     """The language model at `path` (default: `model.path`) in eval mode.
 
-    A folder with a LoRA adapter gives its base with the adapter merged in, the fine-tuned model. Raises `ModelError`.
+    A folder with a LoRA adapter gives its base with the adapter merged in, the fine-tuned model. With `model.quantize`
+    its linear layers are then held in few bits. Raises `ModelError`.
     """
     path = path or model.path
     if path is None:
         raise ModelError(f"model {model.name!r} has no weights yet: run stage=sft first, or set model.path")
     config = load_decoder_config(path, trusted=model.trust_remote_code)
+    plain = replace(model, quantize=None)
     options = model.load_options() | {"attn_implementation": attention_of(config, model.attn_implementation)}
     try:
         base = adapter_base(path)
@@ -206,11 +205,12 @@ def load_causal_lm(model: ModelSettings, path: str | None = None) -> PreTrainedM
             lm = load_whole(AutoModelForCausalLM, for_hub(path), "model.path", **options)
             require_end_tokens(path)
         else:
-            lm = load_whole_adapter(load_causal_lm(model, base), path, "model.path").merge_and_unload()
+            lm = merged(load_whole_adapter(load_causal_lm(plain, base), path, "model.path"))
     except UNUSABLE as error:
         raise absent(path, error) from error
     lm.name_or_path = path
     name_backbone(lm)
+    quantize(lm, model.quantize)
     return with_fast_layers(lm.eval()) if model.fast_cpu else lm.eval()
 
 
@@ -268,7 +268,7 @@ def _merged_classifier(path: str) -> PreTrainedModel:
     base = load_whole(
         kind, for_hub(adapter_base(path) or ""), "reward.path", new=[], num_labels=1, trust_remote_code=False
     )
-    return load_whole_adapter(base, path, "reward.path").merge_and_unload()
+    return merged(load_whole_adapter(base, path, "reward.path"))
 
 
 def context_length(config: PretrainedConfig) -> int | None:

@@ -92,7 +92,8 @@ def attach(adapter: RewardAdapter, peft: PeftModel, name: str, tokenizer: PreTra
             raise ModelError(
                 f"reward.path={adapter.path}: the adapter was trained on another base: {what} "
                 f"({lm.name_or_path}) has the fingerprint {found[:12]}, the adapter wants {wanted[:12]}; "
-                f"train one on this base (stage=reward reward_net=adapter), or use reward=learned with its model folder"
+                f"train one on this base (stage=reward reward_net=adapter, with this model.dtype and model.quantize), "
+                f"or use reward=learned with its model folder"
             )
     config = copy.deepcopy(adapter.config)
     config.task_type, config.modules_to_save, config.exclude_modules = "CAUSAL_LM", None, None

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from src.errors import ModelError
 from src.models.adapters import not_adaptable, sort_targets
 from src.models.forward import gradient_checkpointing, head_at_end, hidden_states, sequence_scores
+from src.models.quantized import merged
 from src.models.reward_adapter import AdapterFacts
 from src.models.scalar_head import BIAS_KEY, scale_scores, score_bias, shift_scores
 from src.models.settings import LoraSettings
@@ -88,7 +89,7 @@ class RewardNet(nn.Module):
             if self.facts is not None:
                 self.facts.write(folder / "adapter", self.bias)
         model = copy.deepcopy(self.classifier)  # one rank saves; all continue with the same weights
-        model = model.merge_and_unload() if isinstance(model, PeftModel) else model
+        model = merged(model) if isinstance(model, PeftModel) else model
         shift_scores(model, self.bias)
         # transformers reads the last token that is not padding: the end token must not be the padding token
         ends = tokenizer.pad_token_id == tokenizer.eos_token_id

@@ -21,7 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from src.core.masking import masked
 from src.errors import ModelError
 from src.kernels.fast_layers import prepack
-from src.models.adapters import add_adapter, lora_config, places, save_one
+from src.models.adapter_folders import save_one
+from src.models.adapters import add_adapter, lora_config, places
 from src.models.distribution import TokenDistribution
 from src.models.endings import endings
 from src.models.forward import (
@@ -33,8 +34,9 @@ from src.models.forward import (
     scalar,
     whole_sequence,
 )
-from src.models.loading import build_tokenizer, is_adapter, load_causal_lm
+from src.models.loading import build_tokenizer, load_causal_lm
 from src.models.probe import probe
+from src.models.quantized import merged
 from src.models.reward_adapter import RewardAdapter, attach
 from src.models.scalar_head import value_head
 from src.models.settings import LoraSettings, ModelSettings
@@ -217,18 +219,12 @@ class LoraRoles(Roles):
         self.eval()
 
     def save_adapter(self, folder: Path) -> bool:
-        """Write the adapter "policy" only.
-
-        Returns False if the base was itself an adapter: peft cannot load one adapter on top of another.
-        """
-        if is_adapter(self.peft.get_base_model().name_or_path):
-            return False
-        save_one(self.peft, "policy", folder)
-        return True
+        """Write the adapter "policy" only; returns False, and writes nothing, if the base was itself an adapter."""
+        return save_one(self.peft, "policy", folder)
 
     def merged_policy(self) -> PreTrainedModel:
         """A copy of the base with W + (alpha / rank) B A instead of each adapted W."""
-        return copy.deepcopy(self.peft).merge_and_unload(adapter_names=["policy"])
+        return merged(copy.deepcopy(self.peft), "policy")
 
     def _switch(self, role: Role) -> None:
         """Activate a role's adapter; policy and critic stay trainable, the reward stays frozen.

@@ -13,6 +13,8 @@ from src.errors import require
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
+QUANTIZED = ("nf4", "int8")
+
 
 @dataclass(frozen=True)
 class LoraSettings:
@@ -74,11 +76,17 @@ class ModelSettings:
     scratch: ScratchSettings | None = None
     fast_cpu: bool = True  # use the fast CPU kernels of src/kernels
     prepack: bool = True  # and a second copy of the frozen weights, in the layout that products read
+    quantize: str | None = None  # the frozen base in few bits: nf4 or int8
     trust_remote_code: bool = False  # run the Python files in the weights' folder
 
     def __post_init__(self) -> None:
-        """Refuse an unknown dtype and a model with neither path nor scratch."""
+        """Refuse unknown values, a model with neither path nor scratch, and weights of few bits that are trained."""
         require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        require(self.quantize in (None, *QUANTIZED), "quantize", self.quantize, f"{' or '.join(QUANTIZED)}, or null")
+        frozen = self.quantize is None or self.lora is not None
+        require(frozen, "lora", None, f"an adapter's settings with quantize={self.quantize}, whose weights are frozen")
+        narrow = self.quantize is None or self.dtype != "float64"
+        require(narrow, "dtype", self.dtype, f"bfloat16, float16 or float32 with quantize={self.quantize}")
         require(
             self.path is not None or self.scratch is not None,
             "path",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from src.config.schema import PPORun
 from src.config.schema.engines import VLLMTarget
-from src.memory.estimate import BASE, PREPACKED, SAVING, MemoryEstimate
+from src.memory.estimate import BASE, LOADING, PREPACKED, SAVING, MemoryEstimate
 from src.memory.report import estimate_of
 from src.plan.iteration import Ranks
 from src.plan.work import Shape
@@ -36,7 +36,8 @@ def on_device(run: PPORun, shape: Shape, ranks: Ranks) -> OnDevice:
     of others holds merged weights and a cache: in the process while it samples, on servers never on these devices.
     """
     found = estimate_of(run, ranks.count)
-    phases: dict[str, float] = {phase: size for phase, size in found.phases.items() if phase != SAVING}
+    in_main_memory = (SAVING, LOADING)
+    phases: dict[str, float] = {name: size for name, size in found.phases.items() if name not in in_main_memory}
     sampling = next(phase for phase in phases if phase.startswith("rollout"))
     if isinstance(run.rollout.engine, VLLMTarget):
         phases[sampling] = found.weights[BASE] + run.rollout.engine.cache_gb * GB

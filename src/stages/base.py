@@ -22,7 +22,7 @@ from src.config.validate import refuse
 from src.errors import ConfigError
 from src.models.settings import ModelSettings
 from src.modules.lr_schedule import lr_schedule
-from src.stages.checks import refuse_damaged
+from src.stages.checks import check_quantized, refuse_damaged
 from src.stages.code import code_of
 from src.stages.objects import instantiate
 from src.types import Corpus
@@ -68,6 +68,7 @@ class Stage(ABC, Generic[AnyRun]):
         if unknown:
             raise ConfigError(f"trainer.{unknown[0]}: Lightning's Trainer has no such argument")
         accelerator(self.run.trainer.accelerator)
+        check_quantized(self.run, self.model.quantize)
         nodes = self.run.trainer.num_nodes
         if nodes > 1 and not launched():
             refuse("trainer.num_nodes", nodes, "start the processes by torchrun or srun")

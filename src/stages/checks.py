@@ -12,11 +12,12 @@ from transformers import PretrainedConfig
 
 from src.checkpointing.checkpoint import ROLLOUT
 from src.checkpointing.checksum import SUMS, damaged_models
-from src.config.schema import Lora, Model, PPORun, RewardRun, Run, SFTRun
+from src.config.schema import Lora, Model, PPORun, RewardRun, Run, SFTRun, Sharded
 from src.config.validate import refuse
 from src.errors import ConfigError
 from src.models.adapter_folders import adapter_base
 from src.models.loading import context_length, load_config, load_decoder_config, run_part, unmatched_targets
+from src.models.quantized_linear import require_bitsandbytes
 from src.models.reward_choices import RewardChoice
 from src.stages.objects import instantiate
 
@@ -35,6 +36,15 @@ def refuse_damaged(given: str, path: str | None) -> None:
             f"{given}: {', '.join(found[:3])} is not what the run wrote (by {run / SUMS}): restore it, train it again, "
             f"or remove {SUMS} if you changed it yourself"
         )
+
+
+def check_quantized(run: Run, how: str | None) -> None:
+    """A base in few bits needs its package, and layers that are whole on each process."""
+    if how is None:
+        return
+    require_bitsandbytes()
+    if isinstance(run.trainer.strategy, Sharded):
+        refuse("model.quantize", how, "trainer=fsdp cannot shard weights of few bits: use trainer=ddp, or null")
 
 
 def check_sft(run: SFTRun) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +28,11 @@ class SFTStage(Stage[SFTRun]):
     def optimization(self) -> SFT:
         """The block `sft`."""
         return self.run.sft
+
+    def __init__(self, run: SFTRun) -> None:
+        super().__init__(run)
+        # an update merged into weights of few bits would be rounded away when the next stage quantizes the sum
+        self.model = replace(self.model, quantize=None)
 
     def check(self) -> None:
         """Check trainer and model."""

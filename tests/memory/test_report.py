@@ -51,9 +51,9 @@ def test_a_run_shows_it_where_the_model_is_large(
 
 def test_the_estimate_is_that_of_the_configured_sizes(tmp_path: Path) -> None:
     """Passes no larger than the batch and the minibatch; a critic and a reward model where there are some."""
-    path, reward = write_lm(tmp_path / "lm"), write_reward_model(tmp_path / "reward")
+    path, reward = write_lm(tmp_path / "lm"), write_reward_model(tmp_path / "reward" / "model")
     sizes = ["ppo.batch_size=6", "ppo.minibatch_size=3", "rollout.max_prompt_tokens=5", "rollout.max_new_tokens=7"]
-    found = estimate_of(configured(path, *sizes, "reward=learned", f"reward.path={reward}"))
+    found = estimate_of(configured(path, *sizes, "reward=learned", f"reward.path={tmp_path / 'reward'}"))
     model, load = ModelSettings("gpt2", path), Workload(6, 6, 3, 5, 7)
     assert found == estimate(load_config(path), model, load_config(reward), load, critic=True)
     alone = estimate_of(configured(path, *sizes, "advantage=rloo", "rollout.samples_per_prompt=2"))

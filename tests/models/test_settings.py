@@ -36,6 +36,16 @@ def test_a_model_from_nowhere_or_of_an_unknown_precision_is_refused() -> None:
         model_settings("x", dtype="int8")
 
 
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"quantize": "fp4"}, "quantize must be nf4 or int8, or null"),
+    ({"quantize": "nf4", "lora": None}, "lora must be an adapter's settings with quantize=nf4"),
+    ({"quantize": "int8", "dtype": "float64"}, "dtype must be bfloat16, float16 or float32 with quantize=int8"),
+])  # fmt: skip
+def test_weights_of_few_bits_are_frozen(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        model_settings("x", **changes)
+
+
 def test_a_model_needs_no_more_than_its_name_and_place() -> None:
     """Nothing of its folder is run, and a CPU takes the fast ways, unless asked otherwise."""
     settings = ModelSettings("m", "folder", "bfloat16", "eager", False, LoraSettings(1, 1, 0.0, "all-linear"), None)

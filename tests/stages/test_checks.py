@@ -9,7 +9,7 @@ import pytest
 from src.checkpointing.checksum import seal_models
 from src.config.compose import compose
 from src.config.schema import Run
-from src.errors import ConfigError
+from src.errors import ConfigError, ModelError
 from src.stages.builders import stage_of
 from tests.tiny import write_lm
 
@@ -108,3 +108,30 @@ def test_a_model_that_is_not_the_one_its_run_wrote_is_refused(tmp_path: Path) ->
     content[-1] ^= 1
     file.write_bytes(content)
     assert refusal(run).startswith(f"model.path={path}: model/model.safetensors is not what the run wrote (by ")
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_a_base_of_few_bits_without_its_package_is_refused(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is loaded, with the command; the SFT stage trains plain weights and needs none."""
+    monkeypatch.setattr("src.models.quantized_linear.find_spec", lambda name: None)
+    lm = f"model.path={write_lm(tmp_path / 'lm')}"
+    own = ["reward=vader", "rollout.max_prompt_tokens=8"] if stage == "ppo" else ["reward_model.max_tokens=48"]
+    own = ["sft.max_tokens=48"] if stage == "sft" else own
+    run = compose([f"stage={stage}", "experiment=none", "model=gpt2", lm, "model.quantize=nf4", *own])
+    if stage == "sft":
+        stage_of(run).check()
+        assert stage_of(run).model.quantize is None
+        return
+    with pytest.raises(ModelError, match=r"needs the package bitsandbytes: pip install -e '\.\[quantize\]'"):
+        stage_of(run).check()
+
+
+def test_shards_of_few_bits_and_whole_models_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("src.models.quantized_linear.find_spec", lambda name: "there")
+    given = ["experiment=none", "model=gpt2", f"model.path={write_lm(tmp_path / 'lm')}", "reward=vader"]
+    message = refusal(compose([*given, "model.quantize=int8", "trainer=fsdp"]))
+    assert message == "model.quantize='int8': trainer=fsdp cannot shard weights of few bits: use trainer=ddp, or null"
+    with pytest.raises(ConfigError, match=r"model\.lora=null: must be an adapter's settings with quantize=nf4"):
+        stage_of(compose([*given, "model.quantize=nf4", "model.lora=null"]))

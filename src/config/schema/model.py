@@ -56,6 +56,7 @@ class Model(Typed):
     gradient_checkpointing: bool
     fast_cpu: bool
     prepack: bool
+    quantize: Literal["nf4", "int8"] | None
     trust_remote_code: bool
     lora: Lora | None
     scratch: Scratch | None

@@ -30,7 +30,7 @@ MEANT |= {f"{stage}.learning_rate": f"{stage}.lr" for stage in ("sft", "reward_m
 WHOLE = (
     "tokens are drawn from the whole distribution, whose log-probabilities are trained; rollout.temperature shapes it"
 )
-BASES = "model.dtype=bfloat16 halves the memory of the weights"
+BASES = "model.quantize=nf4 or int8 holds the frozen base in 4 or 8 bits"
 LOST = (
     "a reward acts through the sampled token alone, and most of the gradient of this KL would be lost; kl=reward needs "
     "k1, kl=both takes exact or k3"
