@@ -65,7 +65,7 @@ class Case:
 
 
 GPT2 = {"n_layer": 4, "n_embd": 384, "n_head": 6, "vocab_size": 8000}
-QWEN = {
+NARROW = {
     "num_hidden_layers": 4, "hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 6,
     "num_key_value_heads": 2, "vocab_size": 6000, "tie_word_embeddings": True,
 }  # fmt: skip
@@ -77,8 +77,8 @@ CASES = (
     Case("GPT-2, LoRA, all layers", "gpt2", GPT2, "", 32, 32),
     Case("GPT-2, LoRA, top 1 of 4 layers, bfloat16", "gpt2", GPT2, "model.lora.layers=1 model.dtype=bfloat16", 32, 32),
     Case("GPT-2, every weight", "gpt2", GPT2, "model.lora=null", 24, 24),
-    Case("Qwen2, LoRA, long responses", "qwen2", QWEN, "ppo.micro_batch_size=4", 16, 160, rows=8),
-    Case("Qwen2, critic in the top layer, bfloat16", "qwen2", QWEN,
+    Case("Small Llama, LoRA, long responses", "llama", NARROW, "ppo.micro_batch_size=4", 16, 160, rows=8),
+    Case("Small Llama, critic in the top layer, bfloat16", "llama", NARROW,
          "model.lora.critic_layers=1 model.dtype=bfloat16", 48, 24),
     Case("Llama, LoRA, bfloat16", "llama", LLAMA, "model.dtype=bfloat16 ppo.micro_batch_size=4", 24, 40),
     Case("Llama, LoRA, no critic, checkpointing", "llama", LLAMA,
