@@ -17,7 +17,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -30,7 +29,7 @@ from src.models.adapter_folders import adapter_base, adapter_config, load_whole_
 from src.models.gguf import is_gguf, load_gguf, source
 from src.models.quantized import merged, quantize
 from src.models.settings import ModelSettings
-from src.models.tokenizer_files import adopt_processors_template, require_own_rules
+from src.models.tokenizer_files import adopt_processors_template, class_of, require_own_rules
 from src.types import Corpus
 from src.utils.hub import LFS_POINTER, LFS_PULL, for_hub
 
@@ -131,7 +130,9 @@ def load_tokenizer(path: str, key: str = "model.path", *, trusted: bool = False)
     if base is not None and not any(Path(path).glob("tokenizer*")):
         return load_tokenizer(base, trusted=trusted)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**source(path, key), padding_side="left", trust_remote_code=trusted)
+        tokenizer: PreTrainedTokenizerBase = class_of(path).from_pretrained(
+            **source(path, key), padding_side="left", trust_remote_code=trusted
+        )
     except UNUSABLE as error:
         raise absent(path, error, key) from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # transformers makes one even without files

@@ -8,16 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerBase, TokenizersBackend
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TokenizersBackend
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 
 from src.errors import ModelError
 from src.models.accounting import LENIENT
+from src.models.gguf import is_gguf
+from src.utils.hub import for_hub
 
 RULES, CONFIG = "tokenizer.json", "tokenizer_config.json"
 TEMPLATES = ("chat_template.json", "processor_config.json", CONFIG)  # those of a processor first
 SAMPLE = "The 12 films weren't good:\n\n  naïve, 1.50 € (你好) 🎬"
 WORDS = 100  # of the vocabulary, which are read again
+
+
+def class_of(path: str) -> type[Any]:
+    """What loads the tokenizer: the class of its tokenizer.json alone where tokenizer_config.json names that one.
+
+    Beside a Qwen2 and some others, AutoTokenizer takes the architecture's class whatever the folder says.
+    """
+    named = {} if is_gguf(path) else get_tokenizer_config(for_hub(path))
+    return TokenizersBackend if named.get("tokenizer_class") == TokenizersBackend.__name__ else AutoTokenizer
 
 
 def require_own_rules(tokenizer: PreTrainedTokenizerBase, path: str, key: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from src.errors import ModelError
 from src.models.loading import load_tokenizer
@@ -22,8 +22,9 @@ IN_CONFIG = {"llama", "qwen2"}  # an RMS norm and a head without bias: nothing i
 
 
 def rows_of(folder: Path) -> list[list[int]]:
-    """Each text with an end token, as the tokenizer that transformers finds in the folder writes it."""
-    return [[*AutoTokenizer.from_pretrained(folder)(text)["input_ids"], EOS] for text in TEXTS]
+    """Each text with an end token, as the tokenizer in the folder writes it."""
+    words = load_tokenizer(str(folder))
+    return [[*words(text)["input_ids"], EOS] for text in TEXTS]
 
 
 def plain_scores(model: torch.nn.Module, rows: list[list[int]]) -> torch.Tensor:

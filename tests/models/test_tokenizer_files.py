@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
-from transformers import GPT2TokenizerFast, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerBase
 
 from src.data.tokenizers import byte_level_bpe
 from src.errors import ModelError
 from src.models.loading import load_tokenizer
+from tests.models.architectures import write
 from tests.tiny import FOREIGN_WARNINGS, TEXTS, write_lm
 
 pytestmark = FOREIGN_WARNINGS
@@ -43,6 +44,14 @@ def test_a_class_that_reads_otherwise_than_the_file_is_refused(name: str | None,
     ):
         load_tokenizer(path)
     configure(tmp_path, tokenizer_class="TokenizersBackend")
+    assert_reads_as_the_file(load_tokenizer(path), path)
+
+
+def test_a_folder_that_names_its_file_is_read_by_it_beside_any_architecture(tmp_path: Path) -> None:
+    """AutoTokenizer takes Qwen2's own rules for it, by which "the film was good" is one unknown word."""
+    path = write(tmp_path, "qwen2")
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "TokenizersBackend"
+    assert len(AutoTokenizer.from_pretrained(path)("the film was good")["input_ids"]) == 1
     assert_reads_as_the_file(load_tokenizer(path), path)
 
 

@@ -31,7 +31,7 @@ def sft(path: str, checkpointing: bool) -> Made:
         model, LORA, tokenizer(), optimizer=partial(torch.optim.SGD, lr=0.0), lr_schedule=get_constant_schedule,
         max_grad_norm=1.0, seed=1,
     )  # fmt: skip
-    return module, lambda: module._logprobs({"ids": IDS, "mask": MASK}, torch.arange(3)).sum()
+    return module, lambda: module._logprobs({"ids": IDS, "mask": MASK, "counted": MASK}, torch.arange(3)).sum()
 
 
 def reward(path: str, checkpointing: bool) -> Made:
