@@ -41,8 +41,8 @@ FIGURES = (
     ("score, PPO policy", "score"),
     ("KL to the reference (nats per sequence)", "kl"),
 )
-LOGGED = (
-    ("explained variance of the critic", "critic/explained_variance"),
+LOGGED = (("explained variance of the critic", "critic/explained_variance"),)
+OF_LAG = (  # logged by every run, and 0 or 1 where the policy samples for itself
     ("KL of the policy that sampled (nats per token)", "rollout/behavior_kl"),
     ("largest ratio to the policy that sampled", "rollout/behavior_ratio_max"),
     ("effective sample size", "rollout/effective_sample_size"),
@@ -59,7 +59,7 @@ def run(study: str, variant: str, seed: int, overrides: list[str]) -> dict[str, 
     subprocess.run([*command, *overrides], check=True)
     result = newest_result(Path("logs/ppo"), name)
     rows = read_table(result.parent / "metrics.csv").values()
-    logged = {key: [row[key] for row in rows if key in row] for _, key in LOGGED}
+    logged = {key: [row[key] for row in rows if key in row] for _, key in (*LOGGED, *OF_LAG)}
     means = {key: sum(values) / len(values) for key, values in logged.items() if values}
     return json.loads(result.read_text(encoding="utf-8")) | {"logged": means}
 
@@ -85,7 +85,8 @@ def table(results: Results) -> str:
             cells = [cell(result, "ppo", name) for result in by_seed.values()]
             mean = over_seeds([result["ppo"][name] for result in by_seed.values()])
             lines.append(f"| {title} | {variant} | " + " | ".join([*cells, mean]) + " |")
-    for title, key in LOGGED:
+    lags = any("rollout/effective_sample_size" in r["logged"] for by in results.values() for r in by.values())
+    for title, key in (*LOGGED, *OF_LAG) if lags else LOGGED:
         for variant, by_seed in results.items():
             values = [result["logged"][key] for result in by_seed.values() if key in result["logged"]]
             if values:
