@@ -40,7 +40,8 @@ def on_device(run: PPORun, shape: Shape, ranks: Ranks) -> OnDevice:
     phases: dict[str, float] = {name: size for name, size in found.phases.items() if name not in in_main_memory}
     sampling = next(phase for phase in phases if phase.startswith("rollout"))
     if isinstance(run.rollout.engine, VLLMTarget):
-        phases[sampling] = found.weights[BASE] + run.rollout.engine.cache_gb * GB
+        served = found.phases[SAVING]  # a plain model, also where the base here is quantized
+        phases[sampling] = served + run.rollout.engine.cache_gb * GB
     if run.choices["engine"] == "vllm_server":
         del phases[sampling]
     lasting = found.lasting - found.weights.get(PREPACKED, 0)

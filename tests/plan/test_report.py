@@ -95,7 +95,7 @@ def test_what_a_device_holds_follows_the_strategy(path: str, monkeypatch: pytest
     assert (sharded.bytes, sharded.phase) == (1600 / 4 + 700 - 75 + layer, "update of the policy")
     monkeypatch.setattr(devices, "estimate_of", lambda run, ranks: estimated(**{"rollout: cache": 10**6}))
     assert on_device(run, SHAPE, Ranks(4, True)).bytes == 1600 / 4 + 10**6 + 1000
-    assert on_device(composed(path, "engine=vllm"), SHAPE, Ranks()).bytes == 1600 + 1000 + 10**9
+    assert on_device(composed(path, "engine=vllm"), SHAPE, Ranks()).bytes == 1600 + 9000 + 10**9  # a model as saved
     away = on_device(composed(path, "engine=vllm_server", "rollout.engine.urls=[http://a]"), SHAPE, Ranks())
     assert away.bytes == 1600 + 700
 
