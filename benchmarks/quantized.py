@@ -5,7 +5,7 @@
 
 All runs share an SFT model and a reward model, trained for fewer steps than those of benchmarks.real, and prompts and
 random numbers. Writes benchmarks/results/quantized.json and quantized.md: gold, KL, seconds per iteration; the peak
-memory of one iteration in a process of its own, against the estimate; how far the exported model is from the trained.
+memory of one iteration in a separate process, against the estimate; how far the exported model is from the trained.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Peak(Callback):
 
 
 def stage(name: str, *overrides: str) -> Path:
-    """The folder of a run in a process of its own; one that has ended is kept."""
+    """The folder of a run in a separate process; one that has ended is kept."""
     kind = next((o.removeprefix("stage=") for o in overrides if o.startswith("stage=")), "ppo")
     parent = Path("logs") / kind
     if not list(parent.glob(f"{name}/result.json")):

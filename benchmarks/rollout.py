@@ -61,9 +61,8 @@ def by_generate(lm: PreTrainedModel, ids: Tensor, mask: Tensor, lengths: Tensor)
     """Tokens and their log-probabilities from generate."""
     out = lm.generate(
         ids, attention_mask=mask.long(), do_sample=True, top_k=0, top_p=1.0, max_new_tokens=int(lengths.max()),
-        pad_token_id=0,
-        eos_token_id=None, stopping_criteria=StoppingCriteriaList([AtLength(ids.shape[1], lengths)]),
-        output_logits=True, return_dict_in_generate=True,
+        pad_token_id=0, eos_token_id=None, output_logits=True, return_dict_in_generate=True,
+        stopping_criteria=StoppingCriteriaList([AtLength(ids.shape[1], lengths)]),
     )  # fmt: skip
     lm.compute_transition_scores(out.sequences, out.logits, normalize_logits=True)
 

@@ -12,7 +12,7 @@ from src.kernels.fast_layers import Linear, TransposedLinear
 from src.models.adapters import not_adaptable
 from src.models.quantized_linear import QuantizedLinear, require_bitsandbytes
 
-PLAIN = (nn.Linear, Conv1D, Linear, TransposedLinear)  # exactly: others have products of their own
+PLAIN = (nn.Linear, Conv1D, Linear, TransposedLinear)  # exactly: others compute their products otherwise
 
 
 def quantize(lm: PreTrainedModel, how: str | None) -> PreTrainedModel:

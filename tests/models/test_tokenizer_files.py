@@ -86,7 +86,7 @@ def write_gpt2(folder: Path, **options: Any) -> str:
 
 
 def test_a_class_that_fits_is_used(tmp_path: Path) -> None:
-    """Also one that is told to put a space before a text, as RoBERTa's may be."""
+    """Also one that puts a space before a text, as RoBERTa's may be."""
     (tmp_path / "llama").mkdir()
     path = write_llama(tmp_path / "llama")
     assert type(load_tokenizer(path)).__name__ == "LlamaTokenizer"
