@@ -15,6 +15,8 @@ from tests.test_ddp_runs import PPO, TINY, assert_same_run, run, start, train
 
 pytestmark = pytest.mark.slow
 FULL = "model.lora=null"
+BEST = ("ppo.held_out.every=1", "ppo.held_out.best=score")
+ADAPTER = "adapter/adapter_model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def test_reward_stage_by_shards(sft: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("given", [
-    ["ppo.held_out.every=1", "ppo.held_out.best=score", "rollout.lag=1", "correction=truncate"], [FULL],
+    [*BEST, "rollout.lag=1", "correction=truncate"], [FULL],
 ], ids=["lora", "full"])  # fmt: skip
 def test_ppo_by_shards(sft: Path, tmp_path: Path, given: list[str]) -> None:
     """Checklist 40, 48. Rollouts on gathered layers, one step behind too; scores, updates, held-out answers, export."""
@@ -45,10 +47,14 @@ def test_ppo_by_shards(sft: Path, tmp_path: Path, given: list[str]) -> None:
     assert_same_run(*folders, "model/model.safetensors")
 
 
-@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
-def test_a_run_killed_at_two_ranks_goes_on_at_one_and_at_four(sft: Path, tmp_path: Path, trainer: str) -> None:
+@pytest.mark.parametrize(("trainer", "given", "weights"), [
+    ("ddp", [], ADAPTER), ("fsdp", [], ADAPTER), ("fsdp", [FULL, *BEST], "model/model.safetensors"),
+], ids=["ddp", "fsdp", "fsdp-full-best"])  # fmt: skip
+def test_a_run_killed_at_two_ranks_goes_on_at_one_and_at_four(
+    sft: Path, tmp_path: Path, trainer: str, given: list[str], weights: str
+) -> None:
     """Checklist 48, 61. The same batches, so the same result up to rounding as of a run that nobody killed."""
-    given = [*PPO, f"model.path={sft / 'model'}", "callbacks.checkpoint.every=1", "kl_controller=adaptive"]
+    given = [*PPO, f"model.path={sft / 'model'}", "callbacks.checkpoint.every=1", "kl_controller=adaptive", *given]
     whole = run(tmp_path / "whole", "ppo", *given)
     command = [*TINY, *given, "ppo.num_iterations=3", "name=x"]
     process = start(*command, f"trainer={trainer}", "trainer.devices=2", f"log_dir={tmp_path / 'killed'}")
@@ -65,4 +71,4 @@ def test_a_run_killed_at_two_ranks_goes_on_at_one_and_at_four(sft: Path, tmp_pat
         code, out, err = train(*command, *other.split(), f"log_dir={tmp_path / name}")
         assert code == 0, err
         assert "resuming from" in out
-        assert_same_run(whole, tmp_path / name / "ppo/x", "adapter/adapter_model.safetensors")
+        assert_same_run(whole, tmp_path / name / "ppo/x", weights)
