@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import platform
+import subprocess
 import tokenize
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -13,11 +14,10 @@ from pathlib import Path
 import torch
 import yaml
 
-from src.runs.report import git_revision
-
 ROOT = Path(__file__).parents[1]
 # what can change a number that is measured; not the command line, logs, reports, chat and export
 ROOMS = ("core", "data", "kernels", "models", "modules", "rewards", "rollout", "stages", "types.py")
+WRITTEN = (":!docs", ":!benchmarks/results")
 LAYOUT = {tokenize.NEWLINE: "\n", tokenize.INDENT: ">", tokenize.DEDENT: "<"}
 IGNORED = (tokenize.COMMENT, tokenize.NL, tokenize.ENCODING, tokenize.ENDMARKER)
 STATEMENT_BEGINS = ("", *LAYOUT.values())
@@ -26,12 +26,22 @@ STATEMENT_BEGINS = ("", *LAYOUT.values())
 def source() -> dict[str, str]:
     """Commit, day, processor and threads of a measurement that ends now."""
     return {
-        "commit": git_revision() or "unknown",
+        "commit": commit(),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "processor": processor(),
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
     }
+
+
+def commit() -> str:
+    """The commit, with `-dirty` when the code differs from it; tables and pages, which studies write, do not count."""
+    git = ["git", "-C", str(ROOT)]
+    found = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+    if found.returncode:
+        return "unknown"
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", *WRITTEN], check=False).returncode
+    return found.stdout.strip() + "-dirty" * changed
 
 
 def provenance() -> str:

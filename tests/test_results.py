@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 
 import pytest
 
+from benchmarks import provenance
 from benchmarks.provenance import ROOT, essence, rooms
 from benchmarks.repeats import repeated
 from benchmarks.seeds import newest_result
@@ -92,6 +94,24 @@ def test_the_room_that_changed_is_named(tmp_path):
         file.write_text(text.replace(old, new), encoding="utf-8")
     after = rooms(script, root=tmp_path)
     assert {name for name in before if before[name] != after[name]} == {"core", "conf"}
+
+
+def test_tables_that_a_study_has_written_leave_the_commit_clean_and_code_does_not(tmp_path, monkeypatch):
+    for name in ("src/a.py", "benchmarks/results/a.md", "docs/results.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1\n")
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    assert provenance.commit() == "unknown"
+    given = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-C", str(tmp_path)]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run(["git", *given, *command], check=True)
+    clean = provenance.commit()
+    assert len(clean) == 12
+    for name in ("benchmarks/results/a.md", "docs/results.md"):
+        (tmp_path / name).write_text("2\n")
+    assert provenance.commit() == clean
+    (tmp_path / "src/a.py").write_text("2\n")
+    assert provenance.commit() == f"{clean}-dirty"
 
 
 def test_the_newest_result_of_a_seed_is_not_that_of_another(tmp_path):
