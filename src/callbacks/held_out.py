@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from math import inf
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from src.callbacks.rollout import as_prompts
+from src.checkpointing.checkpoint import at_end
 from src.errors import ConfigError, require
 from src.models.weights import restore, snapshot
 from src.modules.ppo import PPOModule
@@ -30,7 +32,8 @@ class HeldOut(Callback):
 
     `best`: the measure that decides, as `score`; with a minus sign the lowest value is the best. The run then ends with
     the best policy, and after `patience` measurements in a row without a better one. The same random numbers are
-    drawn each time, from a stream of their own, so the training of a run is the same without this callback.
+    drawn each time, from a stream of their own, so the training of a run is the same without this callback. Must come
+    after what ends a training (`Alarms`), or the run would not end with the best policy then.
     """
 
     def __init__(self, maker: ExperienceMaker, seed: int, every: int, best: str | None, patience: int | None) -> None:
@@ -57,7 +60,7 @@ class HeldOut(Callback):
             pl_module.log_dict(as_metrics(figures), batch_size=len(answers.prompts))
             self._remember(figures, pl_module)
         trainer.should_stop = trainer.should_stop or self._ends()
-        if self.best_policy and (self._ends() or iteration == trainer.num_training_batches):
+        if self.best_policy and at_end(trainer, iteration):
             with torch.no_grad():
                 restore(self.best_policy, pl_module.roles.policy_parameters())
             at = (self._best_at() + 1) * self.every
@@ -81,7 +84,8 @@ class HeldOut(Callback):
         name = self.best.removeprefix("-")
         if name not in figures:
             raise ConfigError(f"ppo.held_out.best={self.best}: the measures are {', '.join(sorted(figures))}")
-        self.values.append(figures[name].value * (-1 if self.best.startswith("-") else 1))
+        value = figures[name].value * (-1 if self.best.startswith("-") else 1)
+        self.values.append(value if value == value else -inf)  # not a number: worse than any
         if self._best_at() == len(self.values) - 1:
             kept = snapshot(module.roles.policy_parameters())
             self.best_policy = [tensor if isinstance(tensor, DTensor) else tensor.cpu() for tensor in kept]

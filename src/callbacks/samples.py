@@ -80,7 +80,7 @@ class SampleTable(Callback):
 
     def _rows(self) -> list[list[Any]]:
         """All samples without the numbers of their tokens."""
-        samples = [json.loads(line) for table in self.tables.values() for line in table.splitlines()]
+        samples = [json.loads(line) for table in self.tables.values() for line in table.split("\n") if line]
         return [[sample[column] for column in self.columns] for sample in samples]
 
     def state_dict(self) -> dict[str, Any]:

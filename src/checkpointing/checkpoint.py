@@ -14,6 +14,8 @@ from src.loggers.csv import CsvTables
 from src.utils.phases import phase
 
 ROLLOUT = "rollout/"  # prefix of metrics that an iteration measures before its updates
+HELD_OUT = "held_out/"  # prefix of metrics that only some iterations measure
+VALIDATION = "/val_loss"  # what only the last step of a stage with a validation measures
 NAME = re.compile(r"iteration-(\d+)\.ckpt")
 BEST = "best.ckpt"  # a link to the best checkpoint
 
@@ -47,6 +49,8 @@ class IterationCheckpoint(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save every `every` iterations; the last iteration of a stage with a final validation is saved after it."""
+        if self.best is None:
+            self._require_logged(trainer)
         measured = batch["experience"].rollout.policy_version if self._by_rollouts() else 0
         if (self.folder / f"iteration-{measured}.ckpt").is_file():
             self._update_best(trainer, measured)
@@ -115,13 +119,24 @@ class IterationCheckpoint(Callback):
         """Whether `best_metric` is measured before the updates of its iteration."""
         return self.best_metric is not None and self.best_metric.startswith(ROLLOUT)
 
-    def _update_best(self, trainer: Trainer, done: int) -> None:
-        """Make the checkpoint of `done` iterations the best if its `best_metric` is better than that of the best."""
-        if self.best_metric is None:
-            return
+    def _require_logged(self, trainer: Trainer) -> None:
+        """Refuse a name that nobody logs; what is measured from time to time may come later."""
         logged = trainer.callback_metrics
-        allowed = f"null or a number that is logged: {', '.join(sorted(logged))}"
-        require(self.best_metric in logged, "best_metric", self.best_metric, allowed)
+        if self.best_metric is None or self.best_metric in logged or self.best_metric.startswith(HELD_OUT):
+            return
+        if trainer.enable_validation and self.best_metric.endswith(VALIDATION):
+            return
+        names = ", ".join(sorted(logged))
+        require(False, "best_metric", self.best_metric, f"null or a number that is logged: {names}")
+
+    def _update_best(self, trainer: Trainer, done: int) -> None:
+        """Make the checkpoint of `done` iterations the best if its `best_metric` is better than that of the best.
+
+        A checkpoint of an iteration that has not measured it is never the best.
+        """
+        logged = trainer.callback_metrics if trainer.validating else logged_now(trainer)
+        if self.best_metric is None or self.best_metric not in logged:
+            return
         value = float(logged[self.best_metric])
         sign = 1 if self.best_mode == "max" else -1
         if value == value and (self.best is None or sign * value > sign * self.best[1]):
@@ -149,6 +164,11 @@ class IterationCheckpoint(Callback):
 def at_end(trainer: Trainer, done: int) -> bool:
     """Whether this is the last iteration."""
     return done == trainer.num_training_batches or trainer.should_stop
+
+
+def logged_now(trainer: Trainer) -> dict[str, Any]:
+    """The numbers that this iteration has logged; `callback_metrics` also keeps those of earlier ones."""
+    return dict(trainer._logger_connector.metrics["callback"])
 
 
 def note_row(trainer: Trainer) -> None:

@@ -131,5 +131,9 @@ def requeue() -> None:
     """Requeue this Slurm job; the same command then resumes from its checkpoint."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
-    failed = subprocess.run(["scontrol", "requeue", job], check=False).returncode
-    say(f"job {job} could not be requeued\n" if failed else f"job {job} is requeued\n")
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        say(f"job {job} could not be requeued: {error}\n")
+    else:
+        say(f"job {job} is requeued\n")

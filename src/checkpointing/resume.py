@@ -90,7 +90,7 @@ def newest_intact(folder: Path, *, set_aside: bool) -> Path | None:
             f"none of the checkpoints in {folder} can be read ({names}: damaged): resume=never starts "
             f"again in another folder"
         )
-    warnings.warn(f"{names} in {folder}: damaged; resuming from {saved[-1].name} instead", stacklevel=2)
+    warnings.warn(f"{names} in {folder}: damaged; {saved[-1].name} is used instead", stacklevel=2)
     for path in damaged if set_aside else ():
         path.rename(path.with_suffix(".damaged"))
     return saved[-1]
@@ -127,9 +127,10 @@ def may_change(key: str, now: dict[str, Any]) -> bool:
     """Whether a run may resume with another value of `key`: its results stay the same up to rounding.
 
     The length of a stage may change when the learning rate does not depend on it, and no batch is drawn ahead: after
-    the last iteration none is, and a longer run would lack it.
+    the last iteration none is, and a longer run would lack it. A run that ends with its best policy has gone back to it
+    in its last checkpoint, where a longer one goes on.
     """
-    if key in LENGTHS and now.get("rollout", {}).get("lag"):
+    if key in LENGTHS and (now.get("rollout", {}).get("lag") or now.get("ppo", {}).get("held_out", {}).get("best")):
         return False
     if key in LENGTHS:
         return now[key.partition(".")[0]]["lr_schedule"] == "constant_with_warmup"
@@ -144,7 +145,7 @@ def plain_config(run: Run) -> dict[str, Any]:
 
 def _refuse_changes(run: Run, code: Mapping[str, str], path: Path, tell: bool) -> None:
     """Refuse changes that change results; say what differs otherwise."""
-    checkpoint = _opened(path)
+    checkpoint = opened(path)
     before, now = checkpoint["run"]["config"], plain_config(run)
     own = path.parent.parent == Path(run.run_dir or "")
     changed = [key for key in changed_keys(before, now) if own or key != "resume"]
@@ -164,7 +165,7 @@ def _refuse_changes(run: Run, code: Mapping[str, str], path: Path, tell: bool) -
         log.info(f"resuming from {path}{_differences(changed, unsafe, edited, now)}")
 
 
-def _opened(path: Path) -> dict[str, Any]:
+def opened(path: Path) -> dict[str, Any]:
     """The content of a checkpoint of this version. Raises `CheckpointError` for anything else."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -168,9 +168,10 @@ def closest(key: str) -> str:
 
 
 def quoted(override: str) -> str:
-    """The override as Hydra can read it: a value with letters beyond ASCII is put into quotes, unless it has some."""
+    """The override as Hydra can read it: letters beyond ASCII and a ~ in front want quotes, unless there are some."""
     key, equals, value = override.partition("=")
-    if not equals or value.isascii() or re.search(r"""['"\[\]{}(),$\\\ud800-\udfff]""", value):
+    plain = value.isascii() and not value.startswith("~")
+    if not equals or plain or re.search(r"""['"\[\]{}(),$\\\ud800-\udfff]""", value):
         return override
     return f"{key}='{value}'"
 

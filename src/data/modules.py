@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from src.core.padding import pad_left
 from src.data.loaders import OrderedLoader, StreamLoader
 from src.data.rows import rows_of
+from src.data.tables import SPLITS
 from src.data.texts import EncodedText, collate_texts, encoded_texts, text_stream
 from src.errors import DataError, require
 from src.models.text import encode_completions, encode_prompts, response_lengths, shorten
@@ -40,6 +41,11 @@ class TextData(LightningDataModule):
         self.corpus, self.tokenizer = corpus, tokenizer
         self.batch_size, self.steps, self.eval_rows, self.max_tokens = batch_size, steps, eval_rows, max_tokens
         self.seed, self.answers_only = seed, answers_only
+
+    def setup(self, stage: str) -> None:
+        """Refuse a split without rows before anything is trained."""
+        for split in SPLITS:
+            rows_of(self.corpus, "texts", split)
 
     def train_dataloader(self) -> StreamLoader[EncodedText]:
         """Batches of `collate_texts`."""
@@ -87,6 +93,11 @@ class PairData(LightningDataModule):
         self.chat_template, self.with_response_mask = chat_template, lm_coef > 0
         self.batch_size, self.steps, self.max_tokens, self.seed = batch_size, steps, max_tokens, seed
 
+    def setup(self, stage: str) -> None:
+        """Refuse a split without rows before anything is trained."""
+        for split in SPLITS:
+            rows_of(self.corpus, "pairs", split)
+
     def train_dataloader(self) -> StreamLoader[PreferencePair]:
         """Collated pairs."""
         return StreamLoader(
@@ -96,11 +107,11 @@ class PairData(LightningDataModule):
 
     def val_dataloader(self) -> OrderedLoader[PreferencePair]:
         """All pairs of the validation split."""
-        return OrderedLoader(self.corpus.pairs("validation"), self.collate, self.batch_size)
+        return OrderedLoader(rows_of(self.corpus, "pairs", "validation"), self.collate, self.batch_size)
 
     def test_dataloader(self) -> OrderedLoader[PreferencePair]:
         """All pairs of the test split."""
-        return OrderedLoader(self.corpus.pairs("test"), self.collate, self.batch_size)
+        return OrderedLoader(rows_of(self.corpus, "pairs", "test"), self.collate, self.batch_size)
 
     def collate(self, pairs: list[PreferencePair], indices: list[int]) -> Batch:
         """{ids, mask (2B, S): all chosen, then all rejected; gap (B,), NaN where unknown}.
@@ -154,6 +165,10 @@ class PromptData(LightningDataModule):
         self.held_out_prompts = held_out_prompts
         self.max_prompt_tokens, self.max_text_tokens = max_prompt_tokens, max_text_tokens
         self.with_texts, self.seed = ptx_coef > 0, seed
+
+    def setup(self, stage: str) -> None:
+        """Refuse a test split without rows before anything is trained."""
+        rows_of(self.corpus, "prompts", "test")
 
     def train_dataloader(self) -> CombinedLoader:
         """Batches {prompts: fields of `src.types.Prompts`} and, with the PPO-ptx loss, {text: {ids, mask}}."""

@@ -9,7 +9,7 @@ from src.data.sources import Row
 from src.data.tables import SPLITS, check_split
 from src.errors import DataError, require
 from src.types import PromptRow
-from src.utils.gym import task_of
+from src.utils.gym import entries_of
 
 
 class ReasoningGym:
@@ -44,7 +44,7 @@ class ReasoningGym:
         require("{answer}" in answer_format, "answer_format", answer_format, "a text with {answer} in it")
         self.task, self.params, self.answer_format = task, params, answer_format
         self.writer = PromptWriter(None, chat, system, chat_template, tokenizer, trusted=trusted)
-        entries = distinct(task_of(task, params, questions, seed), questions)
+        entries = distinct(entries_of(task, params, questions, seed))
         cut = max(1, round(len(entries) * held_out))
         if len(entries) < 3 * cut or len(entries) < 10:
             raise DataError(f"data.task={task}: only {len(entries)} distinct questions with data.params={params}")
@@ -81,8 +81,6 @@ class ReasoningGym:
         ]
 
 
-def distinct(task: Any, questions: int) -> list[dict[str, Any]]:
-    """The entries whose question has not come before."""
-    return list(
-        {entry["question"]: entry for entry in (task[number] for number in reversed(range(questions)))}.values()
-    )
+def distinct(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The entries by question, the first of each; the last question comes first."""
+    return list({entry["question"]: entry for entry in reversed(entries)}.values())

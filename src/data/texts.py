@@ -32,7 +32,7 @@ def encoded_texts(
     Raises `DataError` with `answers_only` when texts and prompts of the corpus do not belong together, or when an
     answer begins after the cut.
     """
-    texts = list(corpus.texts(split)[:rows])
+    texts = list(rows_of(corpus, "texts", split)[:rows])
     encoded = encode_with_end(tokenizer, texts)
     lengths = list(map(len, encoded))
     if answers_only:

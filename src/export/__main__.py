@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig
 
-from src.checkpointing.checkpoint import checkpoints
+from src.checkpointing.resume import newest_intact, opened
 from src.config.schema import PPORun
 from src.errors import ConfigError, ModelError
 from src.export.model_card import model_card
@@ -91,16 +91,16 @@ def restore(run: RunFolder, folder: Path, trusted: bool) -> int:
     """Write the last checkpoint of an unfinished run as the run writes its model; returns its iteration."""
     if not trusted:
         refuse_unknown(run.config, str(run.folder), ())
-    saved = checkpoints(run.folder / "checkpoints")
-    if not saved:
+    newest = newest_intact(run.folder / "checkpoints", set_aside=False)
+    if newest is None:
         raise ConfigError(f"{run.folder}: the run is unfinished and has no checkpoint yet")
     stage = stage_of(run.config)
     module, _ = stage.build(stage.corpus(), folder)
-    state = torch.load(saved[-1], map_location="cpu", weights_only=True)
+    state = opened(newest)
     module.on_load_checkpoint(state)
     module.load_state_dict(state["state_dict"], strict=False)
     module.save(folder)
-    iteration = int(saved[-1].stem.removeprefix("iteration-"))
+    iteration = int(newest.stem.removeprefix("iteration-"))
     say(f"{run.folder}: the run is unfinished; exporting its checkpoint of step {iteration}, without results")
     return iteration
 

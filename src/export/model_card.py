@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from src.runs.find import RunFolder
 
@@ -85,7 +86,7 @@ def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def license_of(base: str | None) -> str | None:
-    """The license in the base model's card, which is in its folder or in the hub's cache."""
+    """The license in the base model's card, which is in its folder or in the hub's cache; None if it cannot be read."""
     if base is None:
         return None
     card = Path(base) / "README.md"
@@ -94,7 +95,10 @@ def license_of(base: str | None) -> str | None:
         if not isinstance(cached, str):
             return None
         card = Path(cached)
-    return ModelCard.load(card).data.license
+    try:
+        return ModelCard.load(card).data.license
+    except (ValueError, OSError, YAMLError):
+        return None
 
 
 def _base_note(base: str | None) -> str:

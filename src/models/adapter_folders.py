@@ -32,20 +32,23 @@ def adapter_config(path: str, above: frozenset[Path] = frozenset()) -> PeftConfi
         return None
     try:
         config = PeftConfig.from_pretrained(path)
-    except (KeyError, TypeError, ValueError) as error:
+        kind, base = config.peft_type.value, config.base_model_name_or_path
+        if base is not None and not isinstance(base, str):
+            raise TypeError(f"base_model_name_or_path is {base!r}")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"no usable adapter at {path!r}: peft cannot read {CONFIG} ({error!r:.120})") from error
-    if isinstance(config, PromptLearningConfig) or not config.base_model_name_or_path:
-        lacking = "names no base" if not config.base_model_name_or_path else "adds to the prompt"
+    if isinstance(config, PromptLearningConfig) or not base:
+        lacking = "names no base" if not base else "adds to the prompt"
         raise ModelError(
-            f"no usable adapter at {path!r}: a {config.peft_type.value} adapter that {lacking} cannot be merged into a "
+            f"no usable adapter at {path!r}: a {kind} adapter that {lacking} cannot be merged into a "
             f"base; give a LoRA adapter or a whole model"
         )
     above |= {Path(path).resolve()}
-    if Path(config.base_model_name_or_path).resolve() in above:
+    if Path(base).resolve() in above:
         raise ModelError(
             f"no usable adapter at {path!r}: base_model_name_or_path leads back to it; name the base in its {CONFIG}"
         )
-    adapter_config(config.base_model_name_or_path, above)
+    adapter_config(base, above)
     return config
 
 

@@ -97,9 +97,17 @@ def _critic(rows: Rows) -> str | None:
 
 def _entropy(rows: Rows) -> str | None:
     change = _change(rows, "policy/entropy")
-    return (
-        "entropy {:.3g} -> {:.3g} nats per token".format(*change) if change and change[1] < 0.05 * change[0] else None
-    )
+    collapsed = change and change[1] < 0.05 * change[0] and not _knows(rows)
+    return "entropy {:.3g} -> {:.3g} nats per token".format(*change) if change and collapsed else None
+
+
+def _knows(rows: Rows) -> bool:
+    """Whether the score rose, varies half as much as at first or less, and answers differ as before: they are right."""
+    names = ("rollout/score", "rollout/score_std", "rollout/distinct")
+    score, spread, distinct = (_change(rows, name) for name in names)
+    if score is None or spread is None or distinct is None:
+        return False
+    return score[1] > score[0] and spread[1] <= 0.5 * spread[0] and distinct[1] >= 0.75 * distinct[0]
 
 
 def _length(rows: Rows) -> str | None:
@@ -178,7 +186,7 @@ RULES = (
     Rule(
         "critic explains nothing",
         _critic,
-        "the critic learns too slowly, or returns have another scale",
+        "the critic learns too slowly, returns have another scale, or prompts tell little of the score",
         "a higher ppo.critic_lr, ppo.critic_warmup or ppo.value_clip",
     ),
     Rule(

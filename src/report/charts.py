@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+from urllib.parse import quote
 
 from bokeh.embed import json_item
 from bokeh.models import ColumnDataSource, HoverTool
@@ -195,5 +196,4 @@ def _from_to(points: Sequence[Point]) -> str:
 
 
 def _chart(name: str, title: str, summary: str, plot: figure) -> Chart:
-    key = "".join(c if c.isalnum() else "-" for c in name)
-    return Chart(key, title, summary, dict(json_item(plot)))
+    return Chart(quote(name, safe=""), title, summary, dict(json_item(plot)))

@@ -105,7 +105,7 @@ def read_run(folder: Path) -> RunData:
         run.missing.append("there is no result: the run trains, was interrupted or failed; the same command resumes it")
     run.reward = read("margins.json", _reward, {}, needed=run.stage == "reward" and run.finished)
     if run.stage == "ppo":
-        run.comparison = read("comparison.jsonl", lambda path: _lines(path, run.missing), [], needed=run.finished)
+        run.comparison = read("comparison.jsonl", lambda path: _pairs(path, run.missing), [], needed=run.finished)
         for path in sorted((folder / "samples").glob("iteration-*.jsonl")):
             run.samples += read(f"samples/{path.name}", lambda path: _lines(path, run.missing), [])
         if not run.samples:
@@ -118,12 +118,18 @@ def figures(result: dict[str, Any]) -> dict[str, dict[str, tuple[float, list[flo
     groups = {name: group for name, group in result.items() if isinstance(group, dict)}
     return {
         name: {
-            figure: (value, (group.get("interval") or {}).get(figure))
-            for figure, value in group.items()
-            if isinstance(value, int | float)
+            figure: (value, _ends(group, figure)) for figure, value in group.items() if isinstance(value, int | float)
         }
         for name, group in groups.items()
     }
+
+
+def _ends(group: dict[str, Any], figure: str) -> list[float] | None:
+    """The interval of a figure; None where there is none, or something else."""
+    intervals = group.get("interval")
+    ends = intervals.get(figure) if isinstance(intervals, dict) else None
+    numbers = isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends)
+    return ends if numbers else None
 
 
 def _sources(folder: Path) -> list[Path]:
@@ -134,8 +140,9 @@ def _sources(folder: Path) -> list[Path]:
         return []
     found = []
     for stage, node in (("reward", "reward"), ("sft", "model")):
-        path = (config.get(node) or {}).get("path")
-        places = [] if not path else [Path(path), Path(path).parent]
+        block = config.get(node)
+        path = block.get("path") if isinstance(block, dict) else None
+        places = [Path(path), Path(path).parent] if isinstance(path, str) and path else []
         if folder.name in STAGES:  # of a pipeline, which may have been moved
             places.append(folder.with_name(stage))
         found += [place for place in places if (place / "config.yaml").is_file()][:1]
@@ -174,10 +181,24 @@ def _table(path: Path, missing: list[str]) -> Table:
 def _lines(path: Path, missing: list[str]) -> list[dict[str, Any]]:
     """The objects of a file with one per line; a line that was cut off is left out."""
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1):
         try:
             content = json.loads(line)
             found.append(content if isinstance(content, dict) else dict(content))
         except (ValueError, TypeError) as error:
             missing.append(f"{path.name}, line {number}: {error}; the line is left out")
     return found
+
+
+def _pairs(path: Path, missing: list[str]) -> list[dict[str, Any]]:
+    """The lines of the comparison that have a prompt and both answers."""
+    rows = _lines(path, missing)
+    found = [row for row in rows if isinstance(row.get("prompt"), str) and _answered(row)]
+    if len(found) < len(rows):
+        missing.append(f"{path.name}: {len(rows) - len(found)} lines without a prompt and two answers are left out")
+    return found
+
+
+def _answered(row: dict[str, Any]) -> bool:
+    answers = [row.get(role) for role in ("sft", "ppo")]
+    return all(isinstance(answer, dict) and isinstance(answer.get("response"), str) for answer in answers)

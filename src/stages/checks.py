@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterator, Mapping
+from math import lcm
 from pathlib import Path
 from typing import Any, NoReturn
 
 from transformers import PretrainedConfig
 
-from src.checkpointing.checkpoint import ROLLOUT
+from src.checkpointing.checkpoint import HELD_OUT, ROLLOUT
 from src.checkpointing.checksum import SUMS, damaged_models
 from src.config.schema import Lora, Model, PPORun, RewardRun, Run, SFTRun, Sharded
 from src.config.validate import refuse
@@ -198,6 +199,12 @@ def _check_held_out(run: PPORun) -> None:
         refuse("ppo.held_out.every", held_out.every, why)
     if held_out.best is not None and held_out.best.endswith("gold") and run.gold_reward is None:
         refuse("ppo.held_out.best", held_out.best, "needs a gold reward: choose one with gold_reward")
+    if held_out.best is not None and run.ppo.early_stop is not None:
+        refuse("ppo.held_out.best", held_out.best, "early_stop=gold decides too which policy is kept: early_stop=none")
+    saved, measured = run.callbacks.checkpoint, held_out.every or run.ppo.num_iterations + 1
+    if (saved.best_metric or "").startswith(HELD_OUT) and lcm(saved.every, measured) > run.ppo.num_iterations:
+        why = "no iteration is both measured and saved: change ppo.held_out.every or callbacks.checkpoint.every"
+        refuse("callbacks.checkpoint.best_metric", saved.best_metric, why)
 
 
 def _check_correction(run: PPORun) -> None:

@@ -90,9 +90,9 @@ class PPOStage(Stage[PPORun]):
         samples = self.run.ppo.samples
         return [
             RolloutCallback(self.maker, self.run.seed, self.run.rollout.lag),
+            Alarms(self.run.ppo.stop_on_alarm),
             *self._held_out(),
             Resources(),
-            Alarms(self.run.ppo.stop_on_alarm),
             SampleTable(str(folder / "samples"), samples.every, samples.rows),
             ComparisonTable(str(folder)),
             Curves(str(folder)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import nan
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,6 +67,31 @@ def test_the_lowest_with_a_minus_sign() -> None:
 def test_without_patience_the_last_iteration_returns_to_the_best() -> None:
     policy = Policy()
     assert trained(meter(patience=None), [0.1, 0.5, 0.4], policy, total=6) is None
+    assert policy.weight.item() == 4
+
+
+def test_a_training_that_something_else_ends_returns_to_the_best_too() -> None:
+    """An alarm, which comes before it, after the fifth iteration."""
+    policy, measuring = Policy(), meter(patience=None)
+    trainer: Any = SimpleNamespace(should_stop=False, num_training_batches=100)
+    measured = iter([0.1, 0.5])
+    measuring._answers = lambda *_: Answers(("p",), ("a b",), {"score": [next(measured)], "kl": [1.0]})  # type: ignore[method-assign]
+    for i in range(5):
+        policy.weight.data.add_(1)
+        trainer.should_stop = i == 4
+        measuring.on_train_batch_end(trainer, policy, None, None, i)  # type: ignore[arg-type]
+    assert policy.weight.item() == 4
+
+
+def test_what_is_no_number_is_never_the_best() -> None:
+    """A measure of a user's corpus may be none."""
+    policy, measuring = Policy(), meter(patience=None, best="odd")
+    trainer: Any = SimpleNamespace(should_stop=False, num_training_batches=6)
+    measured = iter([nan, 0.1, nan])
+    measuring._answers = lambda *_: Answers(("p",), ("a",), {"score": [1.0], "kl": [1.0], "odd": [next(measured)]})  # type: ignore[method-assign]
+    for i in range(6):
+        policy.weight.data.add_(1)
+        measuring.on_train_batch_end(trainer, policy, None, None, i)  # type: ignore[arg-type]
     assert policy.weight.item() == 4
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -128,3 +129,15 @@ def test_the_final_comparison_is_a_line_per_prompt(tmp_path: Path) -> None:
     assert [(row["sft"]["score"], row["ppo"]["score"]) for row in rows] == [(1.0, 3.0), ("nan", "nan"), (4.0, 5.0)]
     assert rows[2]["ppo"]["kl"] == 0.5
     assert not (tmp_path / "other" / "comparison.jsonl").exists()
+
+
+def test_a_line_is_a_sample_whatever_is_in_its_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Characters at which Python splits lines and JSON does not: U+2028, U+2029, U+0085."""
+    text, wandb = "a\u2028b\u2029c\u0085d", Tables()
+    monkeypatch.setattr(samples, "select", lambda whole, rows: replace(whole, rollout=odd(whole.rollout)))
+
+    def odd(rollout: Any) -> Any:
+        return replace(rollout, responses=tuple(text for _ in rollout.responses))
+
+    go(SampleTable(str(tmp_path), every=3, rows=4), trainer(wandb), last=3)
+    assert [row["response"] for row in wandb.rows] == [text] * 8

@@ -63,7 +63,9 @@ def test_the_newest_sound_checkpoint_is_taken_and_damaged_ones_are_named(tmp_pat
     for number in (10, 11):
         (tmp_path / f"iteration-{number}.ckpt").write_bytes(b"torn")
     for set_aside, left in ((False, 4), (True, 2)):
-        with pytest.warns(UserWarning, match=r"iteration-11.ckpt, iteration-10.ckpt .*resuming from iteration-2.ckpt"):
+        with pytest.warns(
+            UserWarning, match=r"iteration-11.ckpt, iteration-10.ckpt .*iteration-2.ckpt is used instead"
+        ):
             assert newest_intact(tmp_path, set_aside=set_aside) == tmp_path / "iteration-2.ckpt"
         assert len(checkpoints(tmp_path)) == left
     for number in (1, 2):
@@ -124,6 +126,32 @@ def test_a_best_metric_that_nobody_logs_is_refused(base: str, tmp_path: Path) ->
         fit(make_module(make_roles(base)), tmp_path, maker=make_maker(), callbacks=(callback,))
     with pytest.raises(SettingError, match="best_mode"):
         IterationCheckpoint("x", 1, 1, None, "highest")
+
+
+class SayAtTimes(Say):
+    """Logs a value after those iterations only that have one."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self.values[batch_idx] is not None:
+            super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+
+def test_what_was_measured_before_says_nothing_of_a_later_policy(base: str, tmp_path: Path) -> None:
+    """Measured after iterations 2 and 4: the third and fifth have the value of the policy before theirs, and lose."""
+    callback = IterationCheckpoint(str(tmp_path / "saved"), every=1, keep=1, best_metric="held_out/mine")
+    say = SayAtTimes([None, 3.0, None, 1.0, None], "held_out/mine")  # type: ignore[list-item]
+    fit(
+        make_module(make_roles(base), iterations=5),
+        tmp_path,
+        maker=make_maker(),
+        iterations=5,
+        callbacks=(say, callback),
+    )
+    assert callback.best == (2, 3.0)
+    assert [path.stem for path in checkpoints(tmp_path / "saved")] == ["iteration-2", "iteration-5"]
+    late = IterationCheckpoint(str(tmp_path / "late"), every=3, keep=1, best_metric="held_out/mine")
+    fit(make_module(make_roles(base), iterations=5), tmp_path, maker=make_maker(), iterations=5, callbacks=(say, late))
+    assert (late.best, late.saved) == (None, 5)
 
 
 class FullDisk(Callback):

@@ -12,7 +12,7 @@ import pytest
 from lightning.pytorch import Callback
 
 from src.checkpointing.checkpoint import IterationCheckpoint, checkpoints
-from src.checkpointing.graceful_stop import GracefulStop
+from src.checkpointing.graceful_stop import GracefulStop, requeue
 from src.errors import SettingError
 from src.utils.signals import Interrupted
 from tests.tiny import FOREIGN_WARNINGS, fit, make_maker, make_module, make_roles, write_lm
@@ -128,3 +128,18 @@ def test_slurms_signal_saves_at_the_boundary_and_requeues_the_job(
     assert found == (signal.SIGUSR1, ["iteration-2"])
     assert (tmp_path / "asked").read_text() == "requeue 17\n"
     assert not list(tmp_path.rglob("hpc_ckpt*"))
+
+
+def test_a_job_that_cannot_be_requeued_is_said(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Without the program, as in many containers, and where it refuses."""
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    requeue()
+    assert "job 17 could not be requeued: [Errno 2] No such file or directory: 'scontrol'" in capfd.readouterr().err
+    (tmp_path / "scontrol").write_text("#!/bin/sh\nexit 3\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    requeue()
+    assert "job 17 could not be requeued: " in (said := capfd.readouterr().err)
+    assert "exit status 3" in said

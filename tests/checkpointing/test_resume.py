@@ -179,3 +179,11 @@ def test_a_run_one_step_behind_keeps_its_length(tmp_path: Path) -> None:
     for lag, may in ((0, True), (1, False)):
         content = plain_config(configured(tmp_path, schedule, f"rollout.lag={lag}"))
         assert may_change("ppo.num_iterations", content) == may
+
+
+def test_a_run_that_ends_with_its_best_policy_keeps_its_length(tmp_path: Path) -> None:
+    """Its last checkpoint holds that policy, with the moments of a later one."""
+    measured = ["ppo.lr_schedule=constant_with_warmup", "ppo.held_out.every=5"]
+    for best, may in (("null", True), ("score", False)):
+        content = plain_config(configured(tmp_path, *measured, f"ppo.held_out.best={best}"))
+        assert may_change("ppo.num_iterations", content) == may

@@ -262,3 +262,10 @@ def test_a_configuration_does_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
         run.seed = 3  # type: ignore[misc]
     assert re.search(r"^\{'stage': 'ppo'", str(run.plain()))
+
+
+def test_a_home_folder_is_spelled_out_where_no_shell_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    run = compose(["experiment=none", "model=tiny", "reward=learned", "model.path=~/sft/model", "reward.path=~/rm"])
+    assert (run.model.path, run.reward.path) == ("/home/me/sft/model", "/home/me/rm")
+    assert compose(["model=gpt2", "reward=vader"]).model.path == "openai-community/gpt2"

@@ -13,7 +13,7 @@ from src.config.compose import compose, leaves
 from src.data.loaders import OrderedLoader, StreamLoader
 from src.data.modules import PairData, PromptData, TextData, rows_of
 from src.errors import DataError
-from src.types import Corpus, PromptRow
+from src.types import Corpus, PreferencePair, PromptRow
 from tests.tiny import TinyCorpus, tokenizer
 
 ROWS = [f"row {i}" for i in range(10)]
@@ -172,3 +172,32 @@ def test_a_corpus_of_other_rows_is_refused_with_what_to_give() -> None:
         rows_of(Films([]), "pairs", "train")
     with pytest.raises(DataError, match=r"the corpus \(list\) has no method prompts\(split\): PPO needs one"):
         PromptData(["my dog is"], tokenizer()).train_dataloader()  # type: ignore[arg-type]
+
+
+class Gap(TinyCorpus):
+    """A corpus of which one split has no rows."""
+
+    def __init__(self, without: str) -> None:
+        self.without = without
+
+    def texts(self, split: str) -> list[str]:
+        return [] if split == self.without else super().texts(split)
+
+    def pairs(self, split: str) -> list[PreferencePair]:
+        return [] if split == self.without else super().pairs(split)
+
+    def prompts(self, split: str) -> list[PromptRow]:
+        return [] if split == self.without else super().prompts(split)
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_split_without_rows_is_refused_before_anything_is_trained(split: str) -> None:
+    sizes: dict[str, Any] = {"batch_size": 2, "steps": 1, "max_tokens": 8, "seed": 1}
+    texts = TextData(Gap(split), tokenizer(), eval_rows=2, **sizes)
+    pairs = PairData(Gap(split), tokenizer(), chat_template=False, lm_coef=0.0, **sizes)
+    for data, name in ((texts, "texts"), (pairs, "pairs")):
+        with pytest.raises(DataError, match=rf"Gap\.{name}\('{split}'\) is empty"):
+            data.setup("fit")
+    if split == "test":
+        with pytest.raises(DataError, match=r"Gap\.prompts\('test'\) is empty"):
+            PromptData(Gap(split), tokenizer()).setup("fit")

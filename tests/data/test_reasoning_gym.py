@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +159,27 @@ def test_a_task_trains(task: str, tmp_path: Path) -> None:
     table = next((tmp_path / "ppo").glob("*/metrics.csv")).read_text()
     for name in ("right", "without_answer", "failed"):
         assert f"rollout/score_{name}" in table
+
+
+def test_every_process_asks_the_same_questions() -> None:
+    """A task that goes through a set of letters, whose order Python draws for each process."""
+    code = "from src.utils.gym import entries_of; print([e['question'] for e in entries_of('ransom_note', None, 5, 1)])"
+    made = [
+        subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, stdout=subprocess.PIPE, check=True
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert made[0] == made[1] != b"[]\n"
+
+
+def test_a_task_that_fails_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import reasoning_gym.arithmetic.chain_sum as c\n"
+        "def fails(self, number): raise RuntimeError('no such number')\n"
+        "c.ChainSumDataset.__getitem__ = fails\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    said = r"data\.task=chain_sum: reasoning-gym cannot make its questions: RuntimeError: no such number"
+    with pytest.raises(DataError, match=said):
+        corpus()

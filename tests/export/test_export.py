@@ -21,7 +21,7 @@ from src.config.compose import compose
 from src.errors import ConfigError, ModelError
 from src.export import __main__ as command
 from src.export.__main__ import export
-from src.export.model_card import _without_folders, model_card
+from src.export.model_card import _without_folders, license_of, model_card
 from src.export.parity import compare
 from src.runs.find import RunFolder
 from tests.tiny import EOS, FOREIGN_WARNINGS, PAD, make_module, make_roles, write_lm
@@ -121,6 +121,30 @@ def test_of_an_unfinished_run_the_last_checkpoint_is_taken(tiny_run, tmp_path, c
             t for n, t in tensors.items() if n.endswith(name.split("base_model.", 1)[1].replace("default", "policy"))
         ]
         assert torch.equal(tensor, kept)
+
+
+def test_of_an_unfinished_run_a_damaged_checkpoint_is_not_taken(tiny_run, tmp_path, monkeypatch, capsys):
+    """One flipped bit of the newest: the one before it, with a warning; with none before it a sentence."""
+    run = tmp_path / "unfinished"
+    shutil.copytree(tiny_run[0], run)
+    (run / "result.json").unlink()
+    newest = run / "checkpoints/iteration-2.ckpt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"iteration-2\.ckpt in .*: damaged; iteration-1\.ckpt is used instead"):
+        out = export(str(run), str(tmp_path / "out"))
+    assert "checkpoint of step 1" in (out / "README.md").read_text()
+    assert newest.is_file()
+    (run / "checkpoints/iteration-1.ckpt").unlink()
+    assert refusal(run, f"out={tmp_path}/none", monkeypatch=monkeypatch) == 2
+    assert "none of the checkpoints" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("card", [b"---\nlicense: [mit\n---\n", b"\xff\xfe", b"---\n- mit\n---\n"])
+def test_a_card_that_cannot_be_read_gives_no_license(card, tmp_path):
+    (tmp_path / "README.md").write_bytes(card)
+    assert license_of(str(tmp_path)) is None
 
 
 def refusal(*arguments, monkeypatch):

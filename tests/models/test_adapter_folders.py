@@ -135,3 +135,13 @@ def test_an_adapter_whose_base_leads_back_to_it_is_refused(adapter: Path, tmp_pa
         for load in (load_config, load_tokenizer, lambda path: load_causal_lm(model_settings(path))):
             with pytest.raises(ModelError, match=r"base_model_name_or_path leads back to it; name the base in its"):
                 load(path)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"peft_type": "LORA", "base_model_name_or_path": 3}'])
+def test_an_adapter_config_of_another_shape_is_one_sentence(content: str, adapter: Path) -> None:
+    (adapter / "adapter_config.json").write_text(content)
+    for load in (load_config, load_tokenizer):
+        with pytest.raises(
+            ModelError, match=r"no usable adapter at '.*': (peft cannot read adapter_config.json|a LORA)"
+        ):
+            load(str(adapter))

@@ -17,6 +17,7 @@ from src.report.read import read_run
 from src.runs.report import unusual
 from tests.report.runs import write_run
 
+UNUSUAL = {"sentiment": set(), "arithmetic": {4}}
 RECORDED = Path(__file__).parent / "recorded"
 SICK = {  # recorded by benchmarks/sick.py: the curve that leaves first, and that it does so before this step
     "wrong_sign": ("rollout/kl", 10),
@@ -116,11 +117,11 @@ def test_the_recorded_band_is_that_of_the_recorded_seeds(path, tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted(bands.HOME.glob("*.json")), ids=lambda path: path.stem)
-def test_no_seed_leaves_the_band_of_the_others(path):
-    """How often a healthy run would be called unusual: in none of as many."""
-    assert {seed: [one.name for one in found] for seed, found in left_out(path.stem, tables(path.stem)).items()} == {
-        seed: [] for seed in tables(path.stem)
-    }
+def test_which_seeds_leave_the_band_of_the_others(path):
+    """How often a run would be called unusual: of ten seeds none, and of sums one, whose SFT learned half of them."""
+    left_bands = {seed for seed, found in left_out(path.stem, tables(path.stem)).items() if found}
+    assert left_bands == UNUSUAL[path.stem]
+    assert len(tables(path.stem)) == 10
 
 
 @pytest.mark.parametrize("name", SICK)

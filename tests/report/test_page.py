@@ -148,3 +148,12 @@ def test_a_page_that_cannot_be_written_whole_leaves_the_old_one(tmp_path, monkey
         write_page(folder)
     monkeypatch.undo()
     assert (folder / "report.html").read_text(encoding="utf-8") == before
+
+
+def test_names_that_differ_in_a_sign_have_their_own_curves(tmp_path):
+    """A reward over HTTP names its numbers itself."""
+    rows = {step: {"rollout/score_a.b": 1.0 * step, "rollout/score_a_b": -1.0 * step} for step in range(1, 5)}
+    tags = Tags(page_of(write_run(tmp_path / "run", metrics=rows)))
+    drawn = [attributes["data-chart"] for _, attributes in tags.tags if "data-chart" in attributes]
+    assert len(set(drawn)) == len(drawn) == len(json.loads(tags.data["data"])["charts"])
+    assert len([name for name in drawn if "score_a" in name]) == 2

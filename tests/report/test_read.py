@@ -111,3 +111,30 @@ def test_no_run_is_one_sentence(tmp_path):
         stage_folders(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="no run lies there"):
         stage_folders(tmp_path)
+
+
+def test_a_line_is_a_sample_whatever_is_in_its_text(tmp_path):
+    """Characters at which Python splits lines and JSON does not."""
+    odd = [{"iteration": 1, "prompt": "A", "response": "a\u2028b\u2029c\u0085d", "score": 1.0, "finished": True}]
+    folder = write_run(tmp_path / "run", samples=odd)
+    assert odd[0]["response"] in (folder / PIECES["samples"]).read_text(encoding="utf-8")
+    assert (read_run(folder).samples, read_run(folder).missing) == (odd, [])
+
+
+def test_what_is_of_another_shape_is_left_out_and_the_page_is_made(tmp_path):
+    folder = write_run(tmp_path / "run")
+    good = (folder / "comparison.jsonl").read_text(encoding="utf-8")
+    bad = [
+        {"prompt": "p", "sft": "text", "ppo": {"response": "b"}},
+        {"sft": {"response": "a"}, "ppo": {"response": "b"}},
+    ]
+    (folder / "comparison.jsonl").write_text(good + "".join(json.dumps(row) + "\n" for row in bad), encoding="utf-8")
+    result = json.loads((folder / "result.json").read_text())
+    result["ppo"]["interval"] = {name: [None, None] for name in result["ppo"]["interval"]}
+    (folder / "result.json").write_text(json.dumps(result) + "\n")
+    (folder / "config.yaml").write_text("stage: ppo\nmodel: x\nreward: 3\n")
+    run = read_run(folder)
+    assert len(run.comparison) == good.count("\n")
+    assert run.missing == ["comparison.jsonl: 2 lines without a prompt and two answers are left out"]
+    assert stage_folders(folder) == [folder]
+    assert run.missing[0] in write_page(folder).read_text(encoding="utf-8")

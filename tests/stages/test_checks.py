@@ -96,6 +96,21 @@ def test_who_keeps_the_policy_that_sampled_must_still_have_it_one_step_behind() 
         stage_of(compose([*keep, *others])).check()
 
 
+def test_what_decides_which_policy_is_kept_is_one_and_is_measured() -> None:
+    run = ["experiment=none", "reward=vader", "model=tiny", "ppo.num_iterations=30", "ppo.held_out.every=5"]
+    best = "callbacks.checkpoint.best_metric=held_out/score"
+    both = [*run, "ppo.held_out.best=score", "early_stop=gold", "gold_reward=vader"]
+    assert refusal(compose(both)).startswith("ppo.held_out.best='score': early_stop=gold decides too")
+    for others in ([], ["ppo.held_out.every=null"], ["callbacks.checkpoint.every=7"]):
+        every = [] if others and "checkpoint" in others[0] else ["callbacks.checkpoint.every=10"]
+        made = compose([*run, best, *every, *others])
+        if not others:
+            stage_of(made).check()
+        else:
+            said = "callbacks.checkpoint.best_metric='held_out/score': no iteration is both measured and saved"
+            assert refusal(made).startswith(said)
+
+
 def test_a_model_that_is_not_the_one_its_run_wrote_is_refused(tmp_path: Path) -> None:
     """One flipped bit, which no loader would see."""
     path = write_lm(tmp_path / "run/model")

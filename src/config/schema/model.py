@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from src.config.schema.nodes import LARGEST, Count, Positive, Share, Typed
+from src.config.schema.nodes import LARGEST, Count, Location, Positive, Share, Typed
 
 
 class Lora(Typed):
@@ -50,7 +50,7 @@ class Model(Typed):
     """The language model."""
 
     name: str
-    path: str | None
+    path: Location | None
     dtype: Literal["float32", "bfloat16", "float16", "float64"]
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"]
     gradient_checkpointing: bool

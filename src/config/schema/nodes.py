@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from os.path import expanduser
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -38,6 +39,7 @@ Unit = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Norm = Annotated[float, Field(gt=0, allow_inf_nan=True)]  # infinite: nothing is clipped
 FolderName = Annotated[str, AfterValidator(is_folder_name)]
+Location = Annotated[str, AfterValidator(expanduser)]  # a folder or a name on the hub; no shell expands the ~ after a =
 Schedule = Literal["linear", "cosine", "constant_with_warmup"]
 
 

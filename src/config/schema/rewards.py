@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from src.config.schema.nodes import Count, NonNegative, Positive, Target, Typed
+from src.config.schema.nodes import Count, Location, NonNegative, Positive, Target, Typed
 
 
 class NoArguments(Typed):
@@ -12,7 +12,7 @@ class NoArguments(Typed):
 class LearnedReward(Typed):
     """A reward model."""
 
-    path: str | None
+    path: Location | None
     batch_size: Count
 
 

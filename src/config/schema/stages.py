@@ -13,6 +13,7 @@ from src.config.schema.nodes import (
     CountOrNone,
     FolderName,
     Length,
+    Location,
     Node,
     NonNegative,
     Norm,
@@ -72,7 +73,7 @@ class ScratchNet(Scratch):
 class PretrainedNet(Typed):
     """A model of any architecture."""
 
-    path: str
+    path: Location
     lora: Lora | None
     chat_template: bool
 
