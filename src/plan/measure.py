@@ -1,7 +1,8 @@
 """Measure this machine's rates, in CPU seconds on one thread, or seconds of a GPU: `python -m src.plan.measure`.
 
 Small models of several shapes sample, score and learn by the code of training. Each pass is a sum over kinds of work,
-amount times seconds per unit; the seconds per unit, at least 0, are those that leave the least relative squared error.
+amount times seconds per unit; the seconds per unit, at least 0, are those that leave the least relative squared error,
+scaled to be right on the (geometric) mean.
 CPU seconds are those of this process, so other programs lengthen them little.
 """
 
@@ -136,6 +137,8 @@ def fitted(measured: list[Sample]) -> dict[str, float]:
     """Seconds per unit of each kind, none below 0, with the least sum of ((prediction - seconds) / seconds)^2.
 
     The least squares of every choice of kinds that are not 0 are tried: the best without a negative one is the answer.
+    Least squares of relative errors come out low, so the answer is then scaled: the geometric mean of prediction /
+    seconds is 1.
     """
     amounts = np.array([[asdict(work)[kind] / spent for kind in HERE] for work, spent in measured])
     scale = np.maximum(amounts.max(axis=0), 1e-300)
@@ -148,6 +151,8 @@ def fitted(measured: list[Sample]) -> dict[str, float]:
         error = float(((amounts @ found - 1) ** 2).sum())
         if (found >= 0).all() and error < best:
             best, answer = error, found
+    ratios = amounts @ answer
+    answer /= np.exp(np.log(ratios[ratios > 0]).mean()) if (ratios > 0).any() else 1.0
     return {kind: float(value) for kind, value in zip(HERE, answer / scale, strict=True)}
 
 

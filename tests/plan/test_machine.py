@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,14 @@ def passes(true: dict[str, float]) -> list[tuple[Work, float]]:
 
 def test_the_fit_finds_the_seconds_that_made_the_passes():
     assert fitted(passes(TRUE)) == pytest.approx(TRUE, rel=1e-6)
+
+
+def test_the_fit_is_right_on_the_mean_where_passes_scatter():
+    """Least squares of relative errors alone would be low: each of two kinds of pass is off by the same factor."""
+    noisy = [(work, spent * (1.5 if i % 2 else 1 / 1.5)) for i, (work, spent) in enumerate(passes(TRUE))]
+    found = fitted(noisy)
+    ratios = [sum(found[k] * n for k, n in asdict(work).items() if k in found) / spent for work, spent in noisy]
+    assert math.prod(ratios) == pytest.approx(1)
 
 
 def test_no_kind_has_negative_seconds():
