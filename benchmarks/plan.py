@@ -75,11 +75,12 @@ LLAMA = {
 }  # fmt: skip
 CASES = (
     Case("GPT-2, LoRA, all layers", "gpt2", GPT2, "", 32, 32),
-    Case("GPT-2, LoRA, top 1 of 4 layers, bfloat16", "gpt2", GPT2, "model.lora.layers=1 model.dtype=bfloat16", 32, 32),
+    Case("GPT-2, LoRA, top 1 of 4 layers, bfloat16", "gpt2", GPT2, "model.lora.layers=1 model.dtype=bfloat16", 32, 32,
+         rows=64),
     Case("GPT-2, every weight", "gpt2", GPT2, "model.lora=null", 24, 24),
     Case("Small Llama, LoRA, long responses", "llama", NARROW, "ppo.micro_batch_size=4", 16, 160, rows=8),
     Case("Small Llama, critic in the top layer, bfloat16", "llama", NARROW,
-         "model.lora.critic_layers=1 model.dtype=bfloat16", 48, 24),
+         "model.lora.critic_layers=1 model.dtype=bfloat16", 48, 24, rows=64),
     Case("Llama, LoRA, bfloat16", "llama", LLAMA, "model.dtype=bfloat16 ppo.micro_batch_size=4", 24, 40),
     Case("Llama, LoRA, no critic, checkpointing", "llama", LLAMA,
          "advantage=rloo rollout.samples_per_prompt=2 model.gradient_checkpointing=true", 40, 16),
