@@ -49,8 +49,6 @@ class IterationCheckpoint(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save every `every` iterations; the last iteration of a stage with a final validation is saved after it."""
-        if self.best is None:
-            self._require_logged(trainer)
         measured = batch["experience"].rollout.policy_version if self._by_rollouts() else 0
         if (self.folder / f"iteration-{measured}.ckpt").is_file():
             self._update_best(trainer, measured)
@@ -58,12 +56,14 @@ class IterationCheckpoint(Callback):
             return
         note_row(trainer)
         if (batch_idx + 1) % self.every == 0 or at_end(trainer, batch_idx + 1):
+            self._require_logged(trainer)
             self.save(trainer, batch_idx + 1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last iteration of a stage together with its validation."""
         done = trainer.fit_loop.total_batch_idx + 1
         if trainer.state.fn == "fit" and at_end(trainer, done):
+            self._require_logged(trainer)
             self.save(trainer, done)
 
     @phase("saving")
@@ -120,14 +120,11 @@ class IterationCheckpoint(Callback):
         return self.best_metric is not None and self.best_metric.startswith(ROLLOUT)
 
     def _require_logged(self, trainer: Trainer) -> None:
-        """Refuse a name that nobody logs; what is measured from time to time may come later."""
-        logged = trainer.callback_metrics
-        if self.best_metric is None or self.best_metric in logged or self.best_metric.startswith(HELD_OUT):
+        """Refuse a name that nobody has logged until a checkpoint is due; what is measured more rarely comes later."""
+        name, logged = self.best_metric, trainer.callback_metrics
+        if name is None or name.startswith(HELD_OUT) or (trainer.enable_validation and name.endswith(VALIDATION)):
             return
-        if trainer.enable_validation and self.best_metric.endswith(VALIDATION):
-            return
-        names = ", ".join(sorted(logged))
-        require(False, "best_metric", self.best_metric, f"null or a number that is logged: {names}")
+        require(name in logged, "best_metric", name, f"null or a number that is logged: {', '.join(sorted(logged))}")
 
     def _update_best(self, trainer: Trainer, done: int) -> None:
         """Make the checkpoint of `done` iterations the best if its `best_metric` is better than that of the best.

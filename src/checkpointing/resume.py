@@ -128,7 +128,7 @@ def may_change(key: str, now: dict[str, Any]) -> bool:
 
     The length of a stage may change when the learning rate does not depend on it, and no batch is drawn ahead: after
     the last iteration none is, and a longer run would lack it. A run that ends with its best policy has gone back to it
-    in its last checkpoint, where a longer one goes on.
+    in its last checkpoint, from which a longer one would continue.
     """
     if key in LENGTHS and (now.get("rollout", {}).get("lag") or now.get("ppo", {}).get("held_out", {}).get("best")):
         return False

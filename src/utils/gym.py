@@ -39,7 +39,7 @@ def task_of(task: str, params: dict[str, Any] | None, size: int = 1, seed: int =
 def entries_of(task: str, params: dict[str, Any] | None, questions: int, seed: int) -> list[dict[str, Any]]:
     """The first `questions` entries of a task, the same ones in every process.
 
-    Some tasks go through sets of texts, whose order Python draws anew for each process. So the entries are made by a
+    Some tasks go through sets of texts, whose order Python draws for each process. So the entries are made by a
     process that draws none (PYTHONHASHSEED=0). Raises `DataError` as `task_of` does, and for a task that fails.
     """
     task_of(task, params, questions, seed)  # its refusals, in this process

@@ -154,6 +154,19 @@ def test_what_was_measured_before_says_nothing_of_a_later_policy(base: str, tmp_
     assert (late.best, late.saved) == (None, 5)
 
 
+def test_a_number_of_ones_own_may_be_logged_when_a_checkpoint_is_due(base: str, tmp_path: Path) -> None:
+    callback = IterationCheckpoint(str(tmp_path / "saved"), every=3, keep=1, best_metric="mine")
+    say = SayAtTimes([None, None, 3.0, None, None])  # type: ignore[list-item]
+    fit(
+        make_module(make_roles(base), iterations=5),
+        tmp_path,
+        maker=make_maker(),
+        iterations=5,
+        callbacks=(say, callback),
+    )
+    assert callback.best == (3, 3.0)
+
+
 class FullDisk(Callback):
     """From the second iteration on no file can be longer than a few kilobytes."""
 

@@ -211,7 +211,7 @@ def has(*names: str) -> Make:
 RUN = "the run's folder as it was"
 OLD = has("metrics.csv", "checkpoints/iteration-1.ckpt")
 CHECKPOINTS = [
-    Case("the newest one torn", "train model.path={lm}", "iteration-2.ckpt in {tmp}/logs/ppo/tiny/checkpoints: damaged; iteration-1.ckpt is used instead", 0, "the run goes on from the one before; the torn one is renamed", lambda p: torn(p, 2), RESUMED, has("result.json", "checkpoints/iteration-2.damaged", "checkpoints/iteration-2.ckpt")),
+    Case("the newest one torn", "train model.path={lm}", "iteration-2.ckpt in {tmp}/logs/ppo/tiny/checkpoints: damaged; iteration-1.ckpt is used instead", 0, "the run continues from the one before; the torn one is renamed", lambda p: torn(p, 2), RESUMED, has("result.json", "checkpoints/iteration-2.damaged", "checkpoints/iteration-2.ckpt")),
     Case("every one torn", "train model.path={lm}", "none of the checkpoints in {tmp}/logs/ppo/tiny/checkpoints can be read (iteration-2.ckpt, iteration-1.ckpt: damaged): resume=never starts again in another folder", 2, RUN, lambda p: torn(p, 1, 2), RESUMED, OLD),
     Case("made with other settings", "train model.path={lm} ppo.gamma=0.5", "{tmp}/logs/ppo/tiny/checkpoints/iteration-2.ckpt was made with other settings, and these change results: ppo.gamma (1.0 -> 0.5); give the same again, or allow_config_change=true to resume with the change, or resume=never to start again", 2, RUN, Place.unfinished, RESUMED, OLD),
     Case("made with another model", "train model.path={tmp}/model", "the checkpoint was made with other frozen weights (of its roles) than this run has: give the same, or allow_config_change=true to resume with the change, or resume=never to start again", 2, RUN, lambda p: (p.unfinished(), other_weights(p)), RESUMED, OLD),
