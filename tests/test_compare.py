@@ -56,6 +56,12 @@ def test_every_contender_is_counted_for_what_it_does() -> None:
     assert score["trunk"] == whole["reward"] * 8 / 12
     assert whole["reference"] - score["reference"] == score["trunk"]
     assert by_name["ours_adapter_reward"]["score"]["reward"] > whole["reward"]
+    assert by_name["trl_both"]["train"] == by_name["ours_lora"]["train"]
+    assert by_name["trl_lora_bf16"] == by_name["trl_lora"]
+    critic, both = by_name["ours_critic_top"], by_name["ours_top_bf16"]
+    for phase in ("score", "train"):
+        assert critic[phase]["critic"] == both[phase]["critic"] < by_name["ours_lora"][phase]["critic"]
+        assert critic[phase]["policy"] == by_name["ours_lora"][phase]["policy"]
 
 
 def test_decoding_reads_all_matrices_and_the_cache_for_each_token() -> None:

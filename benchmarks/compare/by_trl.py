@@ -1,5 +1,6 @@
-"""One process of TRL's PPO, run by a Python with TRL: `python -m benchmarks.compare.by_trl FOLDER lora|full`.
+"""One process of TRL's PPO, run by a Python with TRL: `python -m benchmarks.compare.by_trl FOLDER [WORD ...]`.
 
+The words `policy` and `critic` give each a LoRA adapter, `bfloat16` the precision of weights and products.
 TRL's own trainer runs. Phases are separated from outside: sampling ends when `batch_generation` returns, scoring when
 `forward` is first called with gradients.
 """
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import (
     AutoModelForCausalLM,
@@ -64,10 +65,10 @@ class PhaseClock(TrainerCallback):
         self.clock.finish(self.tokens)
 
 
-def settings(workload: Workload, folder: Path) -> PPOConfig:
+def settings(workload: Workload, folder: Path, half: bool) -> PPOConfig:
     """The workload as TRL's settings; accumulation over 1 gives one optimizer step per minibatch."""
     return PPOConfig(
-        output_dir=str(folder / "trl"), use_cpu=workload.device == "cpu", bf16=workload.device == "cuda",
+        output_dir=str(folder / "trl"), use_cpu=workload.device == "cpu", bf16=half,
         gradient_checkpointing=False, report_to=[],
         save_strategy="no", disable_tqdm=True, num_sample_generations=0, learning_rate=1e-5,
         per_device_train_batch_size=workload.rows, gradient_accumulation_steps=1,
@@ -80,9 +81,9 @@ def settings(workload: Workload, folder: Path) -> PPOConfig:
 def main() -> None:
     """Entry of the command line."""
     torch.set_num_threads(1)
-    folder, lora = Path(sys.argv[1]), sys.argv[2] == "lora"
-    workload = Workload.read(folder)
-    dtype = torch.bfloat16 if workload.device == "cuda" else torch.float32
+    folder, words = Path(sys.argv[1]), sys.argv[2:]
+    workload, half = Workload.read(folder), "bfloat16" in words
+    dtype = torch.bfloat16 if half else torch.float32
     tokenizer = AutoTokenizer.from_pretrained(folder / "policy", padding_side="left")
     lines = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
     prompts = [tokenizer(json.loads(line)["prompt"])["input_ids"] for line in lines]
@@ -91,19 +92,21 @@ def main() -> None:
     def classifier() -> Any:
         return AutoModelForSequenceClassification.from_pretrained(folder / "reward", num_labels=1, dtype=dtype)
 
-    adapter = LoraConfig(
-        r=workload.rank, lora_alpha=2 * workload.rank, lora_dropout=0.0, target_modules=["c_attn"],
-        task_type="CAUSAL_LM",
-    )  # fmt: skip
+    def adapter(kind: str) -> LoraConfig:
+        return LoraConfig(
+            r=workload.rank, lora_alpha=2 * workload.rank, lora_dropout=0.0, target_modules=["c_attn"], task_type=kind,
+            modules_to_save=["score"] if kind == "SEQ_CLS" else None,
+        )  # fmt: skip
+
     PPOTrainer(
-        args=settings(workload, folder),
+        args=settings(workload, folder, half),
         processing_class=tokenizer,
         model=AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=dtype),
         ref_model=None,
         reward_model=classifier(),
-        value_model=classifier(),
+        value_model=get_peft_model(classifier(), adapter("SEQ_CLS")) if "critic" in words else classifier(),
         train_dataset=Dataset.from_dict({"input_ids": prompts}),
-        peft_config=adapter if lora else None,
+        peft_config=adapter("CAUSAL_LM") if "policy" in words else None,
         callbacks=[PhaseClock(tokenizer, workload.device)],
     ).train()
 

@@ -87,11 +87,12 @@ def flops(contender: Contender, workload: Workload) -> dict[str, dict[str, int]]
     sampled = Pass(workload, [p + workload.new_tokens - 1 for p in prompts])
     read = Pass(workload, [p + workload.new_tokens for p in prompts])
     top = workload.top if contender.top_only else layers
+    critics = workload.top if contender.critic_top else top  # the layers below are the reference's
     adapted, critic = contender.policy_lora, contender.critic_lora
     cached = sampled.forward(layers, head=True) + (sampled.lora(top) if adapted else 0)
     score = {
         "reference": read.forward(top, head=True),
-        "critic": read.forward(top, lora=critic),
+        "critic": read.forward(critics, lora=critic),
         "reward": read.forward(layers, lora=contender.reward_lora),
     }
     if not contender.trl:  # TRL reuses the sampler's log-probabilities
@@ -100,6 +101,6 @@ def flops(contender: Contender, workload: Workload) -> dict[str, dict[str, int]]
         score["trunk"] = read.forward(layers - top)
     train = {
         "policy": workload.epochs * read.learn(top, lora=adapted, head=True),
-        "critic": workload.epochs * read.learn(top, lora=critic, head=False),
+        "critic": workload.epochs * read.learn(critics, lora=critic, head=False),
     }
     return {"rollout": {"policy": cached}, "score": score, "train": train}

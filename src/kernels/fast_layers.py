@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from src.kernels import padding_free
 from src.kernels.gelu import gelu_tanh
-from src.kernels.linear import few_sizes, linear, prepacked
+from src.kernels.linear import by_onednn, few_sizes, linear, prepacked
 from src.kernels.norm import FusedLlamaNorm, FusedQwen2Norm
 from src.utils.allocator import trim
 from src.utils.double_backward import is_twice_differentiable
@@ -97,4 +97,5 @@ def prepack(model: nn.Module) -> None:
 def layers_to_pack(model: nn.Module) -> list[Linear | TransposedLinear]:
     """The layers that `prepack` packs."""
     fast = [module for module in model.modules() if isinstance(module, Linear | TransposedLinear)]
-    return [layer for layer in fast if layer.weight.numel() >= WORTH_A_COPY.get(layer.weight.dtype, 2**63)]
+    worth = {dtype: size for dtype, size in WORTH_A_COPY.items() if by_onednn(dtype)}
+    return [layer for layer in fast if layer.weight.numel() >= worth.get(layer.weight.dtype, 2**63)]

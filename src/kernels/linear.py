@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -9,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ROWS = 256  # number of rows of x that the layout is chosen for; it suits other numbers too
+MARGIN = 1.3  # of the two libraries' times; 0.8 to 1.0 on Intel's processors, 2 on AMD's, so that noise decides nothing
 
 
 class _OneDNN(torch.autograd.Function):
@@ -52,9 +56,8 @@ class _LowRank(torch.autograd.Function):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Tensor | None = None) -> Tensor:
     """x W^T + b. Shapes: (..., K), (N, K), (N,) -> (..., N). `packed`: `prepacked(weight)`.
 
-    In float32 on a CPU by oneDNN; PyTorch would use MKL, at half the speed on CPUs that are not Intel's. The result is
-    the same up to rounding; PyTorch's compiler calls the same operator. Elsewhere, and in a build without that
-    operator, `torch.nn.functional.linear`. It can be differentiated any number of times.
+    In float32 on a CPU by oneDNN where `onednn_is_faster`; the result is the same up to rounding. Elsewhere
+    `torch.nn.functional.linear`. It can be differentiated any number of times.
     """
     if packed is not None and torch.is_autocast_enabled("cpu"):
         x = x.to(weight.dtype)
@@ -85,15 +88,39 @@ def low_rank(base: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> T
 def prepacked(weight: Tensor) -> Tensor | None:
     """A copy of a weight (N, K) in oneDNN's layout; None if its product does not use oneDNN.
 
-    Without it every product converts the weight to that layout. For float32 and bfloat16 on a CPU, unless autocast
-    computes in another dtype than the weight's.
+    Without it every product converts the weight to that layout. For bfloat16 on a CPU, and for float32 where
+    `onednn_is_faster`, unless autocast computes in another dtype than the weight's.
     """
     computed_in = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
-    plain = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
-    if not plain or computed_in != weight.dtype or not _has_onednn():
+    if weight.device.type != "cpu" or computed_in != weight.dtype or not by_onednn(weight.dtype):
         return None
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
     return packed
+
+
+def by_onednn(dtype: torch.dtype) -> bool:
+    """Whether products of matrices of that dtype on a CPU are oneDNN's: bfloat16, and float32 if that is faster."""
+    return _has_onednn() and (dtype == torch.bfloat16 or (dtype == torch.float32 and onednn_is_faster()))
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """Whether oneDNN multiplies float32 matrices faster than PyTorch's own choice, by `MARGIN` at least.
+
+    That choice is MKL, which is fast on Intel's processors only. Measured once per process, the best of six alternating
+    rounds, in about 30 milliseconds.
+    """
+    x, weight = torch.ones(ROWS, 768, device="cpu"), torch.ones(1024, 768, device="cpu")
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        seconds = [(_seconds(F.linear, x, weight), _seconds(_product, x, weight, None)) for _ in range(6)]
+    plain, own = (min(column) for column in zip(*seconds, strict=True))
+    return plain > MARGIN * own
+
+
+def _seconds(product: Callable[..., Tensor], *given: Tensor | None) -> float:
+    start = time.perf_counter()
+    product(*given)
+    return time.perf_counter() - start
 
 
 def few_sizes(count: int) -> int:
@@ -117,7 +144,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _float32_on_cpu(x: Tensor, weight: Tensor) -> bool:
     plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel() > 0 and x.dim() > 1
-    return plain and not torch.is_autocast_enabled("cpu") and _has_onednn()
+    return plain and not torch.is_autocast_enabled("cpu") and by_onednn(x.dtype)
 
 
 def _has_onednn() -> bool:

@@ -44,7 +44,7 @@ from src.models.sharding import plain_head
 from src.models.trunk import split
 from src.models.weights import restore, snapshot
 from src.types import Rollout
-from src.utils.allocator import LARGE, keep_freed_memory, return_freed_memory
+from src.utils.allocator import keep_freed_memory
 from src.utils.seeding import stream_seed
 
 Role = Literal["policy", "critic", "reference", "reward"]
@@ -286,8 +286,7 @@ def build_roles(
     """The roles on a base and its tokenizer (None: from the weights' folder); a seed gives the same new weights."""
     base = load_causal_lm(model)
     tokenizer = build_tokenizer(model) if tokenizer is None else tokenizer
-    whole_copies = model.lora is None and base.get_memory_footprint() >= LARGE
-    (return_freed_memory if whole_copies else keep_freed_memory)()
+    keep_freed_memory()
     with torch.random.fork_rng():
         torch.manual_seed(stream_seed(seed, "roles"))
         if model.lora is None:

@@ -9,20 +9,6 @@ from functools import cache
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # the names of the settings in glibc's malloc.h
 KEPT, LARGEST = 2**30, 2**25  # bytes; the second is the largest limit that glibc sets itself
-LARGE = 2**28  # bytes; whole copies of larger models would fill the memory: 64M parameters in float32
-LIMIT = 2**19  # bytes; activations of a few sequences are larger, tensors of a decoding step mostly smaller
-
-
-def return_freed_memory() -> None:
-    """Return blocks of 512 KiB or more to the system as soon as they are freed, for the whole process.
-
-    By default glibc starts with a limit of 128 KiB and raises it, up to 32 MiB, with each larger block that is freed.
-    Smaller blocks are kept, and with tensors of many sizes much of the kept memory fits no later tensor. A limit that
-    is set is constant (mallopt(3)). It costs time, as the system fills every new block with zeros. Does nothing with
-    another C library, or if MALLOC_MMAP_THRESHOLD_ is set.
-    """
-    if _is_glibc() and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LIMIT)
 
 
 def keep_freed_memory() -> None:

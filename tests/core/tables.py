@@ -237,6 +237,7 @@ OTHERS: dict[str, Call] = {
     "step_length": lambda i: natural_gradient.step_length(i.scores.square().sum(), 0.1),
     "pad_left": lambda i: padding.pad_left(i.token_rows, 0),
     "few_sizes": lambda i: torch.tensor(linear.few_sizes(i.ids.numel())),
+    "by_onednn": lambda i: torch.tensor(linear.by_onednn(i.logits.dtype)),
     "imitation": lambda i: preference.imitation(i.x.flatten()),
     "pairwise_loss": lambda i: preference.pairwise_loss(i.scores, -i.scores),
     "pairwise_accuracy": lambda i: preference.pairwise_accuracy(i.scores, -i.scores),

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from transformers.activations import NewGELUActivation
 
 from src.kernels import fast_layers as layers
+from src.kernels import linear
 from src.kernels.fast_layers import FusedGELU, Linear, TransposedLinear, with_fast_layers
 from src.models.loading import load_causal_lm
 from tests.models import architectures
@@ -56,6 +57,7 @@ def test_gradients_of_the_roles_stay(family: str, lora: bool, tmp_path: Path, mo
 def all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "LARGE", 1)
     monkeypatch.setattr(layers, "WORTH_A_COPY", {torch.float32: 1, torch.bfloat16: 1})
+    monkeypatch.setattr(linear, "onednn_is_faster", lambda: True)
 
 
 @families

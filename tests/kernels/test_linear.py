@@ -8,9 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from src.kernels.linear import few_sizes, linear, low_rank, prepacked
+from src.kernels import linear as kernel
+from src.kernels.linear import by_onednn, few_sizes, linear, low_rank, onednn_is_faster, prepacked
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["onednn", "mkl"])
+def onednn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether oneDNN is the faster library, whatever processor this is."""
+    monkeypatch.setattr(kernel, "onednn_is_faster", lambda: request.param)
+    return bool(request.param)
 
 
 def inputs(shape: tuple[int, ...], bias: bool, transposed: bool) -> list[Tensor]:
@@ -88,11 +96,11 @@ def test_rows_without_elements_pass() -> None:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(3, 7), (2, 300, 7), (1, 1, 7)])
 def test_a_prepacked_weight_gives_the_plain_product_with_its_gradient(
-    shape: tuple[int, ...], bias: bool, transposed: bool, dtype: torch.dtype
+    shape: tuple[int, ...], bias: bool, transposed: bool, dtype: torch.dtype, onednn: bool
 ) -> None:
     x, weight, *rest = [tensor.detach().to(dtype) for tensor in inputs(shape, bias, transposed)]
     packed = prepacked(weight)
-    assert packed is not None
+    assert (packed is not None) == (onednn or dtype == torch.bfloat16)
     x.requires_grad_()
     close = CLOSE if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.02}
     found, expected = linear(x, weight, *rest, packed=packed), F.linear(x, weight, *rest)
@@ -116,6 +124,27 @@ def test_autocast_decides_whether_a_weight_is_prepacked() -> None:
         assert_close(found, F.linear(x, half), atol=0.05, rtol=0.02)
     assert found.dtype == torch.bfloat16
     assert prepacked(weight.double()) is None
+
+
+def test_the_faster_library_is_found_by_the_time_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice as long is slower, 1.2 times is noise; asked once per process."""
+    for plain, expected in ((2.0, True), (1.2, False), (0.8, False)):
+        needed = {F.linear: plain, kernel._product: 1.0}
+        monkeypatch.setattr(kernel, "_seconds", lambda product, *_, needed=needed: needed[product])
+        onednn_is_faster.cache_clear()
+        assert onednn_is_faster() is expected
+    monkeypatch.setattr(kernel, "_seconds", lambda *_: pytest.fail("measured again"))
+    assert onednn_is_faster() is False
+    onednn_is_faster.cache_clear()
+
+
+def test_the_time_is_that_of_real_products() -> None:
+    onednn_is_faster.cache_clear()
+    assert onednn_is_faster() in (True, False)
+
+
+def test_float32_goes_the_faster_way_and_bfloat16_always_one_way(onednn: bool) -> None:
+    assert [by_onednn(dtype) for dtype in (torch.float32, torch.bfloat16, torch.float64)] == [onednn, True, False]
 
 
 def adapter(dtype: torch.dtype, rows: tuple[int, ...]) -> list[Tensor]:

@@ -7,6 +7,7 @@ import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LMHeadModel
 
 from benchmarks import memory_tables
+from src.kernels import linear
 from src.kernels.fast_layers import with_fast_layers
 from src.memory.estimate import (
     ADAM_STATES,
@@ -126,8 +127,11 @@ def test_the_page_says_what_the_code_says():
     ("dtype", "expected"),
     [("float32", 2 * 4 * 2 * 768 * 4 * 768), ("bfloat16", 2 * 2 * (768 * 3 * 768 + 2 * 768 * 4 * 768))],
 )
-def test_prepacked_weights_are_those_of_large_frozen_layers_and_main_memory(dtype: str, expected: int) -> None:
+def test_prepacked_weights_are_those_of_large_frozen_layers_and_main_memory(
+    dtype: str, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """GPT-2's two or three large layers of each block; none where every weight is trained, or where told so."""
+    monkeypatch.setattr(linear, "onednn_is_faster", lambda: True)
     config = GPT2Config(n_layer=2)
     said = of(config, dtype=dtype)
     assert said.weights[PREPACKED] == expected
@@ -136,6 +140,8 @@ def test_prepacked_weights_are_those_of_large_frozen_layers_and_main_memory(dtyp
     assert said.peak - plain.peak == expected
     assert said.on_gpu == plain.on_gpu
     assert PREPACKED not in of(config, lora=None).weights
+    monkeypatch.setattr(linear, "onednn_is_faster", lambda: False)
+    assert (PREPACKED in of(config, dtype=dtype).weights) == (dtype == "bfloat16")
 
 
 def test_without_the_fast_ways_nothing_is_prepacked_and_plain_layers_are_counted() -> None:

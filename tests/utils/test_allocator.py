@@ -9,65 +9,24 @@ import sys
 
 import pytest
 
-from src.models import roles
-from tests.tiny import FOREIGN_WARNINGS, make_roles, write_lm
-
-pytestmark = FOREIGN_WARNINGS
-
-# Of 200 blocks of 1 MiB every other one is freed. A larger block was freed before: with that glibc raises its limit.
-PROGRAM = """
-import sys
+RESIDENT = """
 import torch
-from src.utils.allocator import return_freed_memory
+from src.utils.allocator import keep_freed_memory, trim
 
 def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096 / 2**20
-
-if sys.argv[1] == "set":
-    return_freed_memory()
+"""
+# Of 200 blocks of 1 MiB every other one is freed. A larger block was freed before: with that glibc raises its limit.
+HOLES = """
 large = torch.ones(2**22)
 del large
 blocks = [torch.ones(2**18) for _ in range(200)]
 before = resident()
 del blocks[::2]
+trim()
 print(before - resident())
 """
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
-@pytest.mark.parametrize(
-    ("argument", "environment", "returned"),
-    [("not set", {}, False), ("set", {}, True), ("set", {"MALLOC_MMAP_THRESHOLD_": str(2**25)}, False)],
-    ids=["plain", "set", "the user's own setting"],
-)
-def test_freed_blocks_go_back_to_the_system(argument: str, environment: dict[str, str], returned: bool) -> None:
-    """100 of 200 MiB were freed between blocks that are still used: all of it comes back, or none."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, argument],
-        check=True, stdout=subprocess.PIPE, text=True, env=inherited | environment,
-    )  # fmt: skip
-    assert float(done.stdout) == pytest.approx(100 if returned else 0, abs=20)
-
-
-@pytest.mark.parametrize("larger", [False, True])
-def test_only_whole_copies_of_a_large_model_ask_for_it(
-    larger: bool, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It costs time, and copies of a small model, or adapters, take little memory."""
-    asked: list[bool] = []
-    monkeypatch.setattr(roles, "return_freed_memory", lambda: asked.append(True))
-    base = write_lm(tmp_path_factory.mktemp("base"))
-    size = make_roles(base, lora=None).models["reference"].get_memory_footprint()
-    assert not asked
-    monkeypatch.setattr(roles, "LARGE", size if larger else size + 1)
-    make_roles(base)
-    assert not asked
-    make_roles(base, lora=None)
-    assert asked == [True] * larger
-
-
 BLOCKS = """
 import ctypes
 libc = ctypes.CDLL(None)
@@ -103,8 +62,7 @@ def test_freed_memory_is_kept_until_it_is_given_back(call: str, environment: dic
     The blocks come from malloc itself: a tensor's own small record, kept by glibc for the next tensor, could lie
     behind its block and hold all before it.
     """
-    program = PROGRAM.partition("if sys.argv")[0].replace("import return", "import keep_freed_memory, trim, return")
-    program += f"END = int\n{call}\n{BLOCKS}"
+    program = f"{RESIDENT}\nEND = int\n{call}\n{BLOCKS}"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     done = subprocess.run(
         [sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True, env=inherited | environment
@@ -115,10 +73,8 @@ def test_freed_memory_is_kept_until_it_is_given_back(call: str, environment: dic
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_trimming_gives_back_what_is_kept() -> None:
     """The same blocks without a limit: what glibc keeps of the 100 MiB goes back when it is asked to."""
-    program = PROGRAM.replace("del blocks[::2]\n", "del blocks[::2]\ntrim()\n")
-    program = program.replace("import return_freed_memory", "import return_freed_memory, trim")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     done = subprocess.run(
-        [sys.executable, "-c", program, "not set"], check=True, stdout=subprocess.PIPE, text=True, env=inherited
+        [sys.executable, "-c", RESIDENT + HOLES], check=True, stdout=subprocess.PIPE, text=True, env=inherited
     )
     assert float(done.stdout) == pytest.approx(100, abs=20)
