@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## Run SFT, reward model and PPO on the embedded reviews; ARGS="seed=2" gives settings
 	$(BIN)/python -m src.pipeline $(ARGS)
 
-real: setup ## Fetch a real language model and film reviews rated by people, then the same on them; ARGS as above
+real: setup ## Fetch a real language model and film reviews rated by people, then the same on them; ARGS too
 	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'
 	$(BIN)/python -m examples.real_model
 	$(BIN)/python -m src.pipeline experiment=movie_reviews model.path=logs/real/smollm2-135m-instruct \

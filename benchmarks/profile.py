@@ -34,7 +34,7 @@ RESULTS = Path(__file__).parent / "results"
 CLOCK = "+callbacks.clock._target_"
 VARIANTS = ("ours_lora", "ours_lora_bf16", "ours_top_bf16", "ours_full")
 ATTENTION, ACTIVATION = "attention", "activation"
-WITHIN = {"_ShortRows": ATTENTION, "_GELU": ACTIVATION}  # autograd functions whose operators are all of one kind
+WITHIN = {"_ShortRows": ATTENTION}  # an autograd function whose operators are all of one kind
 KINDS = {
     "matrix products": ("mm", "addmm", "bmm", "baddbmm", "linear_pointwise", "linear", "matmul", "einsum", "vecdot"),
     ATTENTION: ("scaled_dot_product", "softmax"),

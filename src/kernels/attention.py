@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TILES = {torch.float32: 40}  # approximate number of queries per tile
-TILE = 128  # in other precisions, as bfloat16 is faster with fewer and larger products
+TILES = {torch.float32: 64}  # approximate number of queries per tile
+TILE = 256  # in other precisions, as bfloat16 is faster with fewer and larger products
 
 
 class _ShortRows(torch.autograd.Function):

@@ -12,11 +12,9 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.pytorch_utils import Conv1D
 
 from src.kernels import padding_free
-from src.kernels.gelu import gelu_tanh
 from src.kernels.linear import by_onednn, few_sizes, linear, prepacked
 from src.kernels.norm import FusedLlamaNorm, FusedQwen2Norm
 from src.utils.allocator import trim
-from src.utils.double_backward import is_twice_differentiable
 
 LARGE = 2**18  # smallest number of weights for which the faster product saves more than its call costs
 WORTH_A_COPY = {torch.float32: 2**21, torch.bfloat16: 2**20}  # smallest layers that are worth packing
@@ -71,7 +69,7 @@ class FusedGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x of any shape -> the same shape."""
-        return gelu(x, approximate="tanh") if is_twice_differentiable() else gelu_tanh(x)
+        return gelu(x, approximate="tanh")
 
 
 def with_fast_layers(model: PreTrainedModel) -> PreTrainedModel:

@@ -27,7 +27,7 @@ from src.core import (
     rewards,
     value_losses,
 )
-from src.kernels import attention, gelu, linear
+from src.kernels import attention, linear
 from src.models import vocab_head
 from src.types import Episodes
 
@@ -207,7 +207,6 @@ OTHERS: dict[str, Call] = {
     "low_rank": lambda i: linear.low_rank(
         i.logits, i.logits, HEAD_WEIGHT.to(i.logits.dtype), HEAD_WEIGHT.to(i.logits.dtype).t(), 2.0
     ),
-    "gelu_tanh": lambda i: gelu.gelu_tanh(i.x),
     "short_rows": lambda i: attention.short_rows(
         *i.logits.flatten(0, 1)[None, None].expand(3, 1, 1, -1, -1), [i.ids.numel()], 1.0
     ),

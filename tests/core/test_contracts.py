@@ -20,7 +20,7 @@ from torch.testing import assert_close
 
 import src.core
 from src.core import estimators
-from src.kernels import attention, gelu, linear
+from src.kernels import attention, linear
 from src.models import vocab_head
 from tests.core.tables import (
     CONSTANT_OUTSIDE,
@@ -34,7 +34,7 @@ from tests.core.tables import (
     tensors,
 )
 
-BESIDE = (attention, gelu, linear, vocab_head)  # pure functions of tensors, in other rooms
+BESIDE = (attention, linear, vocab_head)  # pure functions of tensors, in other rooms
 ALL = MASKED | OTHERS
 DIFFERENTIABLE = [name for name in MASKED if name not in NEVER_DIFFERENTIATED_WITHOUT_VARIANCE]
 quick = settings(deadline=None, derandomize=True, max_examples=15)
