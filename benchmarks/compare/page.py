@@ -49,7 +49,7 @@ special tokens are -100, so none of them is ever sampled; the tokens are counted
 What is not comparable:
 
 - In TRL the value model is a separate model with its own base and one optimizer for both. In the LoRA row all its
-  weights are trained, as TRL gives an adapter to the policy alone; in the row with two adapters peft has wrapped it before.
+  weights are trained, as TRL gives an adapter to the policy alone; in the row with two peft has wrapped it before.
 - TRL's update pads every row to the longest prompt and runs the vocabulary head on all positions; this project
   trims each minibatch and runs the head on response tokens. The limit counts real tokens and response positions for
   both.
