@@ -61,7 +61,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Tensor
     """
     if packed is not None and torch.is_autocast_enabled("cpu"):
         x = x.to(weight.dtype)
-    if packed is None and not _float32_on_cpu(x, weight):
+    if packed is None and not _float32_by_onednn(x, weight):
         return F.linear(x.contiguous(), weight, bias)  # for a slice of a batch it would copy the weight for every row
     if not torch.is_grad_enabled():
         return _product(x, weight if packed is None else packed, bias)
@@ -141,7 +141,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product
 
 
-def _float32_on_cpu(x: Tensor, weight: Tensor) -> bool:
+def _float32_by_onednn(x: Tensor, weight: Tensor) -> bool:
     plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel() > 0 and x.dim() > 1
     return plain and not torch.is_autocast_enabled("cpu") and by_onednn(x.dtype)
 

@@ -136,34 +136,27 @@ class SayAtTimes(Say):
             super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
 
+def five_iterations(base: str, tmp_path: Path, *callbacks: Callback) -> None:
+    module = make_module(make_roles(base), iterations=5)
+    fit(module, tmp_path, maker=make_maker(), iterations=5, callbacks=callbacks)
+
+
 def test_what_was_measured_before_says_nothing_of_a_later_policy(base: str, tmp_path: Path) -> None:
     """Measured after iterations 2 and 4: the third and fifth have the value of the policy before theirs, and lose."""
     callback = IterationCheckpoint(str(tmp_path / "saved"), every=1, keep=1, best_metric="held_out/mine")
     say = SayAtTimes([None, 3.0, None, 1.0, None], "held_out/mine")  # type: ignore[list-item]
-    fit(
-        make_module(make_roles(base), iterations=5),
-        tmp_path,
-        maker=make_maker(),
-        iterations=5,
-        callbacks=(say, callback),
-    )
+    five_iterations(base, tmp_path, say, callback)
     assert callback.best == (2, 3.0)
     assert [path.stem for path in checkpoints(tmp_path / "saved")] == ["iteration-2", "iteration-5"]
     late = IterationCheckpoint(str(tmp_path / "late"), every=3, keep=1, best_metric="held_out/mine")
-    fit(make_module(make_roles(base), iterations=5), tmp_path, maker=make_maker(), iterations=5, callbacks=(say, late))
+    five_iterations(base, tmp_path, say, late)
     assert (late.best, late.saved) == (None, 5)
 
 
 def test_a_number_of_ones_own_may_be_logged_when_a_checkpoint_is_due(base: str, tmp_path: Path) -> None:
     callback = IterationCheckpoint(str(tmp_path / "saved"), every=3, keep=1, best_metric="mine")
     say = SayAtTimes([None, None, 3.0, None, None])  # type: ignore[list-item]
-    fit(
-        make_module(make_roles(base), iterations=5),
-        tmp_path,
-        maker=make_maker(),
-        iterations=5,
-        callbacks=(say, callback),
-    )
+    five_iterations(base, tmp_path, say, callback)
     assert callback.best == (3, 3.0)
 
 

@@ -138,9 +138,22 @@ def test_the_faster_library_is_found_by_the_time_it_needs(monkeypatch: pytest.Mo
     onednn_is_faster.cache_clear()
 
 
-def test_the_time_is_that_of_real_products() -> None:
+def test_both_libraries_are_timed_at_the_same_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ones: each number of the result is the 768 terms of its sum; the seconds are those of the product alone."""
+    clock, timed, seconds = [0.0], [], kernel._seconds
+    monkeypatch.setattr(kernel.time, "perf_counter", lambda: clock[0])
+
+    def product(*given: Tensor | None) -> Tensor:
+        clock[0] += 3.0
+        return torch.ones(1)
+
+    assert seconds(product) == 3.0
+    monkeypatch.setattr(kernel, "_seconds", lambda library, *given: timed.append(library(*given)) or 1.0)
     onednn_is_faster.cache_clear()
-    assert onednn_is_faster() in (True, False)
+    onednn_is_faster()
+    onednn_is_faster.cache_clear()
+    assert len(timed) >= 4
+    assert all(torch.equal(found, torch.full((256, 1024), 768.0)) for found in timed)
 
 
 def test_float32_goes_the_faster_way_and_bfloat16_always_one_way(onednn: bool) -> None:

@@ -9,6 +9,11 @@ import sys
 
 import pytest
 
+from src.models import roles
+from tests.tiny import FOREIGN_WARNINGS, make_roles, write_lm
+
+pytestmark = FOREIGN_WARNINGS
+
 RESIDENT = """
 import torch
 from src.utils.allocator import keep_freed_memory, trim
@@ -78,3 +83,14 @@ def test_trimming_gives_back_what_is_kept() -> None:
         [sys.executable, "-c", RESIDENT + HOLES], check=True, stdout=subprocess.PIPE, text=True, env=inherited
     )
     assert float(done.stdout) == pytest.approx(100, abs=20)
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_every_run_keeps_it(
+    lora: bool, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(roles, "keep_freed_memory", lambda: asked.append(True))
+    base = write_lm(tmp_path_factory.mktemp("base"))
+    make_roles(base) if lora else make_roles(base, lora=None)
+    assert asked == [True]
