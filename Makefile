@@ -45,7 +45,7 @@ test: setup ## Run the fast tests
 
 # pytest exits with 5 when it collects nothing; that is fine only as long as no test is marked slow.
 test-slow: setup ## Run the slow tests
-	$(BIN)/python -m pytest -m slow || { test $$? -eq 5 && ! grep -rqs --include='*.py' 'mark\.slow' tests; }
+	$(BIN)/python -m pytest -n 2 -m slow || { test $$? -eq 5 && ! grep -rqs --include='*.py' 'mark\.slow' tests; }
 
 fixed-points: setup ## Train every KL setting to its known optimum, from samples (about twenty minutes)
 	$(BIN)/python -W ignore -m tests.objectives.fixed_points

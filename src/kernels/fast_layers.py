@@ -12,7 +12,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.pytorch_utils import Conv1D
 
 from src.kernels import padding_free
-from src.kernels.linear import by_onednn, few_sizes, linear, onednn_is_faster, prepacked
+from src.kernels.linear import bfloat16_is_native, by_onednn, few_sizes, linear, onednn_is_faster, prepacked
 from src.kernels.norm import FusedLlamaNorm, FusedQwen2Norm
 from src.utils.allocator import trim
 
@@ -58,6 +58,7 @@ class TransposedLinear(Conv1D):
     """GPT-2's `Conv1D`, whose weight is transposed, with the faster product."""
 
     packed: Packed | None = None
+    product = staticmethod(linear)
 
     def forward(self, x: Tensor) -> Tensor:
         """x W + b, (..., K) -> (..., N)."""
@@ -81,10 +82,14 @@ def with_fast_layers(model: PreTrainedModel) -> PreTrainedModel:
         **{LlamaRMSNorm: FusedLlamaNorm, Qwen2RMSNorm: FusedQwen2Norm},
     }
     for module in model.modules():
-        small = isinstance(module, nn.Linear | Conv1D) and module.weight.numel() < LARGE
+        small = isinstance(module, nn.Linear | Conv1D) and module.weight.numel() < _large(module.weight.dtype)
         if type(module) in instead and not small:
             module.__class__ = instead[type(module)]
     return model
+
+
+def _large(dtype: torch.dtype) -> int:
+    return 0 if dtype == torch.bfloat16 and not bfloat16_is_native() else LARGE
 
 
 def prepack(model: nn.Module) -> None:

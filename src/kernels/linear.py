@@ -15,8 +15,8 @@ ROWS = 256  # number of rows of x that the layout is chosen for; it suits other 
 MARGIN = 1.3  # of the two libraries' times; 0.8 to 1.0 on Intel's processors, 2 on AMD's, so that noise decides nothing
 
 
-class _OneDNN(torch.autograd.Function):
-    """x W^T + b by oneDNN, with first and second derivatives by oneDNN."""
+class _OwnProduct(torch.autograd.Function):
+    """x W^T + b by `_product`, with first and second derivatives by `linear`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
@@ -56,17 +56,22 @@ class _LowRank(torch.autograd.Function):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Tensor | None = None) -> Tensor:
     """x W^T + b. Shapes: (..., K), (N, K), (N,) -> (..., N). `packed`: `prepacked(weight)`.
 
-    In float32 on a CPU by oneDNN where `onednn_is_faster`; the result is the same up to rounding. Elsewhere
-    `torch.nn.functional.linear`. It can be differentiated any number of times.
+    On a CPU in float32 by oneDNN where `onednn_is_faster`; in bfloat16 in float32 and then rounded, unless
+    `bfloat16_is_native`. The result is the same up to rounding. Elsewhere `torch.nn.functional.linear`. It can be
+    differentiated any number of times.
     """
-    if packed is not None and torch.is_autocast_enabled("cpu"):
-        x = x.to(weight.dtype)
-    if packed is None and not _float32_by_onednn(x, weight):
+    if torch.is_autocast_enabled("cpu"):
+        narrow = torch.get_autocast_dtype("cpu")
+        if narrow == torch.bfloat16 and not bfloat16_is_native():
+            weight, bias = weight.to(narrow), None if bias is None else bias.to(narrow)
+        if weight.dtype == narrow:
+            x = x.to(narrow)
+    if packed is None and not _has_own_product(x, weight):
         return F.linear(x.contiguous(), weight, bias)  # for a slice of a batch it would copy the weight for every row
     if not torch.is_grad_enabled():
         return _product(x, weight if packed is None else packed, bias)
     # of rows: the operator's result for more dimensions is a view, and a Function's view cannot be changed in place
-    rows: Tensor = _OneDNN.apply(x.flatten(0, -2), weight, bias, packed)  # type: ignore[no-untyped-call]
+    rows: Tensor = _OwnProduct.apply(x.flatten(0, -2), weight, bias, packed)  # type: ignore[no-untyped-call]
     return rows.view(*x.shape[:-1], -1)
 
 
@@ -88,8 +93,8 @@ def low_rank(base: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> T
 def prepacked(weight: Tensor) -> Tensor | None:
     """A copy of a weight (N, K) in oneDNN's layout; None if its product does not use oneDNN.
 
-    Without it every product converts the weight to that layout. For bfloat16 on a CPU, and for float32 where
-    `onednn_is_faster`, unless autocast computes in another dtype than the weight's.
+    Without it every product converts the weight to that layout. On a CPU for a dtype that is multiplied
+    `by_onednn`, unless autocast computes in another dtype than the weight's.
     """
     computed_in = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
     if weight.device.type != "cpu" or computed_in != weight.dtype or not by_onednn(weight.dtype):
@@ -99,8 +104,19 @@ def prepacked(weight: Tensor) -> Tensor | None:
 
 
 def by_onednn(dtype: torch.dtype) -> bool:
-    """Whether products of matrices of that dtype on a CPU are oneDNN's: bfloat16, and float32 if that is faster."""
-    return _has_onednn() and (dtype == torch.bfloat16 or (dtype == torch.float32 and onednn_is_faster()))
+    """Whether products of matrices of that dtype on a CPU are oneDNN's: bfloat16 and float32, where it is fast."""
+    fast = {torch.bfloat16: bfloat16_is_native, torch.float32: onednn_is_faster}
+    return _has_onednn() and dtype in fast and fast[dtype]()
+
+
+@cache
+def bfloat16_is_native() -> bool:
+    """Whether the processor multiplies matrices of bfloat16.
+
+    Without AVX-512 or its like oneDNN has no product of them, and that of PyTorch is 10 to 100 times slower than in
+    float32.
+    """
+    return _has_onednn() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @cache
@@ -137,13 +153,19 @@ def _columns(x: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if weight.dtype == torch.bfloat16 and not bfloat16_is_native():
+        with torch.autocast("cpu", enabled=False):
+            return linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product
 
 
-def _float32_by_onednn(x: Tensor, weight: Tensor) -> bool:
-    plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel() > 0 and x.dim() > 1
-    return plain and not torch.is_autocast_enabled("cpu") and by_onednn(x.dtype)
+def _has_own_product(x: Tensor, weight: Tensor) -> bool:
+    if x.device.type != "cpu" or x.dtype != weight.dtype or x.numel() == 0 or x.dim() == 1:
+        return False
+    if x.dtype == torch.bfloat16:
+        return not bfloat16_is_native()
+    return x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and by_onednn(x.dtype)
 
 
 def _has_onednn() -> bool:

@@ -18,7 +18,7 @@ from transformers.masking_utils import sdpa_mask
 from src.core.masking import position_ids
 from src.kernels.attention import short_rows
 from src.kernels.fast_adapters import adapt
-from src.kernels.linear import few_sizes
+from src.kernels.linear import bfloat16_is_native, few_sizes
 from src.utils.double_backward import is_twice_differentiable
 
 NAME = "row_by_row"
@@ -114,8 +114,14 @@ def attention(
 ) -> tuple[Tensor, None]:
     """softmax(q k^T / sqrt(D)) v within each row: (1, heads, N, D), N the tokens of all rows -> (1, N, heads, D).
 
-    Without `row_lengths` plain attention: (B, heads, S, D) with a mask.
+    Without `row_lengths` plain attention: (B, heads, S, D) with a mask. In float32 where bfloat16 is not
+    `bfloat16_is_native`.
     """
+    if query.dtype == torch.bfloat16 and _on_cpu(query) and not bfloat16_is_native():
+        with torch.autocast("cpu", enabled=False):
+            wide = query.float(), key.float(), value.float()
+            found, _ = attention(module, *wide, attention_mask, row_lengths, **options)
+        return found.to(query.dtype), None
     if row_lengths is None:
         return _attend(module, query, key, value, attention_mask, **options), None
     window = options.get("sliding_window")
@@ -145,8 +151,11 @@ def _attend(
 
 def _short(query: Tensor) -> int:
     """The longest row that is computed in plain matrix products."""
-    on_cpu = query.device.type == "cpu" and type(query) is Tensor  # not a fake tensor that stands for a GPU
-    return SHORT.get(query.dtype, 0) if on_cpu and not is_twice_differentiable() else 0
+    return SHORT.get(query.dtype, 0) if _on_cpu(query) and not is_twice_differentiable() else 0
+
+
+def _on_cpu(query: Tensor) -> bool:
+    return query.device.type == "cpu" and type(query) is Tensor  # not a fake tensor that stands for a GPU
 
 
 def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:

@@ -37,6 +37,7 @@ class QuantizedLinear(nn.Linear):
         weight = layer.weight.detach().t() if transposed else layer.weight.detach()
         super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
         self.how, self.dtype, self.transposed, self.bias = how, weight.dtype, transposed, layer.bias
+        self.product = getattr(layer, "product", F.linear)  # that of a fast layer
         packed, scales = _packed(weight.float().contiguous(), how)
         # both are parameters, so that fingerprints, memory estimate and moves to a device know them
         self.weight = nn.Parameter(packed, requires_grad=False)
@@ -78,11 +79,12 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: QuantizedLinear) -> Tensor:
         ctx.layer = layer
-        return F.linear(x, layer.dequantized().to(x.dtype), layer.bias)
+        found: Tensor = layer.product(x, layer.dequantized().to(x.dtype), layer.bias)
+        return found
 
     @staticmethod
     def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None]:
-        return above @ ctx.layer.dequantized().to(above.dtype), None
+        return ctx.layer.product(above, ctx.layer.dequantized().to(above.dtype).t()), None
 
 
 def _packed(weight: Tensor, how: str) -> tuple[Tensor, Tensor]:

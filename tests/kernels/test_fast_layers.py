@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.activations import NewGELUActivation
 
 from src.kernels import fast_layers as layers
-from src.kernels import linear
+from src.kernels import linear, padding_free
 from src.kernels.fast_layers import FusedGELU, Linear, TransposedLinear, with_fast_layers
 from src.models.loading import load_causal_lm
+from src.rollout.sampling import Sampler
 from tests.models import architectures
-from tests.tiny import FOREIGN_WARNINGS, make_roles, model_settings, ragged_rollout
+from tests.tiny import EOS, FOREIGN_WARNINGS, PAD, make_roles, model_settings, ragged_rollout
 
 pytestmark = FOREIGN_WARNINGS
 families = pytest.mark.parametrize("family", architectures.DECODERS)
@@ -73,12 +77,42 @@ def test_prepacked_roles_give_the_same_numbers_and_gradients(
         (logprobs.sum() + values.sum()).backward()
         gradients = [p.grad for p in [*roles.policy_parameters(), *roles.critic_parameters()] if p.grad is not None]
         packed = [layer.packed for layer in layers.layers_to_pack(roles.peft.get_base_model().base_model)]
-        assert len(packed) >= 8
+        assert len(packed) >= 8 or not layers.by_onednn(getattr(torch, dtype))
         assert all((p is not None and p._packed is not None) == prepack for p in packed)
         found.append([logprobs.detach(), values.detach(), *gradients])
     scale = [x.abs().max() for x in found[0]]
     tolerance = 1e-5 if dtype == "float32" else 0.1
     assert_close(*([x / s for x, s in zip(xs, scale, strict=True)] for xs in found[::-1]), atol=tolerance, rtol=0)
+
+
+class Products(TorchDispatchMode):
+    """Counts the matrix products of each dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[torch.dtype] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(name in str(function) for name in ("mm", "linear", "attention", "matmul")):
+            self.counts[next(x.dtype for x in args if isinstance(x, torch.Tensor))] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@families
+def test_without_units_for_bfloat16_no_product_is_made_in_it(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scoring, training and sampling of a model in bfloat16, as on a processor with neither AVX-512 nor its like."""
+    all_are_large(monkeypatch)
+    for module in (linear, padding_free, layers):
+        monkeypatch.setattr(module, "bfloat16_is_native", lambda: False)
+    roles, rollout = make_roles(architectures.write(tmp_path, family), dtype="bfloat16"), ragged_rollout()
+    with Products() as products:
+        (roles.distribution(rollout, 1.0).logprobs().sum() + roles.values(rollout).sum()).backward()
+        with roles.acting("policy") as lm:
+            Sampler(4).sample(lm, rollout.prompt_ids, rollout.prompt_mask, torch.tensor([EOS]), PAD, None)
+    assert products.counts[torch.float32] > 100
+    assert products.counts[torch.bfloat16] == 0
 
 
 def packed_layer() -> Linear:

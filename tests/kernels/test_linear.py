@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from src.kernels import linear as kernel
-from src.kernels.linear import by_onednn, few_sizes, linear, low_rank, onednn_is_faster, prepacked
+from src.kernels.linear import bfloat16_is_native, by_onednn, few_sizes, linear, low_rank, onednn_is_faster, prepacked
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -18,6 +18,15 @@ CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 def onednn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether oneDNN is the faster library, whatever processor this is."""
     monkeypatch.setattr(kernel, "onednn_is_faster", lambda: request.param)
+    return bool(request.param)
+
+
+@pytest.fixture(params=[True, False], ids=["with units", "without units"])
+def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the processor multiplies in bfloat16; one without cannot act as one with."""
+    if request.param and not bfloat16_is_native():
+        pytest.skip("this processor does not multiply in bfloat16")
+    monkeypatch.setattr(kernel, "bfloat16_is_native", lambda: request.param)
     return bool(request.param)
 
 
@@ -75,16 +84,60 @@ def test_it_can_be_differentiated_twice() -> None:
     assert_close(second(linear), second(F.linear), **CLOSE)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_precisions_are_left_as_they_are(dtype: torch.dtype) -> None:
-    given = [tensor.detach().to(dtype) for tensor in inputs((3, 7), True, False)]
+def test_float64_is_left_as_it_is() -> None:
+    given = [tensor.detach().double() for tensor in inputs((3, 7), True, False)]
     assert torch.equal(linear(*given), F.linear(*given))
 
 
-def test_autocast_is_heard() -> None:
-    given = inputs((3, 7), True, False)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(3, 7), (2, 3, 7), (1, 1, 7)])
+def test_bfloat16_is_multiplied_exactly_and_rounded_once(
+    shape: tuple[int, ...], bias: bool, transposed: bool, native: bool
+) -> None:
+    """Without units for it: 8 places, so a rounding is 2^-8 at most; sums in float32 are exact to 1e-5 here.
+
+    With units it is PyTorch's own product, which may round a sum before it adds the bias.
+    """
+    given = [tensor.detach().bfloat16().requires_grad_() for tensor in inputs(shape, bias, transposed)]
+    exact = [tensor.detach().double().requires_grad_() for tensor in given]
+    found, expected = linear(*given), F.linear(*exact)
+    assert found.dtype == torch.bfloat16
+    rounded = {"atol": 0.05, "rtol": 0.02} if native else {"atol": 1e-5, "rtol": 2**-8}
+    assert_close(found.double(), expected, **rounded)
+    above = torch.linspace(-1, 1, found.numel()).view_as(found).bfloat16()
+    gradients = torch.autograd.grad(found, given, above)
+    wanted = torch.autograd.grad(expected, exact, above.double())
+    assert_close([g.double() for g in gradients[:2]], list(wanted[:2]), **rounded)
+    with torch.no_grad():
+        assert torch.equal(linear(*given), F.linear(*given) if native else found)
+
+
+def test_without_units_for_bfloat16_float32_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the result is what it gives, rounded: PyTorch's own product in bfloat16 takes 10 to 100 times as long."""
+    monkeypatch.setattr(kernel, "bfloat16_is_native", lambda: False)
+    given = [tensor.detach().bfloat16() for tensor in inputs((3, 7), True, False)]
+    seen: list[torch.dtype] = []
+    plain = F.linear
+    monkeypatch.setattr(F, "linear", lambda x, *rest: (seen.append(x.dtype), plain(x, *rest))[1])
+    found = linear(*given)
+    assert set(seen) <= {torch.float32}  # none where oneDNN multiplies
+    wide = [tensor.float() for tensor in given]
+    assert torch.equal(found, linear(*wide).bfloat16())
+    assert prepacked(given[1]) is None
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_autocast_is_heard(weights: torch.dtype, native: bool) -> None:
+    x, weight, bias = inputs((3, 7), True, False)
+    given = x, *(tensor.detach().to(weights).requires_grad_() for tensor in (weight, bias))
     with torch.autocast("cpu", torch.bfloat16):
-        assert linear(*given).dtype == torch.bfloat16
+        found = linear(*given)
+    assert found.dtype == torch.bfloat16
+    assert_close(found.float(), F.linear(x, weight, bias), atol=0.05, rtol=0.02)
+    found.sum().backward()
+    assert x.grad is not None
+    assert_close(x.grad, weight.detach().sum(0).expand(3, 7), atol=0.05, rtol=0.02)
 
 
 def test_rows_without_elements_pass() -> None:
@@ -100,7 +153,7 @@ def test_a_prepacked_weight_gives_the_plain_product_with_its_gradient(
 ) -> None:
     x, weight, *rest = [tensor.detach().to(dtype) for tensor in inputs(shape, bias, transposed)]
     packed = prepacked(weight)
-    assert (packed is not None) == (onednn or dtype == torch.bfloat16)
+    assert (packed is not None) == (onednn if dtype == torch.float32 else bfloat16_is_native())
     x.requires_grad_()
     close = CLOSE if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.02}
     found, expected = linear(x, weight, *rest, packed=packed), F.linear(x, weight, *rest)
@@ -119,7 +172,7 @@ def test_autocast_decides_whether_a_weight_is_prepacked() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert prepacked(weight) is None
         packed = prepacked(half)
-        assert packed is not None
+        assert (packed is not None) == bfloat16_is_native()
         found = linear(x, half, packed=packed)
         assert_close(found, F.linear(x, half), atol=0.05, rtol=0.02)
     assert found.dtype == torch.bfloat16
@@ -156,8 +209,8 @@ def test_both_libraries_are_timed_at_the_same_product(monkeypatch: pytest.Monkey
     assert all(torch.equal(found, torch.full((256, 1024), 768.0)) for found in timed)
 
 
-def test_float32_goes_the_faster_way_and_bfloat16_always_one_way(onednn: bool) -> None:
-    assert [by_onednn(dtype) for dtype in (torch.float32, torch.bfloat16, torch.float64)] == [onednn, True, False]
+def test_float32_goes_the_faster_way_and_bfloat16_one_way_on_a_processor(onednn: bool, native: bool) -> None:
+    assert [by_onednn(dtype) for dtype in (torch.float32, torch.bfloat16, torch.float64)] == [onednn, native, False]
 
 
 def adapter(dtype: torch.dtype, rows: tuple[int, ...]) -> list[Tensor]:

@@ -140,6 +140,7 @@ def test_plain_products_give_what_fused_attention_gives(
 def test_plain_products_are_taken_in_half_precision_for_short_rows(
     dtype: torch.dtype, length: int, plainly: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(padding_free, "bfloat16_is_native", lambda: True)
     taken: list[int] = []
     plain = padding_free._plain
     monkeypatch.setattr(padding_free, "_plain", lambda *given: (taken.append(1), plain(*given))[1])
@@ -156,6 +157,7 @@ def test_plain_products_are_taken_in_half_precision_for_short_rows(
 def test_rows_are_done_in_single_products_where_that_is_faster(
     dtype: torch.dtype, longest: int, within: bool, taken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(padding_free, "bfloat16_is_native", lambda: True)
     called: list[int] = []
     monkeypatch.setattr(padding_free, "short_rows", lambda *given: called.append(1))
     lengths = [3, padding_free.SHORT[torch.float32] + longest]
@@ -163,6 +165,26 @@ def test_rows_are_done_in_single_products_where_that_is_faster(
     with twice_differentiable() if within else nullcontext():
         padding_free.attention(torch.nn.Module(), *states, None, lengths, scaling=0.5, dropout=0.0)
     assert bool(called) == taken
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["", "autocast"])
+@pytest.mark.parametrize("lengths", [None, [3, 5], [3, padding_free.SHORT[torch.float32] + 1]])
+def test_without_units_for_bfloat16_attention_is_computed_in_float32_and_rounded(
+    lengths: list[int] | None, autocast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the gradients of query, key and value, and rounded once: autocast would round the attention weights too."""
+    monkeypatch.setattr(padding_free, "bfloat16_is_native", lambda: False)
+    shape = (3, 1, 2, sum(lengths or [8]), 4)
+    narrow = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
+    wide = narrow.detach().float().requires_grad_()
+    options: dict[str, Any] = {"scaling": 0.5, "dropout": 0.0}
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found, _ = padding_free.attention(torch.nn.Module(), *narrow, None, lengths, **options)
+    expected, _ = padding_free.attention(torch.nn.Module(), *wide, None, lengths, **options)
+    assert torch.equal(found, expected.bfloat16())
+    above = torch.linspace(-1, 1, found.numel()).view_as(found).bfloat16()
+    (slope,), (wanted,) = torch.autograd.grad(found, narrow, above), torch.autograd.grad(expected, wide, above.float())
+    assert torch.equal(slope, wanted.bfloat16())
 
 
 @families
