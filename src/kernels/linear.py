@@ -164,7 +164,7 @@ def _has_own_product(x: Tensor, weight: Tensor) -> bool:
     if x.device.type != "cpu" or x.dtype != weight.dtype or x.numel() == 0 or x.dim() == 1:
         return False
     if x.dtype == torch.bfloat16:
-        return not bfloat16_is_native()
+        return not bfloat16_is_native() and type(x) is Tensor  # not a fake tensor that stands for a GPU
     return x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and by_onednn(x.dtype)
 
 

@@ -133,9 +133,9 @@ def test_autocast_is_heard(weights: torch.dtype, native: bool) -> None:
     given = x, *(tensor.detach().to(weights).requires_grad_() for tensor in (weight, bias))
     with torch.autocast("cpu", torch.bfloat16):
         found = linear(*given)
+        found.sum().backward()
     assert found.dtype == torch.bfloat16
     assert_close(found.float(), F.linear(x, weight, bias), atol=0.05, rtol=0.02)
-    found.sum().backward()
     assert x.grad is not None
     assert_close(x.grad, weight.detach().sum(0).expand(3, 7), atol=0.05, rtol=0.02)
 

@@ -132,6 +132,7 @@ def test_prepacked_weights_are_those_of_large_frozen_layers_and_main_memory(
 ) -> None:
     """GPT-2's two or three large layers of each block; none where every weight is trained, or where told so."""
     monkeypatch.setattr(linear, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(linear, "bfloat16_is_native", lambda: True)
     config = GPT2Config(n_layer=2)
     said = of(config, dtype=dtype)
     assert said.weights[PREPACKED] == expected
