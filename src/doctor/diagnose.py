@@ -17,6 +17,7 @@ from src.config.compose import compose, with_value
 from src.config.files import key_of
 from src.config.schema import PPORun, Run
 from src.doctor.examine import Checks, attempted, checks
+from src.kernels.linear import bfloat16_is_native
 from src.memory.checks import memory
 from src.runs.prerequisites import find_trained, train_missing
 from src.stages.base import Stage
@@ -67,7 +68,10 @@ def _device(stage: Stage[Any], folder: Path) -> Checks[Any]:
     versions = f"Python {python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    yield Check("device", f"{device} ({name}), precision {stage.run.trainer.precision}; {versions}, {sys.platform}")
+    settings = f"model.dtype={stage.model.dtype}, precision {stage.run.trainer.precision}"
+    slow = device.type == "cpu" and "bf" in settings and not bfloat16_is_native()
+    note = "; this processor has no units for bfloat16, which saves memory here, and no time" if slow else ""
+    yield Check("device", f"{device} ({name}), {settings}{note}; {versions}, {sys.platform}")
     return trainer
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ROWS = 256  # number of rows of x that the layout is chosen for; it suits other numbers too
-MARGIN = 1.3  # of the two libraries' times; 0.8 to 1.0 on Intel's processors, 2 on AMD's, so that noise decides nothing
+MARGIN = 1.3  # of the two libraries' times: 2 on AMD's with AVX-512, 0.8 to 1.0 elsewhere; noise decides nothing
 
 
 class _OwnProduct(torch.autograd.Function):
@@ -123,8 +123,8 @@ def bfloat16_is_native() -> bool:
 def onednn_is_faster() -> bool:
     """Whether oneDNN multiplies float32 matrices faster than PyTorch's own choice, by `MARGIN` at least.
 
-    That choice is MKL, which is fast on Intel's processors only. Measured once per process, the best of six alternating
-    rounds, in about 30 milliseconds.
+    That choice is MKL, which makes no use of AVX-512 on AMD's processors. Measured once per process, the best of six
+    alternating rounds, in about 30 milliseconds.
     """
     x, weight = torch.ones(ROWS, 768, device="cpu"), torch.ones(1024, 768, device="cpu")
     with torch.no_grad(), torch.autocast("cpu", enabled=False):

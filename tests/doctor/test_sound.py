@@ -36,6 +36,18 @@ def test_full_fine_tuning(tmp_path: Path) -> None:
     assert not (tmp_path / "logs").exists()
 
 
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_processor_without_units_for_bfloat16_is_named(
+    dtype: str, native: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("src.doctor.diagnose.bfloat16_is_native", lambda: native)
+    given = [*TINY_RUN, f"model.dtype={dtype}", f"model.path={write_lm(tmp_path / 'lm')}", "trainer.accelerator=cpu"]
+    device = next(check.found for check in diagnose(given) if check.name == "device")
+    assert f"model.dtype={dtype}" in device
+    assert ("no units" in device) == (dtype == "bfloat16" and not native)
+
+
 def test_groups_without_a_critic(tmp_path: Path) -> None:
     own = ["advantage=group_relative", "rollout.samples_per_prompt=4", f"model.path={write_lm(tmp_path / 'lm')}"]
     found = levels(sound(*TINY_RUN, *own, f"log_dir={tmp_path}/logs"))
