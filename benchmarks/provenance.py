@@ -52,11 +52,12 @@ def provenance() -> str:
 
 
 def processor() -> str:
-    """The processor's name."""
+    """The processor's name and the widest instructions that torch uses on it, which names alone do not tell."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def rooms(*scripts: str, root: Path = ROOT) -> dict[str, str]:

@@ -17,6 +17,7 @@ from benchmarks.compare.contenders import CONTENDERS, ON_GPU, Contender
 from benchmarks.compare.limit import FORMULA, decoded_bytes, flops
 from benchmarks.compare.rate import SIZE
 from benchmarks.compare.workload import PHASES, Workload
+from benchmarks.provenance import processor
 
 BASIS = "trl_lora"
 COLUMNS = (
@@ -130,11 +131,9 @@ def machine(device: str) -> str:
     """The GPU, or CPU, cores and memory."""
     if device == "cuda":
         return f"{torch.cuda.get_device_name()}, {platform.system()}, Python {platform.python_version()}"
-    info = Path("/proc/cpuinfo")
-    named = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
-    name = named[0].partition(":")[2].strip() if named else platform.processor()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{name}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}, Python {platform.python_version()}"
+    system = f"{memory:.0f} GiB, {platform.system()}, Python {platform.python_version()}"
+    return f"{processor()}, {os.cpu_count()} cores, {system}"
 
 
 def write(result: dict[str, Any], workload: Workload, folder: Path) -> Table:

@@ -12,7 +12,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.pytorch_utils import Conv1D
 
 from src.kernels import padding_free
-from src.kernels.linear import bfloat16_is_native, by_onednn, few_sizes, linear, onednn_is_faster, prepacked
+from src.kernels.linear import bfloat16_is_native, by_onednn, few_sizes, linear, prepacked
 from src.kernels.norm import FusedLlamaNorm, FusedQwen2Norm
 from src.utils.allocator import trim
 
@@ -75,7 +75,6 @@ class FusedGELU(nn.Module):
 
 def with_fast_layers(model: PreTrainedModel) -> PreTrainedModel:
     """The same model with the classes of such modules changed; their names and weights are unchanged."""
-    onednn_is_faster()  # measured now, with real numbers, and not in a pass whose memory or time is counted
     padding_free.enable(model)
     instead: dict[type, type] = {
         **{nn.Linear: Linear, Conv1D: TransposedLinear, NewGELUActivation: FusedGELU},

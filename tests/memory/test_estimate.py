@@ -149,17 +149,6 @@ def test_prepacked_weights_are_those_of_large_frozen_layers_and_main_memory(
     assert (PREPACKED in of(config, dtype=dtype).weights) == (dtype == "bfloat16")
 
 
-def test_the_libraries_are_timed_before_tensors_are_fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The answer holds for the whole process: fake products would decide what computes the real ones."""
-    timed: list[type] = []
-    monkeypatch.setattr(linear, "_seconds", lambda _, x, *__: timed.append(type(x)) or 1.0)
-    linear.onednn_is_faster.cache_clear()
-    of(gpt2_config(), lora=None)
-    assert timed
-    assert set(timed) == {torch.Tensor}
-    linear.onednn_is_faster.cache_clear()
-
-
 def test_without_the_fast_ways_nothing_is_prepacked_and_plain_layers_are_counted() -> None:
     """model.fast_cpu=false: the bytes of transformers' own layers."""
     lm = GPT2LMHeadModel(gpt2_config()).eval()
