@@ -47,9 +47,9 @@ def estimate_for(config: PretrainedConfig, way: str) -> MemoryEstimate:
     return estimate(config, ModelSettings("", "", dtype, "sdpa", checkpointing, adapter, None), None, LOAD, critic=True)
 
 
-def page(models: dict[str, PretrainedConfig] = MODELS) -> str:
-    """The page, for these models."""
-    peaks = {model: {way: estimate_for(config, way).on_gpu for way in WAYS} for model, config in models.items()}
+def page() -> str:
+    """The page."""
+    peaks = {model: {way: estimate_for(config, way).on_gpu for way in WAYS} for model, config in MODELS.items()}
     lines = [HEAD, "| model | " + " | ".join(WAYS) + " |", "|---" * (len(WAYS) + 1) + "|"]
     lines += [f"| {model} | {' | '.join(f'{p / 1e9:.1f}' for p in row.values())} |" for model, row in peaks.items()]
     for size in SIZES:

@@ -68,10 +68,12 @@ def _device(stage: Stage[Any], folder: Path) -> Checks[Any]:
     versions = f"Python {python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    settings = f"model.dtype={stage.model.dtype}, precision {stage.run.trainer.precision}"
-    slow = device.type == "cpu" and "bf" in settings and not bfloat16_is_native()
+    dtype, precision = stage.model.dtype, stage.run.trainer.precision
+    slow = device.type == "cpu" and (dtype == "bfloat16" or precision == "bf16-mixed") and not bfloat16_is_native()
     note = "; this processor has no units for bfloat16, which saves memory here, and no time" if slow else ""
-    yield Check("device", f"{device} ({name}), {settings}{note}; {versions}, {sys.platform}")
+    yield Check(
+        "device", f"{device} ({name}), model.dtype={dtype}, precision {precision}{note}; {versions}, {sys.platform}"
+    )
     return trainer
 
 

@@ -123,8 +123,8 @@ def onednn_is_faster() -> bool:
     """Whether oneDNN multiplies float32 matrices faster than PyTorch's own choice, which is MKL.
 
     MKL makes no use of AVX-512 on AMD's processors and takes twice as long there; on Intel's, and on AMD's without
-    AVX-512, it takes 0.8 to 1.0 times as long. A rule and no measurement: the two round differently, and a run that
-    goes on in another process has to give the same bits.
+    AVX-512, it takes 0.8 to 1.0 times as long. A rule and no measurement: the two round differently, and a
+    resumed run has to give the same bits.
     """
     return _is_amd() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 

@@ -107,15 +107,14 @@ def test_every_pair_takes_a_step(advantage: str, policy_loss: str, base: str, tm
 @pytest.mark.slow
 @PAIRS
 def test_every_pair_learns_a_bandit(advantage: str, policy_loss: str, base: str, tmp_path: Path) -> None:
-    """The mean score rises: over three seeds with GAE, and in each; with one seed for each other estimator and TRPO."""
+    """The mean score rises over three seeds, and in each of them."""
     # TRPO takes one step a batch, inside a small trust region; the others take two epochs of minibatches.
     iterations = 36 if policy_loss == "trpo" else 12
     rises = []
-    seeds = (1, 2, 3) if advantage == "gae" and policy_loss != "trpo" else (1,)
-    for seed in seeds:
+    for seed in (1, 2, 3):
         recorder, _ = train(base, tmp_path, advantage, policy_loss, seed, iterations)
         scores = [recorder.by_step()[i]["rollout/score"] for i in range(1, iterations + 1)]
         rises.append(sum(scores[-3:]) / 3 - sum(scores[:3]) / 3)
     print(advantage, policy_loss, *(f"{rise:.3f}" for rise in rises))
     assert min(rises) > 0
-    assert sum(rises) / 3 > 0.05 or len(seeds) == 1
+    assert sum(rises) / 3 > 0.05
