@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -67,22 +68,65 @@ def metric_chart(
 
     `key` sets it apart on a page that has the metric twice.
     """
-    plot = _plot(step, metric.unit or metric.name.split("/")[-1].replace("_", " "))
-    if band is not None:
-        source = _source(band)
+    blank = _blank_metric_chart(tuple(_look(curve) for curve in curves), band is not None, metric.range)
+    values: dict[str, Any] = {_blank("step"): step}
+    values[_blank("unit")] = metric.unit or metric.name.split("/")[-1].replace("_", " ")
+    for place, curve in [*enumerate(curves), *([("band", band)] if band is not None else [])]:
+        values[_blank("label", place)] = curve.label
+        values |= {_blank(name, place): column for name, column in _columns(curve).items()}
+    summary = [f"{curve.label} {_from_to(curve.points)}".strip() for curve in curves]
+    summary += [f"{band.label} {_from_to(band.points)}"] if band is not None else []
+    return Chart(quote(f"{key}-{metric.name}", safe=""), metric.title, "; ".join(summary), _filled(blank, values))
+
+
+@dataclass(frozen=True)
+class Look:
+    """What decides how a curve is drawn, whatever its numbers."""
+
+    labeled: bool
+    surrounded: bool
+    dotted: bool
+
+
+@cache
+def _blank_metric_chart(
+    looks: tuple[Look, ...], with_band: bool, healthy: tuple[float | None, float | None] | None
+) -> dict[str, Any]:
+    """A chart with blanks for words and columns: bokeh takes a tenth of a second to build one, a page has dozens."""
+    plot = _plot(_blank("step"), _blank("unit"))
+    if with_band:
+        source = ColumnDataSource({name: [_blank(name, "band")] for name in ("x", "y", "nr", "low", "high")})
         plot.varea("x", "low", "high", source=source, color=BAND, alpha=0.25)
         plot.line("x", "y", source=source, color=BAND, line_dash="dashed", line_width=1)
-    for color, curve in zip(colors(len(curves)), curves, strict=True):
-        _draw_curve(plot, curve, color, step)
-    low, high = metric.range or (None, None)
-    if metric.range is not None and low != high:
+    for place, (color, look) in enumerate(zip(colors(len(looks)), looks, strict=True)):
+        names = ("x", "y", "nr", *(("low", "high") if look.surrounded else ()))
+        source = ColumnDataSource({name: [_blank(name, place)] for name in names})
+        _draw_curve(plot, source, look, _blank("label", place), color, _blank("step"))
+    low, high = healthy or (None, None)
+    if healthy is not None and low != high:
         ends: dict[str, Any] = {"bottom": low, "top": high}
         plot.add_layout(BoxAnnotation(**ends, fill_color=HEALTHY, fill_alpha=0.08, level="underlay"))
         for end in (x for x in (low, high) if x is not None):
             plot.add_layout(Span(location=end, dimension="width", line_color=HEALTHY, line_dash="dotted"))
-    summary = [f"{curve.label} {_from_to(curve.points)}".strip() for curve in curves]
-    summary += [f"{band.label} {_from_to(band.points)}"] if band is not None else []
-    return _chart(f"{key}-{metric.name}", metric.title, "; ".join(summary), plot)
+    return dict(json_item(plot))
+
+
+def _look(curve: Curve) -> Look:
+    return Look(bool(curve.label), curve.low is not None, len(curve.points) < 30)
+
+
+def _blank(*names: object) -> str:
+    return "\0" + " ".join(map(str, names))
+
+
+def _filled(part: Any, values: dict[str, Any]) -> Any:
+    """A copy of JSON in which each blank, or list of one blank, has its value."""
+    if isinstance(part, dict):
+        return {key: _filled(value, values) for key, value in part.items()}
+    if isinstance(part, list | tuple):
+        column = values.get(part[0]) if len(part) == 1 and isinstance(part[0], str) else None
+        return column if isinstance(column, list) else [_filled(value, values) for value in part]
+    return values.get(part, part) if isinstance(part, str) else part
 
 
 def against(title: str, x_label: str, y_label: str, curves: Sequence[Curve], joined: bool = True) -> Chart:
@@ -137,7 +181,8 @@ def reliability(bins: Iterable[dict[str, float]]) -> Chart:
     points = [(row["p"], row["right"]) for row in bins]
     plot = _plot("p = sigmoid(|margin|)", "share ordered correctly", mode="mouse")
     plot.line([0.5, 1], [0.5, 1], color="#888888", line_dash="dashed", legend_label="perfectly calibrated")
-    _draw_curve(plot, Curve("", points), COLORS[0], "p")
+    curve = Curve("", points)
+    _draw_curve(plot, _source(curve), _look(curve), "", COLORS[0], "p")
     _legend(plot)
     return _chart("reliability", "calibration", _from_to(points), plot)
 
@@ -153,14 +198,13 @@ def _plot(x_label: str, y_label: str, mode: str = "vline") -> figure:
     return plot
 
 
-def _draw_curve(plot: figure, curve: Curve, color: str, step: str) -> None:
-    source = _source(curve)
-    if curve.low is not None:
+def _draw_curve(plot: figure, source: ColumnDataSource, look: Look, label: str, color: str, step: str) -> None:
+    if look.surrounded:
         plot.varea("x", "low", "high", source=source, color=color, alpha=0.2)
     line = plot.line("x", "y", source=source, color=color, line_width=2)
-    if len(curve.points) < 30:
+    if look.dotted:
         plot.scatter("x", "y", source=source, color=color, size=4)
-    tips = [*([("", curve.label)] if curve.label else []), (step, "@x{0,0.[000]}"), ("value", "@y")]
+    tips = [*([("", label)] if look.labeled else []), (step, "@x{0,0.[000]}"), ("value", "@y")]
     plot.add_tools(HoverTool(renderers=[line], mode="vline", tooltips=tips))
 
 
@@ -176,11 +220,15 @@ def _legend(plot: figure, columns: int | Literal["auto"] = "auto") -> None:
 
 
 def _source(curve: Curve) -> ColumnDataSource:
+    return ColumnDataSource(_columns(curve))
+
+
+def _columns(curve: Curve) -> dict[str, list[float]]:
     columns = {"x": [x for x, _ in curve.points], "y": [y for _, y in curve.points]}
     columns |= {"nr": list(range(1, len(curve.points) + 1))}
     if curve.low is not None and curve.high is not None:
         columns |= {"low": list(curve.low), "high": list(curve.high)}
-    return ColumnDataSource({name: [float(f"{x:.6g}") for x in values] for name, values in columns.items()})
+    return {name: [float(f"{x:.6g}") for x in values] for name, values in columns.items()}
 
 
 def colors(count: int) -> list[str]:
