@@ -55,8 +55,10 @@ def test_a_chart_of_several_curves_within_a_band() -> None:
     assert second == {"x": [1], "y": [3], "nr": [1], "low": [2], "high": [4]}
     glyphs = [type(renderer.glyph).__name__ for renderer in plot.renderers]
     assert glyphs == ["VArea", "Line", "Line", "VArea", "Line", "Scatter"]  # few points are dotted
-    assert [tuple(tool.tooltips[0]) for tool in plot.select(HoverTool)] == [("", "long"), ("", "around")]
-    assert plot.select_one(BoxAnnotation).top == 2
+    hovers = [tool for tool in plot.toolbar.tools if isinstance(tool, HoverTool)]
+    assert [tuple(hover.tooltips[0]) for hover in hovers] == [("", "long"), ("", "around")]
+    (healthy,) = (box for box in plot.center if isinstance(box, BoxAnnotation))
+    assert (healthy.top, healthy.level) == (2, "underlay")
     assert "\\u0000" not in json.dumps(chart.item)
 
 
