@@ -88,21 +88,38 @@ class TRPOModule(PPOModule):
         if self._warming_up(iteration):
             return
 
-        def fisher(vector: Tensor) -> Tensor:
-            return self._fisher_product(micros, old, vector) + self.trust_region.damping * vector
+        fisher = self._fisher(micros, old)
 
-        direction = conjugate_gradient(fisher, -gradient, self.trust_region.cg_iterations)
-        step = step_length(direction.dot(fisher(direction)), self.trust_region.max_kl) * direction
+        def damped(vector: Tensor) -> Tensor:
+            return fisher(vector) + self.trust_region.damping * vector
+
+        direction = conjugate_gradient(damped, -gradient, self.trust_region.cg_iterations)
+        step = step_length(direction.dot(damped(direction)), self.trust_region.max_kl) * direction
         self._line_search(step, before, lambda: self._measure(micros, old), means)
 
-    def _fisher_product(self, micros: Micros, old: list[TokenDistribution], vector: Tensor) -> Tensor:
-        """F v: the gradient of (gradient of the mean KL) . v, at the old policy."""
-        parameters, product = self.roles.policy_parameters(), torch.zeros_like(vector)
-        for (micro, _, shares), before in zip(micros, old, strict=True):
-            kl = weighted_sum(self._kl(micro, before), shares, micro.mask)
-            slope = flat(torch.autograd.grad(kl, parameters, create_graph=True, materialize_grads=True))
-            product += flat(torch.autograd.grad(slope.dot(vector), parameters, materialize_grads=True))
-        return all_reduce_sum(product)
+    def _fisher(self, micros: Micros, old: list[TokenDistribution]) -> Callable[[Tensor], Tensor]:
+        """v -> F v: the gradient of (gradient of the mean KL) . v, at the old policy.
+
+        A batch of one micro-batch keeps the graph of that inner gradient from product to product. Of several the graphs
+        would take as many times the memory: each is made again for every product.
+        """
+        parameters, one = self.roles.policy_parameters(), len(micros) == 1
+
+        def slope(place: int) -> Tensor:
+            micro, _, shares = micros[place]
+            kl = weighted_sum(self._kl(micro, old[place]), shares, micro.mask)
+            return flat(torch.autograd.grad(kl, parameters, create_graph=True, materialize_grads=True))
+
+        kept = slope(0) if one else None
+
+        def product(vector: Tensor) -> Tensor:
+            total = torch.zeros_like(vector)
+            for place in range(len(micros)):
+                along = (slope(place) if kept is None else kept).dot(vector)
+                total += flat(torch.autograd.grad(along, parameters, retain_graph=one, materialize_grads=True))
+            return all_reduce_sum(total)
+
+        return product
 
     def _kl(self, micro: Experience, old: TokenDistribution) -> Tensor:
         return old.kl(self.roles.distribution(micro.rollout, self.settings.temperature))
