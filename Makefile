@@ -86,7 +86,7 @@ $(VLLM)/.installed: pyproject.toml packaging/vllm.txt
 	@touch $@
 
 vllm-check: vllm ## Train on rollouts of vLLM, in a child process and on servers
-	$(VLLM)/bin/python -m pytest -n 0 -m "slow or not slow" tests/vllm
+	$(VLLM)/bin/python -m pytest -n 2 -m "slow or not slow" tests/vllm
 
 results: setup ## Repeat every study whose code has changed since (some hours); TRL=PYTHON adds the one beside TRL
 	$(BIN)/python -m benchmarks.studies
