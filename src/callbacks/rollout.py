@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
+from src.data.checks import prompt_lengths
 from src.data.loaders import StreamLoader
+from src.data.modules import PromptData
 from src.errors import ConfigError, require
 from src.models.sharding import is_sharded
 from src.modules.ppo import PPOModule
@@ -35,9 +38,13 @@ class RolloutCallback(Callback):
         self._ahead: dict[str, Any] | None = None  # `drawn` for the next batch's prompts
 
     def on_fit_start(self, trainer: Trainer, pl_module: PPOModule) -> None:
-        """Refuse settings of the module, the experience maker and the data that do not fit together."""
+        """Refuse settings of module, experience maker and data that do not fit together; say which prompts are cut."""
         require_fitting(self.maker, pl_module, trainer.datamodule)
         self.maker.fitting.alone = pl_module.fitting.alone = not is_sharded(pl_module.roles)
+        if trainer.is_global_zero and isinstance(trainer.datamodule, PromptData):
+            lengths = prompt_lengths(trainer.datamodule)
+            if lengths.level != "ok":
+                warnings.warn(f"{lengths.found}: {lengths.mend}", stacklevel=2)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: PPOModule, batch: dict[str, Any], batch_idx: int

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,6 +129,25 @@ def test_a_prompt_that_is_cut_keeps_its_opening_token_as_shorter_ones_do() -> No
     rows = [ids[mask].tolist() for ids, mask in zip(record.ids, record.mask, strict=True)]
     assert rows == [[opening, *row[-2:]] for row in plain]
     assert {len(row) for row in plain} > {1, 2, 4}  # shorter, as long and longer
+
+
+@pytest.mark.parametrize("limit", [3, 5])
+def test_prompts_that_are_cut_are_said_before_anything_is_drawn(base: str, limit: int) -> None:
+    """How many of them, how long the longest is, and what avoids it; once, by the first rank."""
+    lengths = [len(prompt.split()) for prompt in PROMPTS]
+    cut = sum(length > limit for length in lengths)
+    data = PromptData(TinyCorpus(), tokenizer(), batch_size=8, max_prompt_tokens=limit)
+    module = make_module(make_roles(base))
+    for rank in (0, 1):
+        trainer: Any = SimpleNamespace(datamodule=data, is_global_zero=rank == 0)
+        with warnings.catch_warnings(record=True) as said:
+            RolloutCallback(make_maker()).on_fit_start(trainer, module)
+        texts = [str(warning.message) for warning in said]
+        assert len(texts) == (1 if cut and rank == 0 else 0)
+        for text in texts:
+            assert text.startswith(f"{cut} of 8 prompts are longer than 3 tokens and lose their beginning; ")
+            assert f"the longest has {max(lengths)}: a larger rollout.max_prompt_tokens" in text
+    assert (cut > 0) == (limit == 3)
 
 
 def test_a_prompt_without_a_token_is_refused() -> None:
