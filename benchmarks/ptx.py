@@ -1,4 +1,4 @@
-"""PPO-ptx on film reviews (ppo.ptx_coef): what the third loss keeps of the language model, next to PPO without it.
+"""PPO-ptx on film reviews (ppo.ptx_coef): what its loss keeps of the language model, next to PPO without it.
 
     python -m examples.real_model
     python -m benchmarks.real --seeds 1
@@ -68,7 +68,7 @@ def with_people(result: dict[str, Any], before: list[float], after: list[float])
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """Markdown: a row for each figure, a column for each weight of the third loss."""
+    """Markdown: a row for each figure, a column for each weight of the PPO-ptx loss."""
     lines = [f"| | {' | '.join(f'ptx_coef={coef}' for coef in results)} |", "|---" * (len(results) + 1) + "|"]
     for title, group, name in FIGURES:
         lines.append(f"| {title} | {' | '.join(cell(found, group, name) for found in results.values())} |")

@@ -84,7 +84,7 @@ STUDIES = (
         "quantized", "a base in 4 and 8 bits", ("benchmarks.quantized",), ("quantized.json", "quantized.md"),
         needs_model=True, has_seeds=False,
     ),
-    Study("ptx", "the third loss", ("benchmarks.ptx",), ("ptx.json", "ptx.md"), needs_model=True, has_seeds=False),
+    Study("ptx", "the PPO-ptx loss", ("benchmarks.ptx",), ("ptx.json", "ptx.md"), needs_model=True, has_seeds=False),
     seeds("haystack", "a question about a text, by a real language model", "haystack", "--", *REAL, needs_model=True),
     Study(
         "estimators", "what each Phi_t does to the gradient", ("studies.estimators", "name=results"),

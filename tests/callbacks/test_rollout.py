@@ -141,6 +141,7 @@ def test_prompts_that_are_cut_are_said_before_anything_is_drawn(base: str, limit
     for rank in (0, 1):
         trainer: Any = SimpleNamespace(datamodule=data, is_global_zero=rank == 0)
         with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
             RolloutCallback(make_maker()).on_fit_start(trainer, module)
         texts = [str(warning.message) for warning in said]
         assert len(texts) == (1 if cut and rank == 0 else 0)
