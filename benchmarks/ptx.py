@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quantized import SHARED
-from benchmarks.real import MODEL, REVIEWS, untouched_nats, with_fluency
+from benchmarks.real import MODEL, untouched_nats, with_figure, with_fluency
 from benchmarks.seeds import RESULTS, cell, newest, newest_result
-from src.data.rated_sentences import RatedSentences
+from src.config.compose import compose
 from src.models.loading import load_causal_lm, load_tokenizer
 from src.models.settings import ModelSettings
-from src.utils.statistics import as_result, bootstrap_mean
+from src.stages.objects import instantiate
+from src.types import Corpus
 
 SENTENCES = 400
 FIGURES = (
@@ -51,20 +52,10 @@ def trained(pipeline: Path, coef: str) -> Path:
     return newest_result(Path("logs/ppo"), name).parent
 
 
-def people_nats(model: Path, sentences: list[tuple[str, str]]) -> list[float]:
+def people_nats(model: Path, prompts: list[str], rests: list[str]) -> list[float]:
     """-log p per token of the rest of each sentence after its first words, nats."""
     lm, tokenizer = load_causal_lm(ModelSettings(path=str(model))), load_tokenizer(str(model))
-    prompts, rests = zip(*sentences, strict=True)
-    return untouched_nats(lm, tokenizer, list(prompts), list(rests))
-
-
-def with_people(result: dict[str, Any], before: list[float], after: list[float]) -> dict[str, Any]:
-    """The result with the nats of people's sentences under both policies."""
-    nats = {"sft": before, "ppo": after, "improvement": [y - x for x, y in zip(before, after, strict=True)]}
-    for group, values in nats.items():
-        for name, value in as_result({"people_nats": bootstrap_mean(values)}).items():
-            result[group][name] = result[group][name] | value if isinstance(value, dict) else value
-    return result
+    return untouched_nats(lm, tokenizer, prompts, rests)
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
@@ -84,15 +75,17 @@ def main() -> None:
         parser.error("no run of seed 1 is in logs/pipeline: python -m benchmarks.real --seeds 1 makes it")
     pipeline = newest("real", 1).parent
     folders = {"0": pipeline / "ppo", **{coef: trained(pipeline, coef) for coef in coefs}}
-    source = RatedSentences(str(REVIEWS), max_words=24)
-    prompts = [row.prompt for row in source.prompts("test")[:SENTENCES]]
-    sentences = [(p, text.removeprefix(p)) for p, text in zip(prompts, source.texts("test"), strict=False)]
+    corpus: Corpus = instantiate(compose([*SHARED]).data, "data")
+    prompts = [row.prompt for row in corpus.prompts("test")[:SENTENCES]]
+    texts = corpus.texts("test")[:SENTENCES]
+    rests = [text.removeprefix(prompt) for prompt, text in zip(prompts, texts, strict=True)]
     lm, tokenizer = load_causal_lm(ModelSettings(path=str(MODEL))), load_tokenizer(str(MODEL))
-    before, results = people_nats(pipeline / "sft" / "model", sentences), {}
+    before, results = people_nats(pipeline / "sft" / "model", prompts, rests), {}
     for coef, folder in folders.items():
         found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         found = with_fluency(found, folder, lm, tokenizer)
-        results[coef] = with_people(found, before, people_nats(folder / "model", sentences))
+        after = people_nats(folder / "model", prompts, rests)
+        results[coef] = with_figure(found, "people_nats", before, after, prompts)
     (RESULTS / "ptx.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (RESULTS / "ptx.md").write_text(table(results), encoding="utf-8")
     print(table(results))

@@ -68,10 +68,17 @@ def with_fluency(result: dict[str, Any], folder: Path, lm: PreTrainedModel, toke
     prompts, nats = [row["prompt"] for row in rows], {}
     for role in ("sft", "ppo"):
         nats[role] = untouched_nats(lm, tokenizer, prompts, [row[role]["response"] for row in rows])
-    nats["improvement"] = [after - before for before, after in zip(nats["sft"], nats["ppo"], strict=True)]
-    for group, values in nats.items():
-        for name, value in as_result({"untouched_nats": bootstrap_mean(values, prompts)}).items():
-            result[group][name] = result[group][name] | value if isinstance(value, dict) else value
+    return with_figure(result, "untouched_nats", nats["sft"], nats["ppo"], prompts)
+
+
+def with_figure(
+    result: dict[str, Any], name: str, before: list[float], after: list[float], groups: list[str]
+) -> dict[str, Any]:
+    """The result with the mean of a number under both policies, and of how much it rises, with intervals."""
+    changes = [y - x for x, y in zip(before, after, strict=True)]
+    for role, values in {"sft": before, "ppo": after, "improvement": changes}.items():
+        for key, value in as_result({name: bootstrap_mean(values, groups)}).items():
+            result[role][key] = result[role][key] | value if isinstance(value, dict) else value
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -110,12 +111,12 @@ class TRPOModule(PPOModule):
             kl = weighted_sum(self._kl(micro, old[place]), shares, micro.mask)
             return flat(torch.autograd.grad(kl, parameters, create_graph=True, materialize_grads=True))
 
-        kept = slope(0) if one else None
+        slope_of = cache(slope) if one else slope
 
         def product(vector: Tensor) -> Tensor:
             total = torch.zeros_like(vector)
             for place in range(len(micros)):
-                along = (slope(place) if kept is None else kept).dot(vector)
+                along = slope_of(place).dot(vector)
                 total += flat(torch.autograd.grad(along, parameters, retain_graph=one, materialize_grads=True))
             return all_reduce_sum(total)
 

@@ -146,7 +146,7 @@ def test_prompts_that_are_cut_are_said_before_anything_is_drawn(base: str, limit
         texts = [str(warning.message) for warning in said]
         assert len(texts) == (1 if cut and rank == 0 else 0)
         for text in texts:
-            assert text.startswith(f"{cut} of 8 prompts are longer than 3 tokens and lose their beginning; ")
+            assert text.startswith(f"{cut} of 8 prompts are longer than {limit} tokens and lose their beginning; ")
             assert f"the longest has {max(lengths)}: a larger rollout.max_prompt_tokens" in text
     assert (cut > 0) == (limit == 3)
 

@@ -29,7 +29,7 @@ def columns(plot: Any) -> list[dict[str, list[float]]]:
 
 
 def test_charts_that_look_alike_have_their_own_words_and_numbers() -> None:
-    """They are copies of one chart, and reading or changing one leaves the other."""
+    """They are copies of one chart."""
     one = metric_chart(metric("a/one", "nats", (0.0, 1.0)), [Curve("", [(1, 2.0), (2, 3.0)])], "step")
     two = metric_chart(metric("a/two_x", ends=(0.0, 1.0)), [Curve("", [(1, 5.0)])], "iteration")
     first, second = drawn(one.item), drawn(two.item)
