@@ -5,6 +5,8 @@ PYTHON ?= python3
 TORCH ?= 2.13.0
 
 BIN := .venv/bin
+# Python compiles what is imported when it is first imported; compiling all of every package would take longer.
+PIP := pip install --quiet --quiet --disable-pip-version-check --no-compile
 STAMP := .venv/.installed
 VLLM := .venv-vllm
 BOARDS := .venv-boards
@@ -17,7 +19,7 @@ test test-slow boards-check vllm-check: export OMP_NUM_THREADS = 1
 TRL ?=
 ARGS ?=
 
-.PHONY: help setup demo real test test-slow fixed-points eval-check real-check boards-check vllm vllm-check results mutants lint format lock audit clean
+.PHONY: help setup demo real test test-slow fixed-points eval-check real-check boards boards-check vllm vllm-check results mutants lint format lock audit clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed 's/:.*## /:/' | awk -F: '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -28,40 +30,42 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c '$(PYTHON_CHECK)'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
 	@echo "Installing into .venv (a few minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m $(PIP) -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: setup ## Run SFT, reward model and PPO on the embedded reviews; ARGS="seed=2" gives settings
 	$(BIN)/python -m src.pipeline $(ARGS)
 
 real: setup ## Fetch a real language model and film reviews rated by people, then the same on them; ARGS too
-	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'
+	$(BIN)/python -m $(PIP) -c constraints.txt -e '.[real]'
 	$(BIN)/python -m examples.real_model
 	$(BIN)/python -m src.pipeline experiment=movie_reviews model.path=logs/real/smollm2-135m-instruct \
 	data.path=logs/real/movie_reviews.jsonl $(ARGS)
 
 test: setup ## Run the fast tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # pytest exits with 5 when it collects nothing; that is fine only as long as no test is marked slow.
 test-slow: setup ## Run the slow tests
-	$(BIN)/python -m pytest -n 2 -m slow || { test $$? -eq 5 && ! grep -rqs --include='*.py' 'mark\.slow' tests; }
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow || { test $$? -eq 5 && ! grep -rqs --include='*.py' 'mark\.slow' tests; }
 
 fixed-points: setup ## Train every KL setting to its known optimum, from samples (about twenty minutes)
 	$(BIN)/python -W ignore -m tests.objectives.fixed_points
 
 eval-check: setup ## Let lm_eval (the extra `eval`) read an exported model
-	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[eval]'
+	$(BIN)/python -m $(PIP) -c constraints.txt -e '.[eval]'
 	$(BIN)/python -m pytest -n 0 tests/lm_eval_tasks/check.py
 
 real-check: setup ## Test tasks of reasoning-gym and bases in 4 and 8 bits (the extras `real` and `quantize`)
-	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[quantize,real]'
-	$(BIN)/python -m pytest -n 2 -m "slow or not slow" tests/data/test_reasoning_gym.py tests/models/test_quantized.py \
+	$(BIN)/python -m $(PIP) -c constraints.txt -e '.[quantize,real]'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow" tests/data/test_reasoning_gym.py tests/models/test_quantized.py \
 	tests/test_quantized_runs.py
 
-boards-check: $(BOARDS)/.installed ## Test boards, searches and launchers (their extras, in .venv-boards)
+boards-check: boards ## Test boards, searches and launchers (their extras, in .venv-boards)
 	@$(BOARDS)/bin/python -c 'import mlflow, optuna, submitit, tensorboard, trackio, hydra_plugins.hydra_joblib_launcher'
-	$(BOARDS)/bin/python -m pytest -n 2 -m "slow or not slow" tests/loggers tests/runs/test_search.py tests/runs/test_launchers.py
+	$(BOARDS)/bin/python -m pytest -n 2 --dist worksteal -m "slow or not slow" tests/loggers tests/runs/test_search.py tests/runs/test_launchers.py
+
+boards: $(BOARDS)/.installed ## Install boards, searches and launchers into .venv-boards
 
 # On top of .venv, whose packages it sees: trackio wants an older pillow than the lock has, so it cannot go into .venv itself.
 $(BOARDS)/.installed: $(STAMP)
@@ -70,7 +74,7 @@ $(BOARDS)/.installed: $(STAMP)
 	@site() { "$$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }; \
 	echo "import site; site.addsitedir('$$(site $(BIN)/python)')" > "$$(site $(BOARDS)/bin/python)/below.pth"
 	@sed '/^pillow==/d' constraints.txt > $(BOARDS)/constraints.txt
-	@$(BOARDS)/bin/python -m pip install --quiet --quiet --disable-pip-version-check -c $(BOARDS)/constraints.txt -e '.[tensorboard,trackio,mlflow,search,sweep]'
+	@$(BOARDS)/bin/python -m $(PIP) -c $(BOARDS)/constraints.txt -e '.[tensorboard,trackio,mlflow,search,sweep]'
 	@touch $@
 
 vllm: $(VLLM)/.installed ## Install vLLM for the CPU and this repository into .venv-vllm
@@ -80,13 +84,13 @@ $(VLLM)/.installed: pyproject.toml packaging/vllm.txt
 	@$(PYTHON) -c '$(PYTHON_CHECK)'
 	@test -x $(VLLM)/bin/pip || $(PYTHON) -m venv --clear $(VLLM)
 	@echo "Installing into $(VLLM) (a few minutes, 2.5 GB)"
-	@$(VLLM)/bin/python -m pip install --quiet --quiet --disable-pip-version-check 'torch==2.13.0'
-	@$(VLLM)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps -r packaging/vllm.txt
-	@$(VLLM)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(VLLM)/bin/python -m $(PIP) 'torch==2.13.0'
+	@$(VLLM)/bin/python -m $(PIP) --no-deps -r packaging/vllm.txt
+	@$(VLLM)/bin/python -m $(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
 vllm-check: vllm ## Train on rollouts of vLLM, in a child process and on servers
-	$(VLLM)/bin/python -m pytest -n 2 -m "slow or not slow" tests/vllm
+	$(VLLM)/bin/python -m pytest -n 2 --dist worksteal -m "slow or not slow" tests/vllm
 
 results: setup ## Repeat every study whose code has changed since (some hours); TRL=PYTHON adds the one beside TRL
 	$(BIN)/python -m benchmarks.studies
@@ -100,7 +104,7 @@ results: setup ## Repeat every study whose code has changed since (some hours); 
 	@if [ -n "$(TRL)" ]; then $(BIN)/python -m benchmarks.compare --trl $(TRL); fi
 
 mutants: setup ## Break src/core in every small way and see which breaks the tests notice
-	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[study]'
+	$(BIN)/python -m $(PIP) -c constraints.txt -e '.[study]'
 	$(BIN)/python -m benchmarks.mutants
 
 lint: setup ## Check style, types and spelling
@@ -118,7 +122,7 @@ format: setup ## Format the code and mend what ruff can mend
 lock: ## Make constraints.txt anew from pyproject.toml
 	@set -e; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	$(PYTHON) -m venv "$$tmp/venv"; \
-	"$$tmp/venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check 'torch==$(TORCH)' -e '.[dev,eval,quantize,real,study,audit,tensorboard,mlflow,search,sweep]'; \
+	"$$tmp/venv/bin/python" -m $(PIP) 'torch==$(TORCH)' -e '.[dev,eval,quantize,real,study,audit,tensorboard,mlflow,search,sweep]'; \
 	"$$tmp/venv/bin/python" -m pip freeze --all --exclude-editable --exclude pip > "$$tmp/freeze"; \
 	{ sed -n '/^#/p' constraints.txt; \
 	  sed -E -e '/^(nvidia|cuda|triton)/d' -e 's/\+[A-Za-z0-9.]+$$//' "$$tmp/freeze"; } > "$$tmp/constraints.txt"; \
@@ -126,7 +130,7 @@ lock: ## Make constraints.txt anew from pyproject.toml
 
 # --no-deps: the file names every package with its version. --strict: what could not be looked up is no clean bill.
 audit: setup ## Ask whether a locked package has a known vulnerability (network)
-	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[audit]'
+	$(BIN)/python -m $(PIP) -c constraints.txt -e '.[audit]'
 	$(BIN)/python -m pip_audit --strict --no-deps --disable-pip -r constraints.txt
 
 clean: ## Remove the environment and all caches; runs under logs/ stay

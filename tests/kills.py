@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parents[1]
+STAGES = [f"src.stages.{stage}" for stage in ("sft", "reward", "ppo")]  # `src.train` imports one when it runs
 TINY = ("experiment=quick", "trainer.accelerator=cpu", "data.n_reviews=300", "data.n_pairs=40")
 PPO = (
     *("stage=ppo", "ppo.num_iterations=6", "ppo.batch_size=8", "ppo.minibatch_size=4", "ppo.micro_batch_size=4"),
@@ -124,8 +125,9 @@ class Runner:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline")  # read by what the server imports
         self.server = multiprocessing.get_context("forkserver")
-        self.server.set_forkserver_preload(["src.train", "tests.kills"])
+        self.server.set_forkserver_preload(["tests.kills", "src.train", "src.runs.start", *STAGES])
 
     def run(self, overrides: tuple[str, ...], fault: Fault | None = None, *, kill_after: float | None = None) -> int:
         """The exit code; -9 when it was killed, by the fault or `kill_after` seconds after its start."""
@@ -185,7 +187,6 @@ def child(module: str, arguments: tuple[str, ...], fault: Fault | None, output: 
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
-    os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline")
     os.chdir(ROOT)
     sys.argv = [module, *arguments]
     main = importlib.import_module(module).main

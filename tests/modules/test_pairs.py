@@ -39,7 +39,8 @@ class FirstToken:
 
     def score(self, prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
         words = [(response.split() or ["."])[0] for response in responses]
-        return [tokenizer().convert_tokens_to_ids(word) / len(tokenizer()) for word in words]
+        vocabulary = tokenizer()
+        return [number / len(vocabulary) for number in vocabulary.convert_tokens_to_ids(words)]
 
 
 @cache
