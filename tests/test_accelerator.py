@@ -111,6 +111,7 @@ def test_a_whole_run_stays_on_its_device(overrides: str, tmp_path: Any, gpu: lis
     assert all(isinstance(tensor, Tensor) for tensor in saved["state_dict"].values())
 
 
+@pytest.mark.slow
 def test_all_stages_stay_on_it(tmp_path: Any, gpu: list[torch.device]) -> None:
     """SFT, a reward model on the base, its normalization, and PPO with the reward as a role."""
     small = "experiment=quick trainer.accelerator=cpu sft.steps=2 sft.eval_rows=8 reward_model.steps=2"

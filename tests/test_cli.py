@@ -103,6 +103,7 @@ def sweep(logs):
 # ---------------------------------------------------------------------------------------------------- what a run leaves
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_every_job_and_leaves_whole_folders(sweep, logs):
     code, _, err, made = sweep
     assert code == 0, err
@@ -125,6 +126,7 @@ def test_the_jobs_of_a_sweep_are_known_before_the_first_one_unless_hydra_finds_t
         assert combinations(["ppo.clip=0.1,0.2", later]) == []
 
 
+@pytest.mark.slow
 def test_a_repeated_sweep_runs_no_job_again(sweep, logs):
     code, out, err = finish("-m", "ppo.clip=0.1,0.2", "seed=2", *TINY, "logger=wandb", f"log_dir={logs}")
     assert code == 0, err
@@ -154,6 +156,7 @@ def wandb_history(folder):
     return history
 
 
+@pytest.mark.slow
 def test_wandb_offline_holds_numbers_and_samples(sweep):
     for folder in sweep[3]:  # a run of its own for each job
         history = wandb_history(folder)
@@ -282,6 +285,7 @@ def test_an_unfinished_run_is_gone_on_with_by_the_same_settings_only(given, logs
         assert (logs / "ppo/half" / name).read_bytes() == (logs / "ppo/first" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_checkpoint_of_another(given, logs):
     longer = ["ppo.lr_schedule=constant_with_warmup", "ppo.num_iterations=4", f"resume={logs / 'ppo/constant'}"]
     run([*given, "ppo.lr_schedule=constant_with_warmup", "name=constant"])

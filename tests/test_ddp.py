@@ -133,6 +133,7 @@ def learn(folder: Path, base: str, aggregation: str, lora: Any, settings: dict[s
     return {"gradients": gradients.seen, "logged": recorder.by_step(), "weights": weights}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_gradients_of_two_ranks_are_those_of_one(

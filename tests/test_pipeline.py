@@ -66,6 +66,7 @@ def test_with_another_reward_there_is_no_reward_stage(tmp_path, monkeypatch):
     assert "reward_model" not in result
 
 
+@pytest.mark.slow
 def test_a_finished_stage_is_not_taken_for_one_with_other_settings(tmp_path, monkeypatch, capsys):
     """Named before the first stage runs; the same settings, and what stages hand on, are no difference."""
     trained = []

@@ -27,6 +27,7 @@ def half(x):
 '''
 
 
+@pytest.mark.slow
 def test_the_page_is_what_its_command_writes():
     """Where this fails: python -m benchmarks.studies --page. The tables then say that their code has changed."""
     text = PAGE.read_text(encoding="utf-8")

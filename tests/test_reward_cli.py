@@ -184,6 +184,7 @@ def test_an_exact_match_is_worth_one(sft: str, table: str, tmp_path: Path) -> No
     assert 0 < sum(expected) < 8
 
 
+@pytest.mark.slow
 def test_over_http_the_log_is_that_of_the_same_reward_in_process(sft: str, tmp_path: Path) -> None:
     near = train(sft, tmp_path / "near", *CORPUS, "reward=vader")
     with serving(build_app(Vader(), "answer", "", 10**6)) as url:
@@ -233,6 +234,7 @@ def test_drop_failed_holds_for_the_final_comparison_and_the_gold_score_too(mine:
     assert n["kl"] == 8
 
 
+@pytest.mark.slow
 def test_a_file_in_the_working_directory_is_found(mine: Path, sft: str) -> None:
     """`python -m` puts the working directory first among the places that modules come from."""
     given = [*overrides(sft, mine, *CORPUS), "reward=function", "reward.target=my_rewards_of_a_test.brevity"]

@@ -36,6 +36,7 @@ def test_the_choice_of_a_model_is_the_reward_adapters_too() -> None:
     assert compose_stages(given)["reward"].overrides == ["stage=reward", *given]
 
 
+@pytest.mark.slow
 def test_four_roles_run_on_one_base_in_one_command(tmp_path: Path) -> None:
     """SFT -> reward adapter -> PPO. The adapter fits the base, and PPO's figures are those of that adapter."""
     result = run_pipeline([*SMALL, *SMALLER, *ON_BASE, "name=four", f"log_dir={tmp_path}"])

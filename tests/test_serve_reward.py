@@ -250,6 +250,7 @@ def test_what_cannot_be_served_is_said_in_one_sentence(
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_as_a_process_it_serves_until_it_is_told_to_stop() -> None:
     port = free_port()
     words = [sys.executable, "-m", "src.serve_reward", "reward=vader", "--port", str(port)]

@@ -51,6 +51,7 @@ def endless(folder):
     return path
 
 
+@pytest.mark.slow
 def test_a_runs_policy_answers_is_compared_and_scored_and_nothing_typed_ends_it(tiny_run):
     terminal = chat(tiny_run[0], "temperature=0")
     terminal.expect("> ")
@@ -83,6 +84,7 @@ def test_a_runs_policy_answers_is_compared_and_scored_and_nothing_typed_ends_it(
     assert "Traceback" not in terminal.before
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_answer_and_not_the_program(tmp_path):
     terminal = chat(endless(tmp_path / "lm"), "max_new_tokens=2000")
     terminal.expect("> ")

@@ -48,6 +48,7 @@ def make_light_objects(run: Run, folder: Path) -> set[str]:
     return made
 
 
+@pytest.mark.slow
 def test_every_option_composes_and_makes_its_light_objects_in_the_stages_that_read_it(tmp_path: Path) -> None:
     for option in every_option():
         assert stages_of(option), option
@@ -81,6 +82,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {family: str(folder) for family, folder in folders.items()}
 
 
+@pytest.mark.slow
 def test_every_experiment_passes_the_checks_in_every_stage(hub: dict[str, str]) -> None:
     for option in EXPERIMENTS:
         for stage in STAGES:

@@ -98,6 +98,7 @@ REFUSED = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_or_used_is_refused() -> None:
     for overrides, words in REFUSED:
         found = refusal(*overrides.split())

@@ -125,6 +125,7 @@ REFUSED: list[tuple[str, list[str]]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_cannot_work_is_refused_with_a_remedy() -> None:
     """Checklist 29, 31, 32. Before anything is loaded, in one sentence with the setting and what to write instead."""
     for overrides, words in REFUSED:

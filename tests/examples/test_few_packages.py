@@ -52,6 +52,7 @@ def test_the_list_is_of_packages_that_are_there(name: str) -> None:
     assert importlib.util.find_spec(name) is not None
 
 
+@pytest.mark.slow
 def test_the_rooms_import_and_train_without_the_rest(tmp_path: Path) -> None:
     done = python(WITHOUT + IMPORTS + TRAINING, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -48,6 +48,7 @@ def test_ppo_on_own_data_and_reward_takes_twenty_lines() -> None:
     assert "hydra" not in "".join(PAGE + CELLS)
 
 
+@pytest.mark.slow
 def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """And shows what it promises: a better policy, a folder that transformers loads, a checkpoint that comes back."""
     monkeypatch.chdir(tmp_path)
@@ -76,6 +77,7 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert rest["loss"].shape == (2, 3)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert lines_of_code(ppo_block(CELLS)) <= 20

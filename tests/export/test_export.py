@@ -44,6 +44,7 @@ print(json.dumps({"logits": logits, "words": len(AutoTokenizer.from_pretrained(f
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_gets_the_logits_of_base_and_adapter(tiny_run, tmp_path, capsys):
     """Checklist 65. Through the command, in a process that knows transformers only."""
     run, base = tiny_run

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors import safe_open
 
@@ -39,6 +40,7 @@ def keys(folder: Path) -> list[str]:
         return list(tensors.keys())
 
 
+@pytest.mark.slow
 def test_exported_folders_give_the_adapter_models_logits_in_a_fresh_process(tmp_path: Path) -> None:
     """Checklist 65. Merged folder and adapter folder; the value head and the critic are in neither."""
     base = write_lm(tmp_path / "base")

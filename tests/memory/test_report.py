@@ -60,6 +60,7 @@ def test_the_estimate_is_that_of_the_configured_sizes(tmp_path: Path) -> None:
     assert alone == estimate(load_config(path), model, None, load, critic=False)
 
 
+@pytest.mark.slow
 def test_a_model_from_scratch_has_the_vocabulary_of_its_own_tokenizer() -> None:
     """By hand: the weights of a GPT-2 of 3 layers, 96 wide, with the words of the corpus and not GPT-2's 50,257."""
     run = compose(["model=tiny", "reward=vader"])

@@ -142,5 +142,6 @@ def test_the_numbers_of_states_are_those_of_the_list() -> None:
         assert found[: len(row)].tolist() == [STATES.index(row[:t]) for t in range(len(row))]
 
 
+@pytest.mark.slow
 def test_the_page_is_what_the_code_does() -> None:
     assert (ROOT / "docs/objectives.md").read_text(encoding="utf-8") == page(), "run python -m tests.objectives"

@@ -54,6 +54,7 @@ def test_the_seconds_of_the_phases_are_those_of_the_whole(path: str) -> None:
     assert min(map(found.of, phases)) > 0
 
 
+@pytest.mark.slow
 def test_every_table_has_its_rows_at_80_columns(path: str) -> None:
     text = printed(composed(path, "model.dtype=bfloat16"), card("H100"), 4, 80, None, None)
     assert all(len(line) <= 80 for line in text.splitlines())
