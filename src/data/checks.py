@@ -7,13 +7,11 @@ from src.data.rows import rows_of
 from src.models.text import encode_prompts
 from src.utils.check import Check, checked
 
-LOOKED_AT = 512  # prompts of the train split
-
 
 def prompt_lengths(data: PromptData) -> Check:
-    """How many prompts lose their beginning to `max_prompt_tokens`; a fault if half of them or more do."""
-    prompts = [row.prompt for row in rows_of(data.corpus, "prompts", "train")[:LOOKED_AT]]
-    lengths = [len(row) for row in encode_prompts(data.tokenizer, prompts)]
+    """How many prompts, of training and of the comparison, lose their beginning; a fault if half or more do."""
+    rows = [*rows_of(data.corpus, "prompts", "train"), *rows_of(data.corpus, "prompts", "test")[: data.eval_prompts]]
+    lengths = [len(ids) for ids in encode_prompts(data.tokenizer, [row.prompt for row in rows])]
     limit, cut = data.max_prompt_tokens, sum(length > data.max_prompt_tokens for length in lengths)
     return checked(
         "prompt length",

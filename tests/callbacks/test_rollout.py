@@ -134,9 +134,9 @@ def test_a_prompt_that_is_cut_keeps_its_opening_token_as_shorter_ones_do() -> No
 @pytest.mark.parametrize("limit", [3, 5])
 def test_prompts_that_are_cut_are_said_before_anything_is_drawn(base: str, limit: int) -> None:
     """How many of them, how long the longest is, and what avoids it; once, by the first rank."""
-    lengths = [len(prompt.split()) for prompt in PROMPTS]
+    lengths = [len(prompt.split()) for prompt in [*PROMPTS, *PROMPTS[:5]]]  # of training and of the comparison
     cut = sum(length > limit for length in lengths)
-    data = PromptData(TinyCorpus(), tokenizer(), batch_size=8, max_prompt_tokens=limit)
+    data = PromptData(TinyCorpus(), tokenizer(), batch_size=8, max_prompt_tokens=limit, eval_prompts=5)
     module = make_module(make_roles(base))
     for rank in (0, 1):
         trainer: Any = SimpleNamespace(datamodule=data, is_global_zero=rank == 0)
@@ -146,7 +146,7 @@ def test_prompts_that_are_cut_are_said_before_anything_is_drawn(base: str, limit
         texts = [str(warning.message) for warning in said]
         assert len(texts) == (1 if cut and rank == 0 else 0)
         for text in texts:
-            assert text.startswith(f"{cut} of 8 prompts are longer than {limit} tokens and lose their beginning; ")
+            assert text.startswith(f"{cut} of 13 prompts are longer than {limit} tokens and lose their beginning; ")
             assert f"the longest has {max(lengths)}: a larger rollout.max_prompt_tokens" in text
     assert (cut > 0) == (limit == 3)
 

@@ -317,7 +317,7 @@ def test_targets_that_match_nothing(base: str) -> None:
 def test_prompt_too_long(base: str) -> None:
     """Prompts that lose their beginning, and a context that is too short for the settings."""
     found = faults(found_in(roles_of(base), data={"max_prompt_tokens": 1}))
-    assert "4 of 8 prompts are longer than 1 tokens" in found["prompt length"]
+    assert "8 of 16 prompts are longer than 1 tokens" in found["prompt length"]  # 8 to train, 8 to compare
     (check,) = diagnose(tiny(base, "rollout.max_prompt_tokens=48"))
     assert check.level == "fault"
     assert "reads at most 48" in check.found
