@@ -5,14 +5,14 @@ PYTHON ?= python3
 TORCH ?= 2.13.0
 
 BIN := .venv/bin
-# Python compiles what is imported when it is first imported; compiling all of every package would take longer.
-PIP := pip install --quiet --quiet --disable-pip-version-check --no-compile
+PIP := pip install --quiet --quiet --disable-pip-version-check
 STAMP := .venv/.installed
 VLLM := .venv-vllm
 BOARDS := .venv-boards
 PYTHON_CHECK := import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else 0
 
 # Tests run in two processes on two cores: more threads would fight over them.
+# worksteal: files stay together, for what their tests share, and a process that has no more takes from the other.
 test test-slow boards-check vllm-check: export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
@@ -58,12 +58,12 @@ eval-check: setup ## Let lm_eval (the extra `eval`) read an exported model
 
 real-check: setup ## Test tasks of reasoning-gym and bases in 4 and 8 bits (the extras `real` and `quantize`)
 	$(BIN)/python -m $(PIP) -c constraints.txt -e '.[quantize,real]'
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow" tests/data/test_reasoning_gym.py tests/models/test_quantized.py \
+	$(BIN)/python -m pytest -n 2 -m "slow or not slow" tests/data/test_reasoning_gym.py tests/models/test_quantized.py \
 	tests/test_quantized_runs.py
 
 boards-check: boards ## Test boards, searches and launchers (their extras, in .venv-boards)
 	@$(BOARDS)/bin/python -c 'import mlflow, optuna, submitit, tensorboard, trackio, hydra_plugins.hydra_joblib_launcher'
-	$(BOARDS)/bin/python -m pytest -n 2 --dist worksteal -m "slow or not slow" tests/loggers tests/runs/test_search.py tests/runs/test_launchers.py
+	$(BOARDS)/bin/python -m pytest -n 2 -m "slow or not slow" tests/loggers tests/runs/test_search.py tests/runs/test_launchers.py
 
 boards: $(BOARDS)/.installed ## Install boards, searches and launchers into .venv-boards
 
@@ -90,7 +90,7 @@ $(VLLM)/.installed: pyproject.toml packaging/vllm.txt
 	@touch $@
 
 vllm-check: vllm ## Train on rollouts of vLLM, in a child process and on servers
-	$(VLLM)/bin/python -m pytest -n 2 --dist worksteal -m "slow or not slow" tests/vllm
+	$(VLLM)/bin/python -m pytest -n 2 -m "slow or not slow" tests/vllm
 
 results: setup ## Repeat every study whose code has changed since (some hours); TRL=PYTHON adds the one beside TRL
 	$(BIN)/python -m benchmarks.studies
