@@ -12,7 +12,6 @@ BOARDS := .venv-boards
 PYTHON_CHECK := import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else 0
 
 # Tests run in two processes on two cores: more threads would fight over them.
-# worksteal: files stay together, for what their tests share, and a process that has no more takes from the other.
 test test-slow boards-check vllm-check: export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
@@ -42,6 +41,7 @@ real: setup ## Fetch a real language model and film reviews rated by people, the
 	$(BIN)/python -m src.pipeline experiment=movie_reviews model.path=logs/real/smollm2-135m-instruct \
 	data.path=logs/real/movie_reviews.jsonl $(ARGS)
 
+# worksteal: files stay together, for what their tests share, and a process that has no more takes from the other.
 test: setup ## Run the fast tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
