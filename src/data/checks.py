@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from src.data.lengths import cut_rows
 from src.data.modules import PromptData
 from src.data.rows import rows_of
 from src.models.text import encode_prompts
@@ -15,8 +16,7 @@ def prompt_lengths(data: PromptData) -> Check:
     limit, cut = data.max_prompt_tokens, sum(length > data.max_prompt_tokens for length in lengths)
     return checked(
         "prompt length",
-        f"{cut} of {len(lengths)} prompts are longer than {limit} tokens and lose their beginning; the longest has "
-        f"{max(lengths)}",
+        cut_rows("prompts", lengths, limit, "beginning"),
         "a larger rollout.max_prompt_tokens, or drop such rows by data.max_prompt_tokens",
         fault=2 * cut >= len(lengths),
         warning=cut > 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from transformers import PreTrainedTokenizerBase
 
 from src.core.padding import pad_left
+from src.data.lengths import say_cut
 from src.data.loaders import OrderedLoader, StreamLoader
 from src.data.rows import rows_of
 from src.data.tables import SPLITS
@@ -101,30 +103,42 @@ class PairData(LightningDataModule):
     def train_dataloader(self) -> StreamLoader[PreferencePair]:
         """Collated pairs."""
         return StreamLoader(
-            rows_of(self.corpus, "pairs", "train"), self.collate, batch_size=self.batch_size, batches=self.steps,
-            seed=self.seed, stream="pairs",
+            self._pairs("train"), self.collate, batch_size=self.batch_size, batches=self.steps, seed=self.seed,
+            stream="pairs",
         )  # fmt: skip
 
     def val_dataloader(self) -> OrderedLoader[PreferencePair]:
         """All pairs of the validation split."""
-        return OrderedLoader(rows_of(self.corpus, "pairs", "validation"), self.collate, self.batch_size)
+        return OrderedLoader(self._pairs("validation"), self.collate, self.batch_size)
 
     def test_dataloader(self) -> OrderedLoader[PreferencePair]:
         """All pairs of the test split."""
-        return OrderedLoader(rows_of(self.corpus, "pairs", "test"), self.collate, self.batch_size)
+        return OrderedLoader(self._pairs("test"), self.collate, self.batch_size)
+
+    def _pairs(self, split: str) -> Sequence[PreferencePair]:
+        """The pairs of a split. Says how many of their texts are cut."""
+        pairs = rows_of(self.corpus, "pairs", split)
+        lengths = [len(row) for row in self._encoded(pairs)]
+        say_cut(f"texts of the pairs of the split {split}", lengths, self.max_tokens, "beginning")
+        return pairs
+
+    def _encoded(self, pairs: Sequence[PreferencePair]) -> list[list[int]]:
+        """The token ids of each prompt with its chosen response, then of each with its rejected response."""
+        sides = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+        return encode_completions(self.tokenizer, [pair.prompt for pair in pairs] * 2, sides, self.chat_template)
 
     def collate(self, pairs: list[PreferencePair], indices: list[int]) -> Batch:
         """{ids, mask (2B, S): all chosen, then all rejected; gap (B,), NaN where unknown}.
 
         With the language-model loss also {response_mask (B, S): the chosen responses' tokens, end token included}.
         """
-        prompts, sides = [p.prompt for p in pairs], [p.chosen for p in pairs] + [p.rejected for p in pairs]
-        whole = encode_completions(self.tokenizer, prompts * 2, sides, self.chat_template)
+        whole = self._encoded(pairs)
         rows = [shorten(row, self.max_tokens, self.tokenizer) for row in whole]
         ids, mask = pad_left(rows, self.tokenizer.pad_token_id)
         gap = torch.tensor([float("nan") if p.gap is None else p.gap for p in pairs])
         batch = {"ids": ids, "mask": mask, "gap": gap}
         if self.with_response_mask:
+            prompts = [pair.prompt for pair in pairs]
             lengths = response_lengths(self.tokenizer, prompts, whole[: len(pairs)], self.chat_template)
             from_end = torch.arange(ids.shape[1], 0, -1)
             batch["response_mask"] = (from_end <= torch.tensor(lengths).unsqueeze(1)) & mask[: len(pairs)]

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from src.core.padding import pad_left
+from src.data.lengths import say_cut
 from src.data.loaders import StreamLoader
 from src.data.rows import rows_of
 from src.errors import DataError
@@ -29,12 +30,13 @@ def encoded_texts(
 ) -> list[EncodedText]:
     """The first `rows` texts of a split, cut to `max_tokens`; with `answers_only` what follows the prompt counts.
 
-    Raises `DataError` with `answers_only` when texts and prompts of the corpus do not belong together, or when an
-    answer begins after the cut.
+    Says how many are cut. Raises `DataError` with `answers_only` when texts and prompts of the corpus do not belong
+    together, or when an answer begins after the cut.
     """
     texts = list(rows_of(corpus, "texts", split)[:rows])
     encoded = encode_with_end(tokenizer, texts)
     lengths = list(map(len, encoded))
+    say_cut(f"texts of the split {split}", lengths, max_tokens, "end")
     if answers_only:
         lengths = response_lengths(tokenizer, _prompts(corpus, split, texts), encoded, chat_template=False)
     cut = [EncodedText(row[:max_tokens], n - len(row[max_tokens:])) for row, n in zip(encoded, lengths, strict=True)]
