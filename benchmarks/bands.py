@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.seeds import newest, run
+from benchmarks.seeds import run
 from src.loggers.csv import read_table
 from src.report.alarms import READ
 from src.report.bands import HOME, NAMES, Left, band_of_tables, left, write_band
@@ -24,14 +24,10 @@ COLUMNS = [name for name in dict.fromkeys((*READ, *NAMES)) if "/" in name]
 
 
 def record(experiment: str, seed: int) -> Table:
-    """The logged numbers of a seed that tests and bands read; a pipeline that is not finished is run."""
-    try:
-        result = newest(experiment, seed)
-    except ValueError:  # there is none
-        run(experiment, experiment, seed, [])
-        result = newest(experiment, seed)
+    """The logged numbers of a seed that tests and bands read; a pipeline that has not ended is run."""
+    folder = run(experiment, experiment, seed, [])
     short = RECORDED / f"{experiment}_seed_{seed}.csv"
-    write_short(read_table(result.with_name("ppo") / "metrics.csv"), short)
+    write_short(read_table(folder / "ppo" / "metrics.csv"), short)
     return read_table(short)  # as the tests read it
 
 

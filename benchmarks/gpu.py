@@ -302,7 +302,7 @@ class Bench:
         product, copied = self.rates
         load = Workload(sizes.rows, sizes.rows // 2, sizes.minibatch, sizes.longest, sizes.new)
         known = ModelSettings(path="shape", dtype="bfloat16", lora=LORA)
-        expected = estimate(self.config(shape), known, None, load, True).on_gpu / 2**30
+        expected = estimate(self.config(shape), known, (), load, True).on_gpu / 2**30
         self.page.add(
             "iterations", shape, seconds, " / ".join(f"{lap[phase]:.2f}" for phase in ("rollout", "score", "train")),
             sizes.rows * sizes.new / seconds, sizes.rows * sizes.new / lap["rollout"],

@@ -44,7 +44,7 @@ def estimate_for(config: PretrainedConfig, way: str) -> MemoryEstimate:
     """Rank 16 on every linear layer, or every weight; a critic, no reward model."""
     dtype, lora, checkpointing = WAYS[way]
     adapter = LoraSettings(rank=16, alpha=32, dropout=0.0, targets="all-linear") if lora else None
-    return estimate(config, ModelSettings("", "", dtype, "sdpa", checkpointing, adapter, None), None, LOAD, critic=True)
+    return estimate(config, ModelSettings("", "", dtype, "sdpa", checkpointing, adapter, None), (), LOAD, critic=True)
 
 
 def page() -> str:

@@ -17,10 +17,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.seeds import RESULTS, newest_result
 from src.callbacks.gold import fit_of, gold_rows
 from src.loggers.csv import read_table
 
-RESULTS = Path(__file__).parent / "results"
 WINDOW = 5  # iterations, as in conf/early_stop/gold.yaml
 ROWS = {
     "reward model: clear pairs ordered correctly": "accuracy",
@@ -44,10 +44,10 @@ ROWS = {
 
 
 def run(module: str, folder: Path, *overrides: str) -> Path:
-    """Run a command of src into a run folder of that name; returns the folder."""
-    name = [f"log_dir={folder.parents[1]}", f"name={folder.name}", "experiment=overoptimization"]
+    """Run a command of src into a new run folder of that name, NAME_run-2 if there is one; returns it."""
+    name = [f"log_dir={folder.parents[1]}", f"name={folder.name}", "experiment=overoptimization", "resume=never"]
     subprocess.run([sys.executable, "-m", module, *name, *overrides], check=True)
-    return folder
+    return newest_result(folder.parent, folder.name).parent
 
 
 def windows(rows: list[list[float]]) -> list[list[float]]:

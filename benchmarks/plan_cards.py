@@ -52,7 +52,7 @@ def row(name: str, cards: int) -> str:
     base = shape.size * (shape.layers * shape.of_layer + heads * shape.of_head)
     adapters = 4 * shape.layers * shape.of_adapters
     roles = Roles(
-        policy=shape, base=base, gradients={"policy": adapters, "critic": adapters}, reward=None,
+        policy=shape, base=base, gradients={"policy": adapters, "critic": adapters}, rewards=[],
         policy_layers=shape.layers, critic_layers=shape.layers, reference=True, checkpointing=True,
     )  # fmt: skip
     fits = base <= RESERVE * CARDS[CARD].memory

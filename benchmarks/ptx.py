@@ -1,12 +1,12 @@
 """PPO-ptx on film reviews (ppo.ptx_coef): what its loss keeps of the language model, next to PPO without it.
 
     python -m examples.real_model
-    python -m benchmarks.real --seeds 1
     python -m benchmarks.ptx --coefs 0.3 1
 
-The runs continue from the SFT and the reward model of seed 1 of benchmarks.real, whose PPO is the first column, with
-the same prompts and random numbers. Writes benchmarks/results/ptx.json and ptx.md: gold and KL; fluency of the answers;
-how well each policy still predicts sentences by people that none of its stages has seen.
+The runs continue from the SFT and the reward model of seed 1 of benchmarks.real, which is run if it has not ended and
+whose PPO is the first column, with the same prompts and random numbers. Writes benchmarks/results/ptx.json and ptx.md:
+gold and KL; fluency of the answers; how well each policy still predicts sentences by people that none of its stages has
+seen.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quantized import SHARED
-from benchmarks.real import MODEL, untouched_nats, with_figure, with_fluency
-from benchmarks.seeds import RESULTS, cell, newest, newest_result
+from benchmarks.real import MODEL, trained, untouched_nats, with_figure, with_fluency
+from benchmarks.seeds import RESULTS, cell, ended, newest_result
 from src.config.compose import compose
 from src.models.loading import load_causal_lm, load_tokenizer
 from src.models.settings import ModelSettings
@@ -42,10 +42,10 @@ FIGURES = (
 )
 
 
-def trained(pipeline: Path, coef: str) -> Path:
+def with_coef(pipeline: Path, coef: str) -> Path:
     """The folder of a PPO run with the pipeline's models; one that has ended is kept."""
-    name = f"ptx-{coef}"
-    if not list(Path("logs/ppo").glob(f"{name}/result.json")):
+    name = f"{pipeline.name}-ptx-{coef}"
+    if not list(ended(Path("logs/ppo"), name)):
         models = (f"model.path={pipeline / 'sft' / 'model'}", f"reward.path={pipeline / 'reward'}")
         given = (*SHARED, *models, "seed=1", f"ppo.ptx_coef={coef}", f"name={name}")
         subprocess.run([sys.executable, "-m", "src.train", *given], check=True)
@@ -71,10 +71,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--coefs", nargs="+", default=["0.3", "1"])
     coefs = parser.parse_args().coefs
-    if not list(Path("logs/pipeline").glob("seeds-real-1*/result.json")):
-        parser.error("no run of seed 1 is in logs/pipeline: python -m benchmarks.real --seeds 1 makes it")
-    pipeline = newest("real", 1).parent
-    folders = {"0": pipeline / "ppo", **{coef: trained(pipeline, coef) for coef in coefs}}
+    pipeline = trained(1, [])
+    folders = {"0": pipeline / "ppo", **{coef: with_coef(pipeline, coef) for coef in coefs}}
     corpus: Corpus = instantiate(compose([*SHARED]).data, "data")
     prompts = [row.prompt for row in corpus.prompts("test")[:SENTENCES]]
     texts = corpus.texts("test")[:SENTENCES]

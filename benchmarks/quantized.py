@@ -30,7 +30,7 @@ from torch import nn
 
 from benchmarks.memory import MIB, RETURNED
 from benchmarks.real import MODEL, REVIEWS
-from benchmarks.seeds import RESULTS, cell, newest_result
+from benchmarks.seeds import RESULTS, cell, digest, ended, newest_result
 from src.config.compose import compose
 from src.config.schema import PPORun
 from src.export.parity import base_and_adapter
@@ -50,6 +50,7 @@ REWARD = ("stage=reward", "reward_model.steps=70", "reward_model.normalization_s
 SIZES = ("ppo.batch_size=32", "ppo.minibatch_size=16", "rollout.max_new_tokens=20", "ppo.held_out.every=null")
 PPO = (*SIZES, "ppo.num_iterations=10", "ppo.eval_prompts=96")
 ONCE = (*SIZES, "reward=vader", "ppo.num_iterations=1", "ppo.epochs=1", "ppo.eval_prompts=4")
+CODE = digest(SFT, REWARD, PPO)
 FIGURES = (
     ("gold, SFT policy on this base", "sft", "gold"),
     ("gold, PPO policy", "ppo", "gold"),
@@ -91,17 +92,17 @@ class Peak(Callback):
 
 
 def stage(name: str, *overrides: str) -> Path:
-    """The folder of a run in a separate process; one that has ended is kept."""
-    kind = next((o.removeprefix("stage=") for o in overrides if o.startswith("stage=")), "ppo")
+    """The folder of a run in a separate process; one of the same code that has ended is kept."""
+    name, kind = f"{name}-{CODE}", next((o.removeprefix("stage=") for o in overrides if o.startswith("stage=")), "ppo")
     parent = Path("logs") / kind
-    if not list(parent.glob(f"{name}/result.json")):
+    if not list(ended(parent, name)):
         subprocess.run([sys.executable, "-m", "src.train", *SHARED, *overrides, f"name={name}"], check=True)
     return newest_result(parent, name).parent
 
 
 def clock(base: str) -> Path:
     """Where the processor's seconds of a run are."""
-    return Path("logs") / f"quantized-{base}.clock"
+    return Path("logs") / f"quantized-{base}-{CODE}.clock"
 
 
 def on(base: str, sft: Path) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ import torch
 from matplotlib.figure import Figure as Picture
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.seeds import RESULTS, cell, newest, run, table
+from benchmarks.seeds import RESULTS, cell, result_of, run, table
 from src.core.padding import pad_left
 from src.loggers.csv import read_table
 from src.models.loading import load_causal_lm, load_tokenizer
@@ -116,17 +116,23 @@ def draw(folders: dict[int, Path], path: Path) -> None:
     picture.savefig(path, dpi=110)
 
 
+def trained(seed: int, overrides: list[str]) -> Path:
+    """The folder of the pipeline of a seed; one of the same code that has ended is kept."""
+    return run("movie_reviews", "real", seed, [f"model.path={MODEL}", f"data.path={REVIEWS}", *overrides])
+
+
 def main() -> None:
     """Entry of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("overrides", nargs="*", help="further overrides of the pipeline, after --")
     arguments = parser.parse_intermixed_args()
-    paths = [f"model.path={MODEL}", f"data.path={REVIEWS}", *arguments.overrides]
-    results = {seed: run("movie_reviews", "real", seed, paths) for seed in arguments.seeds}
-    folders = {seed: newest("real", seed).parent / "ppo" for seed in arguments.seeds}
+    pipelines = {seed: trained(seed, arguments.overrides) for seed in arguments.seeds}
+    folders = {seed: pipeline / "ppo" for seed, pipeline in pipelines.items()}
     lm, tokenizer = load_causal_lm(ModelSettings(path=str(MODEL))), load_tokenizer(str(MODEL))
-    results = {seed: with_fluency(result, folders[seed], lm, tokenizer) for seed, result in results.items()}
+    results = {
+        seed: with_fluency(result_of(pipeline), folders[seed], lm, tokenizer) for seed, pipeline in pipelines.items()
+    }
     text = table(results) + fluency(results)
     (RESULTS / "real.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     (RESULTS / "real.md").write_text(text, encoding="utf-8")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.sick mask_early
 
-Starts from the SFT and reward model of `python -m benchmarks.seeds sentiment --seeds 1`, runs PPO with the mistake, and
+Starts from the SFT and reward model of seed 1 of `python -m benchmarks.seeds sentiment`, runs PPO with the mistake, and
 writes its logged numbers to tests/report/recorded/sick/sentiment_MISTAKE.csv. A response mask that is shifted when the
 responses are drawn is refused by the sampler check, so the shifts are where nothing compares:
 
@@ -26,7 +26,7 @@ from torch import Tensor
 
 import src.core.kl
 from benchmarks.bands import RECORDED, write_short
-from benchmarks.seeds import newest, newest_result
+from benchmarks.seeds import newest_result, run
 from src.loggers.csv import read_table
 from src.modules.ppo import PPOModule
 from src.rollout.experience import ExperienceMaker
@@ -90,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mistake", choices=MISTAKES)
     name = parser.parse_args().mistake
-    mistake, healthy = MISTAKES[name], newest("sentiment", 1).parent
+    mistake, healthy = MISTAKES[name], run("sentiment", "sentiment", 1, [])
     if callable(mistake):
         mistake()
     changed = [] if callable(mistake) else mistake

@@ -18,8 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.seeds import RESULTS, cell, newest_result
-from src.loggers.csv import read_table
+from benchmarks.seeds import EXPLAINED, RESULTS, cell, logged_means, newest_result
 from src.report.compare import mean_with_interval
 from src.utils.statistics import Figure
 
@@ -41,7 +40,7 @@ FIGURES = (
     ("score, PPO policy", "score"),
     ("KL to the reference (nats per sequence)", "kl"),
 )
-LOGGED = (("explained variance of the critic", "critic/explained_variance"),)
+LOGGED = (("explained variance of the critic", EXPLAINED),)
 OF_LAG = (  # logged by every run, and 0 or 1 where the policy samples for itself
     ("KL of the policy that sampled (nats per token)", "rollout/behavior_kl"),
     ("largest ratio to the policy that sampled", "rollout/behavior_ratio_max"),
@@ -58,9 +57,7 @@ def run(study: str, variant: str, seed: int, overrides: list[str]) -> dict[str, 
     command = [sys.executable, "-m", "src.train", *settings, f"seed={seed}", f"name={name}", "resume=never"]
     subprocess.run([*command, *overrides], check=True)
     result = newest_result(Path("logs/ppo"), name)
-    rows = read_table(result.parent / "metrics.csv").values()
-    logged = {key: [row[key] for row in rows if key in row] for _, key in (*LOGGED, *OF_LAG)}
-    means = {key: sum(values) / len(values) for key, values in logged.items() if values}
+    means = logged_means(result.parent / "metrics.csv", [key for _, key in (*LOGGED, *OF_LAG)])
     return json.loads(result.read_text(encoding="utf-8")) | {"logged": means}
 
 

@@ -10,8 +10,9 @@ under `trainer=fsdp` the model is counted whole.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -89,9 +90,9 @@ class MemoryEstimate:
 
 
 def estimate(
-    config: PretrainedConfig, model: ModelSettings, reward: PretrainedConfig | None, load: Workload, critic: bool
+    config: PretrainedConfig, model: ModelSettings, rewards: Sequence[PretrainedConfig], load: Workload, critic: bool
 ) -> MemoryEstimate:
-    """The memory of PPO on this architecture; `reward` is the reward model's, None for a reward without weights."""
+    """The memory of PPO on this architecture; `rewards` are those of the reward models."""
     with torch.device("meta"):  # shapes, but neither memory nor values
         lm = AutoModelForCausalLM.from_config(
             config, dtype=DTYPES[model.dtype], attn_implementation=attention_of(config, model.attn_implementation),
@@ -102,16 +103,14 @@ def estimate(
         if model.fast_cpu:
             with_fast_layers(lm)
         weights, trained = _roles(lm, model, critic)
-        reward_model = AutoModelForSequenceClassification.from_config(reward).eval() if reward is not None else None
-    if reward_model is not None and model.fast_cpu:
-        with_fast_layers(reward_model)
+        scorers = [AutoModelForSequenceClassification.from_config(reward).eval() for reward in rewards]
+    for scorer in scorers if model.fast_cpu else ():
+        with_fast_layers(scorer)
     copied = whole + (sum(trained.values()) if model.lora is not None else 0)
     if model.fast_cpu and model.prepack and model.lora is not None and (layers := layers_to_pack(lm.base_model)):
         weights[PREPACKED] = size(layer.weight for layer in layers)
-    if reward_model is not None:
-        weights["reward"] = size(reward_model.parameters())
     with FakeTensorMode():
-        for net in filter(None, (lm, reward_model)):
+        for net in (lm, *scorers):
             _give_fake_memory(net)
         phases = {
             "rollout: KV cache, next-token scores": _rollout(lm, load),
@@ -120,9 +119,10 @@ def estimate(
         }
         if critic:
             phases["update of the critic: activations, gradients"] = _critic_update(lm, model, load, trained["critic"])
-        if reward_model is not None:
-            rows = load.scoring_rows
-            phases["reward model: hidden states"] = peak_of(lambda: _backbone(reward_model, rows, load.tokens))
+        if scorers:
+            weights["reward"] = sum(size(scorer.parameters()) for scorer in scorers)
+            passes = [partial(_backbone, scorer, load.scoring_rows, load.tokens) for scorer in scorers]
+            phases["reward model: hidden states"] = max(map(peak_of, passes))  # one after another
     phases |= {SAVING: copied} | ({LOADING: whole - weights[BASE]} if model.quantize is not None else {})
     return MemoryEstimate(weights, trained, {role: ADAM_STATES * size for role, size in trained.items()}, phases)
 

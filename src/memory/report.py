@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from src.config.schema import PPORun
+from src.config.schema import Node, PPORun
 from src.memory.estimate import MemoryEstimate, Workload, estimate
 from src.models.loading import load_config, run_part
 from src.models.settings import ModelSettings
+from src.rewards.learned import LearnedReward
 from src.stages.checks import architecture_of
 from src.stages.objects import instantiate
 from src.types import Corpus
 
 log = logging.getLogger(__name__)
 
+LEARNED = f"{LearnedReward.__module__}.{LearnedReward.__qualname__}"
 WORTH_SHOWING = 5 * 10**7  # weights
 WIDTHS = {"weights": "weights", "gradients": "gradients", "optimizer": "Adam"}
 
@@ -36,7 +40,7 @@ def estimate_of(run: PPORun, ranks: int = 1) -> MemoryEstimate:
         response_tokens=rollout.max_new_tokens,
     )
     critic = ppo.value_loss is not None
-    return estimate(policy_architecture(run, model), model, reward_architecture(run), load, critic)
+    return estimate(policy_architecture(run, model), model, reward_architectures(run), load, critic)
 
 
 def policy_architecture(run: PPORun, model: ModelSettings) -> PretrainedConfig:
@@ -47,10 +51,21 @@ def policy_architecture(run: PPORun, model: ModelSettings) -> PretrainedConfig:
     return model.scratch.config_for(model.scratch.tokenizer(corpus.texts("train")))
 
 
-def reward_architecture(run: PPORun) -> PretrainedConfig | None:
-    """The architecture of a learned reward with a path; the embedded ones are too small to matter."""
-    path = getattr(run.reward, "path", None) if run.choices["reward"] == "learned" else None
-    return None if path is None else load_config(run_part(path, "model"), "reward.path")
+def reward_architectures(run: PPORun) -> list[PretrainedConfig]:
+    """The architectures of reward models with a path, of the gold reward too; embedded ones are too small to matter."""
+    paths = [found for key in ("reward", "gold_reward") for found in _learned(getattr(run, key), key)]
+    return [load_config(run_part(path, "model"), key) for key, path in paths]
+
+
+def _learned(node: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Key and path of each reward model with a path in a node of the configuration, the parts of a mix included."""
+    content = node.model_dump(by_alias=True) if isinstance(node, Node) else node
+    if not isinstance(content, Mapping):
+        return
+    if content.get("_target_") == LEARNED and content.get("path") is not None:
+        yield f"{key}.path", content["path"]
+    for name, part in content.items():
+        yield from _learned(part, f"{key}.{name}")
 
 
 def memory_table(found: MemoryEstimate) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from src.plan.work import Rows, Shape, Work, decode, forward, learn
@@ -37,7 +37,7 @@ class Roles:
     policy: Shape
     base: float  # bytes of the weights of a whole model
     gradients: Mapping[str, float]  # bytes of the gradients of each trained role
-    reward: Shape | None  # None: no weights to pass through
+    rewards: Sequence[Shape]  # of the reward models
     policy_layers: int | None  # top layers with adapters; None: every weight is trained
     critic_layers: int | None
     reference: bool
@@ -103,8 +103,8 @@ def _scoring(roles: Roles, sizes: Sizes, ranks: Ranks) -> Plan:
         work[SCORING, "reference"] = forward(shape, read, above)
     if roles.critic:
         work[SCORING, "critic"] = forward(shape, whole, above, roles.critic_layers or 0)
-    if roles.reward is not None:
-        work[SCORING, "reward"] = forward(roles.reward, whole, roles.reward.layers)
+    for reward in roles.rewards:
+        work[SCORING, "reward"] = work.get((SCORING, "reward"), Work()) + forward(reward, whole, reward.layers)
     return {key: one * passes for key, one in work.items()}
 
 

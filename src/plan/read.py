@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from src.config.schema import PPORun, Sharded
 from src.errors import ConfigError
 from src.memory.estimate import BASE, MemoryEstimate
-from src.memory.report import policy_architecture, reward_architecture
+from src.memory.report import policy_architecture, reward_architectures
 from src.models.adapters import add_adapter
 from src.models.settings import DTYPES, LoraSettings, ModelSettings
 from src.plan.iteration import Ranks, Roles, Sizes
@@ -49,13 +49,13 @@ def sizes_of(run: PPORun, prompt: float | None = None, response: float | None = 
 def roles_of(run: PPORun, found: MemoryEstimate) -> Roles:
     """The roles of the run, with the bytes that the memory estimate counts."""
     settings: ModelSettings = instantiate(run.model, "model")
-    reward, lora, critic = reward_architecture(run), settings.lora, "critic" in found.gradients
+    lora, critic = settings.lora, "critic" in found.gradients
     policy = shape_of(policy_architecture(run, settings), dtype_of(run), lora)
     top = None if lora is None else lora.shared_above if critic else lora.layers
     coefficient = getattr(run.ppo, "kl_controller", None)
     return Roles(
         policy=policy, base=found.weights[BASE], gradients=found.gradients,
-        reward=None if reward is None else shape_of(reward, "float32", None),
+        rewards=[shape_of(reward, "float32", None) for reward in reward_architectures(run)],
         policy_layers=None if lora is None else lora.layers or policy.layers,
         critic_layers=None if lora is None else lora.shared_above or policy.layers,
         reference=run.choices["kl"] != "none" and getattr(coefficient, "kl_coef", 0) > 0,

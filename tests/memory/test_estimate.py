@@ -30,7 +30,7 @@ LOAD = Workload(rollout_rows=4, scoring_rows=3, update_rows=2, prompt_tokens=5, 
 
 
 def of(config, lora=LORA, load=LOAD, critic=True, **changes):
-    return estimate(config, model_settings("x", lora, **{"fast_cpu": True} | changes), None, load, critic)
+    return estimate(config, model_settings("x", lora, **{"fast_cpu": True} | changes), (), load, critic)
 
 
 def held(parameters):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from transformers import GPT2Config
+from transformers import AutoModelForSequenceClassification, GPT2Config
 
 import src.memory.report
 from src.config.compose import compose
@@ -55,9 +55,28 @@ def test_the_estimate_is_that_of_the_configured_sizes(tmp_path: Path) -> None:
     sizes = ["ppo.batch_size=6", "ppo.minibatch_size=3", "rollout.max_prompt_tokens=5", "rollout.max_new_tokens=7"]
     found = estimate_of(configured(path, *sizes, "reward=learned", f"reward.path={tmp_path / 'reward'}"))
     model, load = ModelSettings("gpt2", path), Workload(6, 6, 3, 5, 7)
-    assert found == estimate(load_config(path), model, load_config(reward), load, critic=True)
+    assert found == estimate(load_config(path), model, [load_config(reward)], load, critic=True)
     alone = estimate_of(configured(path, *sizes, "advantage=rloo", "rollout.samples_per_prompt=2"))
-    assert alone == estimate(load_config(path), model, None, load, critic=False)
+    assert alone == estimate(load_config(path), model, [], load, critic=False)
+
+
+def test_every_reward_model_is_counted_whatever_it_is_a_part_of(tmp_path: Path) -> None:
+    """A part of a mix, and the gold reward; parts without weights add nothing."""
+    path, reward = write_lm(tmp_path / "lm"), write_reward_model(tmp_path / "reward")
+    node = f"{{_target_: src.rewards.learned.LearnedReward, path: {reward}}}"
+    mix, gold = (
+        (f"{key}={option}", f"+{key}.parts.quality={node}", f"+{key}.weights.quality=1.0")
+        for key, option in (("reward", "mix"), ("gold_reward", "taste"))
+    )
+    one, two = (estimate_of(configured(path, *mix, *more)) for more in (["gold_reward=none"], gold))
+    plain = estimate_of(configured(path, "gold_reward=none"))
+    alone = sum(p.numel() * 4 for p in AutoModelForSequenceClassification.from_pretrained(reward).parameters())
+    assert "reward" not in plain.weights
+    assert (one.weights["reward"], two.weights["reward"]) == (alone, 2 * alone)
+    key = "reward model: hidden states"
+    assert one.phases[key] == two.phases[key] > 0
+    rest = {name: size for name, size in one.phases.items() if name != key}
+    assert rest == plain.phases
 
 
 @pytest.mark.slow

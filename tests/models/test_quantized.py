@@ -223,8 +223,8 @@ def test_the_estimate_counts_the_bytes_that_are_there(how, tmp_path):
     path = write_lm(tmp_path)
     roles = make_roles(path, quantize=how)
     load = Workload(rollout_rows=4, scoring_rows=3, update_rows=2, prompt_tokens=5, response_tokens=7)
-    found = estimate(load_config(path), model_settings(path, quantize=how), None, load, True)
+    found = estimate(load_config(path), model_settings(path, quantize=how), (), load, True)
     assert sum(found.weights.values()) == sum(p.numel() * p.element_size() for p in roles.parameters())
-    plain = estimate(load_config(path), model_settings(path), None, load, True)
+    plain = estimate(load_config(path), model_settings(path), (), load, True)
     assert found.lasting < plain.lasting
     assert found.on_gpu < plain.on_gpu

@@ -25,7 +25,7 @@ ROWS, TOKENS = 3, 8
 BATCH = Rows(ROWS, TOKENS, TOKENS)  # the head reads every token
 SHAPE = Shape(4, 32, {(32, 64): 2, (64, 32): 1}, {(32, 64): 2}, 32, 16, 100, 4, rank=2)
 ROLES = Roles(
-    policy=SHAPE, base=5e4, gradients={"policy": 4e3, "critic": 2e3}, reward=SHAPE, policy_layers=4, critic_layers=4,
+    policy=SHAPE, base=5e4, gradients={"policy": 4e3, "critic": 2e3}, rewards=[SHAPE], policy_layers=4, critic_layers=4,
     reference=True,
 )  # fmt: skip
 SIZES = Sizes(rows=16, samples=1, prompt=10, response=6, epochs=2, minibatch=8, micro=4, scoring=8)
@@ -138,7 +138,7 @@ def test_shards_are_gathered_for_every_pass():
 
 
 def test_layers_below_all_adapters_run_once_per_experience():
-    top = replace(ROLES, policy_layers=1, critic_layers=1, trunk=3, policy_on_trunk=True, reward=None)
+    top = replace(ROLES, policy_layers=1, critic_layers=1, trunk=3, policy_on_trunk=True, rewards=[])
     found = iteration(top, SIZES)
     below, layer = found[SCORING, "shared layers"], 2 * 16 * 16 * SHAPE.of_layer
     assert below.products == 3 * layer
@@ -151,7 +151,7 @@ def test_layers_below_all_adapters_run_once_per_experience():
 
 
 def test_roles_that_a_run_lacks_cost_nothing():
-    alone = iteration(replace(ROLES, gradients={"policy": 4e3}, reward=None, reference=False), SIZES)
+    alone = iteration(replace(ROLES, gradients={"policy": 4e3}, rewards=[], reference=False), SIZES)
     assert set(alone) == {(ROLLOUT, "policy"), (SCORING, "policy"), (TRAINING, "policy"), (OPTIMIZER, "policy")}
 
 
