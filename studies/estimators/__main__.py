@@ -114,17 +114,19 @@ def markdown(rows: dict[str, dict[str, Figure]]) -> str:
 
 
 def draw(found: dict[str, dict[str, dict[str, Figure]]], path: Path) -> None:
-    """Noise and cosine of each estimator, one row of panels per reward placement."""
+    """Noise and cosine of each estimator, from 0, one row of panels per reward placement; lines are 95% intervals."""
     picture = Picture(figsize=(11, 3.2 * len(found)), layout="constrained")
     axes = picture.subplots(len(found), 2, squeeze=False)
+    titles = {"noise": "noise: variance / norm^2", "cosine": "cosine to the mean of other batches"}
     for row, (where, rows) in zip(axes, found.items(), strict=True):
-        for axis, column, title in zip(
-            row, ("noise", "cosine"), ("variance / |mean|^2", "cosine to the large-batch gradient"), strict=True
-        ):
-            axis.barh(list(rows), [figures[column].value for figures in rows.values()])
+        for axis, (column, title) in zip(row, titles.items(), strict=True):
+            shown = {name: figures[column] for name, figures in rows.items()}
+            axis.barh(list(shown), [figure.value for figure in shown.values()], color="tab:blue", alpha=0.7)
+            for name, figure in shown.items():
+                axis.plot(figure.interval or (), [name] * len(figure.interval or ()), color="black", linewidth=1.2)
+            axis.invert_yaxis()  # in the order of the table
             axis.set_title(f"{title}; reward: {where}", fontsize="medium")
             axis.grid(axis="x", alpha=0.3)
-            axis.set_xscale("log" if column == "noise" else "linear")
     picture.savefig(path, dpi=100)
 
 
