@@ -76,7 +76,8 @@ time, {LOAD.scoring_rows} scored at a time, micro-batches of {LOAD.update_rows};
 TAIL = f"""
 "Fits": the peak is at most {RESERVE:.0%} of the card. To make a run smaller, in this order: `ppo.micro_batch_size` and
 `rollout.scoring_batch_size` (change no result), `model.gradient_checkpointing=true` (the same numbers, more time),
-`model.dtype=bfloat16`, an estimator that needs no critic (`advantage=rloo`).
+`model.dtype=bfloat16`, an estimator without a critic
+(`advantage=rloo rollout.samples_per_prompt=4`).
 
 ## Accuracy
 

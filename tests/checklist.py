@@ -91,8 +91,8 @@ What a correct PPO for language models must get right, and the tests, below `tes
 CHOICES = """\
 ## Where others decide differently
 
-- **Position of the score** (16): on the last counted token, the stop token where there is one, as in OpenRLHF, verl,
-  torchtune and NeMo. TRL puts it one slot later, with a value for that slot; the extra slot is no action, so nothing
+- **Position of the score** (16): on the last counted token, the stop token where there is one, as in OpenRLHF, verl and
+  NeMo. TRL and torchtune put it one slot later, with a value for that slot; the extra slot is no action, so nothing
   the policy did is credited there.
 - **Gaps inside a response** (37): a token that does not count (tool output) is skipped: no discount for it, its value
   is not read. verl and NeMo-RL do the same; OpenRLHF and NeMo-Aligner discount through the gap.

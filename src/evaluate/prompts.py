@@ -111,8 +111,9 @@ def writer_of(data: Any, policy: str, chats: bool, saved_template: bool) -> Prom
     if not hasattr(data, "chat_template"):
         return None
     writer = PromptWriter(
-        data.template, data.chat or chats, data.system, None if saved_template else data.chat_template,
-        data.tokenizer or policy, data.chat_template_kwargs,
+        getattr(data, "template", None), data.chat or chats, data.system,
+        None if saved_template else data.chat_template, data.tokenizer or policy,
+        getattr(data, "chat_template_kwargs", None),  # questions of reasoning_gym have neither
     )  # fmt: skip
     if saved_template:
         writer.own_chat_template = own_template(load_tokenizer(policy)) or writer.own_chat_template

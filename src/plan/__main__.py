@@ -53,6 +53,13 @@ def machine_of(given: argparse.Namespace) -> Machine | None:
     return found if given.link is None else found.linked(given.link)
 
 
+def memory_of(name: str | None) -> float | None:
+    """The memory of a card in GB (10^9 bytes); None without a card."""
+    from src.plan.machine import CARDS
+
+    return None if name is None else CARDS[name].memory / 1e9
+
+
 def main() -> None:
     """Entry of the command line."""
     given = arguments()
@@ -70,7 +77,9 @@ def main() -> None:
         set_up_output()
         check_ppo(run)
         console = Console()
-        for part in report(run, machine_of(given), given.devices, given.memory, given.prompt, given.response):
+        machine = machine_of(given)
+        memory = given.memory or memory_of(given.card)
+        for part in report(run, machine, given.devices, memory, given.prompt, given.response):
             console.print(part)
 
 

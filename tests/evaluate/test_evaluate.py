@@ -22,7 +22,7 @@ from src.evaluate.prompts import own_column, writer_of
 from src.runs.find import RunFolder, load_config, settings_of
 from src.stages.builders import stage_of
 from src.utils.text_metrics import distinct_ngrams, repetition
-from tests.tiny import FOREIGN_WARNINGS, PROMPTS
+from tests.tiny import FOREIGN_WARNINGS, PROMPTS, write_lm
 
 pytestmark = FOREIGN_WARNINGS
 
@@ -154,6 +154,20 @@ def test_a_runs_template_writes_the_prompts_of_the_files_columns(tmp_path):
     assert [row.prompt for row in found.rows] == ["A? by Ann:", "B? by Bob:"]
     assert found.rows[1].metadata == {"q": "b?", "who": "Bob"}
     assert writer_of(compose([]).data, "no model", chats=False, saved_template=True) is None
+
+
+def test_a_run_on_questions_writes_the_prompts_of_a_file_as_its_own(tmp_path):
+    """`data=reasoning_gym` asks through the chat template; with data.chat=false a question is the prompt as it is."""
+    (tmp_path / "t.jinja").write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<answer>")
+    task = ["data=reasoning_gym", "data.task=chain_sum", f"data.chat_template={tmp_path}/t.jinja"]
+    path, lm = write_prompts(tmp_path / "p.jsonl", [{"prompt": "1 + 1?"}]), write_lm(tmp_path / "lm")
+    for more, expected in (
+        (["data.chat=true", "data.system=Be brief."], "<system>Be brief.<user>1 + 1?<answer>"),
+        (["data.chat=false"], "1 + 1?"),
+    ):
+        data = compose([*task, *more]).data
+        writer = writer_of(data, lm, chats=False, saved_template=False)
+        assert [row.prompt for row in read_prompts(str(path), own_column(data), writer).rows] == [expected]
 
 
 def test_a_file_with_neither_column_says_what_to_rename(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from src.errors import ConfigError
+from src.plan.__main__ import memory_of
 from src.plan.machine import CARDS, Machine, card
 from src.plan.measure import HERE, fitted
 from src.plan.work import KINDS, Work
@@ -86,3 +87,7 @@ def test_a_card_has_a_rate_for_every_kind_and_unknown_ones_are_refused():
         assert set(card(name).seconds["bfloat16"]) == set(KINDS)
     with pytest.raises(ConfigError, match="one of A100, H100, H200"):
         card("B9")
+
+
+def test_the_memory_of_a_card_decides_what_fits_where_none_is_given():
+    assert (memory_of("H200"), memory_of(None)) == (CARDS["H200"].memory / 1e9, None)
