@@ -17,6 +17,7 @@ at once share the trials. It ends with the table of a sweep.
 from __future__ import annotations
 
 import argparse
+import math
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from src.config.compose import compose
 from src.config.errors import readable
 from src.config.files import key_of
 from src.config.schema import PPORun, Run
-from src.errors import ConfigError
+from src.errors import ConfigError, NonFiniteError
 from src.utils.exits import JobFailedError, attempt, friendly_errors
 from src.utils.terminal import say
 
@@ -84,16 +85,29 @@ def _refuse(settings: dict[str, Any], fixed: list[str], searched: list[Override]
     from src.report.sweep import refuse_missing_figure
 
     for name, value in settings.items():
-        if value < (1 if name == "trials" else 0):
-            raise ConfigError(f"{name}={value}: must be at least {1 if name == 'trials' else 0}")
+        least, allowed = (1, "at least 1") if name == "trials" else (0, "finite, at least 0")
+        if not least <= value < math.inf:
+            raise ConfigError(f"{name}={value}: must be {allowed}")
     if not searched:
         raise ConfigError("nothing is searched: give a key several values, as ppo.kl_coef=0.02,0.05")
     for override in searched:
         if isinstance(override.value(), Glob) or key_of(override.input_line or "").startswith("hydra"):
             raise ConfigError(f"{override.input_line}: cannot be searched; give a list, a range or an interval")
+        _refuse_interval(override)
     run = compose([*fixed, *(f"{override.get_key_element()}={_first(override)}" for override in searched)])
     refuse_missing_figure(run)
     return run
+
+
+def _refuse_interval(override: Override) -> None:
+    """Raise `ConfigError` for an interval from which no value can be drawn."""
+    values = override.value()
+    if not isinstance(values, IntervalSweep) or values.start is None or values.end is None:
+        return
+    if not values.start < values.end:
+        raise ConfigError(f"{override.input_line}: an interval's first value must be less than its last")
+    if "log" in values.tags and not values.start > 0:
+        raise ConfigError(f"{override.input_line}: an interval on a logarithmic scale must begin above 0")
 
 
 def _first(override: Override) -> str:
@@ -169,7 +183,10 @@ def _run(
                 run = run.model_copy(update={"name": name_in_sweep(overrides, list(drawn))})
             result = run_job(run, record)
             kl = result["ppo"].get("kl", 0.0) if isinstance(run, PPORun) else 0.0
-            study.tell(trial, figure_of(result, run) - price * kl)
+            objective = figure_of(result, run) - price * kl
+            if not math.isfinite(objective):
+                raise NonFiniteError(f"its figure minus the price of its KL is {objective}: the trial has no result")
+            study.tell(trial, objective)
     except JobFailedError as error:
         trial.set_user_attr(FAILED, str(error))
         study.tell(trial, state=TrialState.FAIL)

@@ -62,6 +62,8 @@ class SampleTable(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: PPOModule) -> None:
         """Write the tables of the checkpoint and delete those that an interrupted run wrote later."""
+        if not trainer.is_global_zero:
+            return
         for path in self.folder.glob("iteration-*.jsonl"):
             done = path.stem.removeprefix("iteration-")
             if done.isdecimal() and int(done) not in self.tables:

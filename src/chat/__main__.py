@@ -30,7 +30,7 @@ from src.evaluate.prompts import load_rewards
 from src.models.inference_roles import load_inference_roles
 from src.models.loading import context_length, load_config, load_tokenizer
 from src.runs.find import find_run, own_settings, settings_of
-from src.runs.trust import HELP
+from src.runs.trust import HELP, REMOTE_CODE
 from src.stages.ppo import PPOStage
 from src.utils.device import device
 from src.utils.exits import friendly_errors
@@ -51,7 +51,7 @@ def open_talk(given: str, arguments: list[str], trusted: bool = False) -> Talk:
         raise ConfigError(f"{given}: the run is unfinished and has no model yet: use python -m src.export")
     policy = str(run.model if run is not None else Path(given).expanduser())
     trained = run is not None and run.stage == "ppo"
-    remote_code = run is not None and run.config.model.trust_remote_code
+    remote_code = f"{REMOTE_CODE}=true" in arguments if run is None else run.config.model.trust_remote_code
     limit = context_length(load_config(policy, trusted=remote_code))
     defaults = {"temperature": 1.0, "max_new_tokens": LONGEST if limit is None else min(LONGEST, limit // 2)}
     if run is not None and isinstance(run.config, PPORun):

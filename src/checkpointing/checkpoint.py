@@ -106,12 +106,12 @@ class IterationCheckpoint(Callback):
                 logger.load_state_dict(checkpoint.get("tables"))
 
     def state_dict(self) -> dict[str, Any]:
-        """The best checkpoint and its value."""
-        return {"best": list(self.best) if self.best else None}
+        """The best checkpoint and its value, and by what it is the best."""
+        return {"best": list(self.best) if self.best else None, "by": [self.best_metric, self.best_mode]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore them, if the best checkpoint is in this folder."""
-        best = state_dict["best"]
+        """Restore them, if the best checkpoint is in this folder and is so by the same metric."""
+        best = state_dict["best"] if state_dict.get("by") == [self.best_metric, self.best_mode] else None
         if best is not None and (self.folder / f"iteration-{best[0]}.ckpt").is_file():
             self.best = (best[0], best[1])
 

@@ -51,8 +51,16 @@ class GracefulStop(Callback):
             self._stop_waiting()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the handlers again, as Lightning has replaced them."""
+        """Set the handlers again, as Lightning has replaced them; from here on there is an iteration to finish."""
         self.learning = True
+        self._take_signals(trainer)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the handlers again, as Lightning has replaced them."""
+        self._take_signals(trainer)
+
+    def _take_signals(self, trainer: Trainer) -> None:
+        """Take the signals from Lightning, whose handler waits for all ranks, also while they wait for one another."""
         if signal.getsignal(signal.SIGINT) != self._receive:
             return  # not listening
         signal.signal(signal.SIGTERM, self._receive)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from src.errors import CheckpointError
+from src.errors import CheckpointError, ConfigError
 from src.models.fingerprint import fingerprint, tokenizer_fingerprint
 from src.rewards.learned import LearnedReward
 
@@ -113,11 +113,30 @@ class RunMetadata(Callback):
             raise CheckpointError(f"{what}: give the same, or {TO_ALLOW}, or resume=never to start again")
 
 
+LENGTH = {"sft": ("sft", "steps"), "reward": ("reward_model", "steps"), "ppo": ("ppo", "num_iterations")}
+
+
 def length(config: dict[str, Any]) -> int:
     """The number of iterations or steps of the stage that a configuration describes."""
-    lengths = {"sft": ("sft", "steps"), "reward": ("reward_model", "steps"), "ppo": ("ppo", "num_iterations")}
-    node, key = lengths[config["stage"]]
+    node, key = LENGTH[config["stage"]]
     return int(config[node][key])
+
+
+def refuse_shorter(checkpoint: dict[str, Any], config: dict[str, Any], path: str) -> None:
+    """Refuse a stage that was to go on and is now no longer than what the checkpoint has finished of it.
+
+    Lightning would train the whole length again, from the weights that are finished.
+    """
+    old, new = length(checkpoint["run"]["config"]), length(config)
+    if new >= old:
+        return
+    finished = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
+    if new <= finished:
+        key = ".".join(LENGTH[config["stage"]])
+        raise ConfigError(
+            f"{key}={new}: {path} was to go on to {old} and has finished {finished} already: give more than that, "
+            f"resume=PATH of an earlier checkpoint and another name, or resume=never to start again"
+        )
 
 
 def settings_of(optimizer: Optimizer) -> list[dict[str, Any]]:

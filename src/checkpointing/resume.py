@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 
 from src.checkpointing.checkpoint import checkpoints
 from src.checkpointing.checksum import checksum_matches
-from src.checkpointing.metadata import FORMAT, TO_ALLOW
+from src.checkpointing.metadata import FORMAT, TO_ALLOW, refuse_shorter
 from src.config.files import leaves
 from src.config.schema import Run
 from src.errors import CheckpointError, ConfigError
@@ -92,20 +93,23 @@ def newest_intact(folder: Path, *, set_aside: bool) -> Path | None:
         )
     warnings.warn(f"{names} in {folder}: damaged; {saved[-1].name} is used instead", stacklevel=2)
     for path in damaged if set_aside else ():
-        path.rename(path.with_suffix(".damaged"))
+        with suppress(FileNotFoundError):  # another rank was first
+            path.rename(path.with_suffix(".damaged"))
     return saved[-1]
 
 
 def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """The keys whose values differ between two resolved configurations, sorted.
 
-    A value that other keys repeat (`ppo.gamma` in `ppo.advantage.gamma`) is named once, by the key that sets it.
+    A value that other keys repeat (`ppo.gamma` in `ppo.advantage.gamma`) is named once, by the key that sets it; a key
+    that may change hides none that may not.
     """
     old, new = dict(leaves(before)), dict(leaves(now))
     differing = [key for key in old.keys() | new.keys() if old.get(key, KeyError) != new.get(key, KeyError)]
-    written: dict[tuple[str, str, str], str] = {}
+    written: dict[tuple[str, str, str, bool], str] = {}
     for key in sorted(differing, key=lambda key: (-key.count("."), key), reverse=True):
-        change = (key.rpartition(".")[2], repr(old.get(key, KeyError)), repr(new.get(key, KeyError)))
+        values = repr(old.get(key, KeyError)), repr(new.get(key, KeyError))
+        change = (key.rpartition(".")[2], *values, may_change(key, now))
         if key.count(".") == 0 or change not in written:
             written.setdefault(change, key)
     return sorted(set(written.values()))
@@ -128,9 +132,10 @@ def may_change(key: str, now: dict[str, Any]) -> bool:
 
     The length of a stage may change when the learning rate does not depend on it, and no batch is drawn ahead: after
     the last iteration none is, and a longer run would lack it. A run that ends with its best policy has gone back to it
-    in its last checkpoint, from which a longer one would continue.
+    in its last checkpoint, from which a longer one, or one that no alarm ends, would continue.
     """
-    if key in LENGTHS and (now.get("rollout", {}).get("lag") or now.get("ppo", {}).get("held_out", {}).get("best")):
+    best = now.get("ppo", {}).get("held_out", {}).get("best")
+    if (key in LENGTHS and (now.get("rollout", {}).get("lag") or best)) or (key == "ppo.stop_on_alarm" and best):
         return False
     if key in LENGTHS:
         return now[key.partition(".")[0]]["lr_schedule"] == "constant_with_warmup"
@@ -155,6 +160,7 @@ def _refuse_changes(run: Run, code: Mapping[str, str], path: Path, tell: bool) -
             f"{path} was made with other settings, and these change results: {describe_changes(before, now, unsafe)}; "
             f"give the same again, or {TO_ALLOW}, or resume=never to start again"
         )
+    refuse_shorter(checkpoint, now, str(path))
     edited = edited_code(checkpoint["run"]["code"], code)
     if edited and not run.allow_config_change:
         raise ConfigError(

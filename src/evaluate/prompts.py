@@ -14,6 +14,7 @@ from torch import nn
 from src.callbacks.rollout import as_prompts
 from src.config.schema import PPORun
 from src.core.padding import pad_left
+from src.data.lengths import say_cut
 from src.data.prompts import PromptWriter
 from src.evaluate.prompt_file import PromptFile, given_responses
 from src.models.chat_template import own_template
@@ -23,11 +24,11 @@ from src.models.loading import load_tokenizer
 from src.models.roles import Role
 from src.models.text import encode_prompts
 from src.rewards.adapter import AdapterReward
-from src.rollout.evaluation import Answers, Evaluation, Evaluator, joined, with_figure
+from src.rollout.evaluation import AMOUNTS, Answers, Evaluation, Evaluator, joined, with_figure
 from src.stages.ppo import PPOStage
 from src.types import AnyReward, LoadedReward, Rollout
 from src.utils.device import device
-from src.utils.statistics import Figure, bootstrap_mean
+from src.utils.statistics import Figure, bootstrap_mean, share
 from src.utils.text_metrics import distinct_ngrams, repetition
 
 
@@ -44,6 +45,8 @@ def generate(config: PPORun, policy: str, reference: str | None, prompts: Prompt
     stage = PPOStage(config)
     stage.check()
     tokenizer = load_tokenizer(policy, trusted=stage.model.trust_remote_code)
+    lengths = [len(ids) for ids in encode_prompts(tokenizer, [row.prompt for row in prompts.rows])]
+    say_cut("prompts", lengths, config.rollout.max_prompt_tokens, "beginning")
     roles = load_inference_roles(stage.model, tokenizer, policy, reference).to(device())
     rewards = load_rewards(stage)
     loader = stage.prompt_data(prompts, tokenizer, eval_prompts=len(prompts.rows)).test_dataloader()
@@ -92,7 +95,8 @@ def score_given(config: PPORun, model: str, prompts: PromptFile) -> Evaluated | 
             bar.advance(task)
     found = Answers(rollout.prompts, rollout.responses, measures)
     figures = {
-        name: over_prompts(values, rollout.prompt_index.tolist()) for name, values in with_figure(measures).items()
+        name: over_prompts(name, values, rollout.prompt_index.tolist())
+        for name, values in with_figure(measures).items()
     }
     return Evaluated({"given": figures | diversity(list(found.responses))}, rows_of("given", found))
 
@@ -174,13 +178,16 @@ def diversity(responses: list[str]) -> dict[str, Figure]:
     return {f"distinct_{n}": Figure(distinct_ngrams(responses, n), len(responses), None) for n in (1, 2)}
 
 
-def over_prompts(values: list[float], index: list[int]) -> Figure:
-    """The mean over prompts of the mean over each prompt's answers; answers without a score (NaN) are dropped."""
+def over_prompts(name: str, values: list[float], index: list[int]) -> Figure:
+    """The mean over prompts of the mean over each prompt's answers; answers without a score (NaN) are dropped.
+
+    Its interval is that of `Answers.figures`: exact where every prompt has 0 or 1.
+    """
     groups: dict[int, list[float]] = {}
     for i, value in zip(index, values, strict=True):
         if not isnan(value):
             groups.setdefault(i, []).append(value)
-    return bootstrap_mean([mean(group) for group in groups.values()])
+    return (bootstrap_mean if name in AMOUNTS else share)([mean(group) for group in groups.values()])
 
 
 def rows_of(role: str, answers: Answers) -> list[dict[str, Any]]:

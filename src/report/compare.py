@@ -96,14 +96,22 @@ def differing(configs: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 def over_seeds(compared: Sequence[Compared]) -> list[tuple[list[str], dict[str, Figure]]]:
-    """Runs that differ in their seed alone: their names, and the mean of each figure with Student's 95% interval."""
-    by_settings: dict[str, list[Compared]] = {}
+    """Runs that differ in their seed alone: their names, and the mean of each figure with Student's 95% interval.
+
+    A path counts where a command gave it: stages hand the others to one another. Of runs of one seed the first counts.
+    """
+    by_settings: dict[str, dict[Any, Compared]] = {}
     for one in compared:
-        settings = {key: value for key, value in flat(one.run.config).items() if key != "seed" and ".path" not in key}
+        given = {key_of(str(override)) for override in one.run.config.get("overrides") or []}
+        settings = {
+            key: value
+            for key, value in flat(one.run.config).items()
+            if key != "seed" and (".path" not in key or key in given)
+        }
         if one.figures:
-            by_settings.setdefault(str(sorted(settings.items())), []).append(one)
+            by_settings.setdefault(str(sorted(settings.items())), {}).setdefault(one.run.config.get("seed"), one)
     found = []
-    for same in (runs for runs in by_settings.values() if len(runs) > 1):
+    for same in (list(runs.values()) for runs in by_settings.values() if len(runs) > 1):
         shared = [name for name in same[0].figures if all(name in one.figures for one in same)]
         means = {name: mean_with_interval([one.figures[name].value for one in same]) for name in shared}
         found.append(([one.name for one in same], means))
@@ -124,10 +132,11 @@ def paired(first: Compared, other: Compared) -> list[Difference]:
     same = [row["prompt"] for row in first.run.comparison] == [row["prompt"] for row in other.run.comparison]
     found = []
     for name in ("score", "gold") if same else ():
-        pairs = [(a["ppo"].get(name), b["ppo"].get(name)) for a, b in rows]
-        gains = [b - a for a, b in pairs if isinstance(a, float | int) and isinstance(b, float | int)]
+        triples = [(a["prompt"], a["ppo"].get(name), b["ppo"].get(name)) for a, b in rows]
+        gains = [(p, b - a) for p, a, b in triples if isinstance(a, float | int) and isinstance(b, float | int)]
         if gains:
-            found.append(Difference(other.name, name, bootstrap_mean(gains)))
+            prompts, differences = zip(*gains, strict=True)
+            found.append(Difference(other.name, name, bootstrap_mean(differences, prompts)))
     return found
 
 

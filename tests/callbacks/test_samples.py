@@ -96,6 +96,15 @@ def test_files_of_other_names_stay(tmp_path: Path) -> None:
     assert set(files(tmp_path)) == {"iteration-x", "iteration-3 (copy)"}
 
 
+def test_one_rank_deletes_and_writes(tmp_path: Path) -> None:
+    later = tmp_path / "iteration-000009.jsonl"
+    later.touch()
+    table = SampleTable(str(tmp_path), 1, rows=3)
+    table.tables = {1: ""}
+    table.on_train_start(trainer(main=False), SimpleNamespace())  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == [later]
+
+
 def test_one_rank_writes(tmp_path: Path) -> None:
     go(SampleTable(str(tmp_path / "samples"), 1, 3), trainer(main=False))
     assert not (tmp_path / "samples").exists()

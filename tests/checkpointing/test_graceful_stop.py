@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -103,6 +104,17 @@ def test_a_signal_that_comes_twice_at_once_is_one(base: str, tmp_path: Path, mon
 def test_an_iteration_that_takes_too_long_is_dropped(base: str, tmp_path: Path) -> None:
     send = Send(signal.SIGTERM, then_hang=True)
     assert interrupted(base, tmp_path, send, every=1, grace=0.05) == (signal.SIGTERM, ["iteration-1"])
+
+
+def test_while_a_policy_is_tested_signals_are_not_lightnings() -> None:
+    """Lightning's handler for several ranks calls a collective; another rank may be within another one."""
+    trainer: Any = SimpleNamespace(_accelerator_connector=SimpleNamespace(cluster_environment=None))
+    stop = GracefulStop(300)
+    with stop.listening():
+        signal.signal(signal.SIGTERM, lambda signum, frame: None)  # as Lightning does before a test starts
+        stop.on_test_start(trainer, trainer)
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_outside_the_iterations_a_signal_ends_the_run_at_once() -> None:

@@ -123,6 +123,47 @@ def test_a_stage_may_be_lengthened_where_the_learning_rate_does_not_depend_on_it
         find_checkpoint(configured(tmp_path / "linear", "ppo.num_iterations=300"), {})
 
 
+@pytest.mark.parametrize(("length", "finished", "refused"), [(5, 5, True), (4, 5, True), (6, 5, False), (8, 8, False)])
+def test_a_stage_is_not_shortened_to_what_is_finished(
+    length: int, finished: int, refused: bool, tmp_path: Path
+) -> None:
+    """Of 8 iterations; Lightning would train the shorter length from its beginning, from the weights of its end."""
+    constant = "ppo.lr_schedule=constant_with_warmup"
+    progress = {"epoch_loop.batch_progress": {"total": {"ready": finished}}}
+    whole = configured(tmp_path, constant, "ppo.num_iterations=8")
+    path = written(tmp_path, whole, finished, loops={"fit_loop": progress})
+    now = configured(tmp_path, constant, f"ppo.num_iterations={length}")
+    if not refused:
+        assert find_checkpoint(now, {}) == path
+        return
+    with pytest.raises(ConfigError, match=rf"^ppo.num_iterations={length}: .* was to go on to 8 and has finished 5"):
+        find_checkpoint(now, {})
+
+
+def test_a_key_that_may_change_hides_none_that_may_not(tmp_path: Path) -> None:
+    """Both are called `every` and change alike."""
+    measured = ["ppo.held_out.every=20", "ppo.samples.every=20"]
+    written(tmp_path, configured(tmp_path, *measured))
+    with pytest.raises(ConfigError, match=r"these change results: ppo.held_out.every \(20 -> 10\);"):
+        find_checkpoint(configured(tmp_path, "ppo.held_out.every=10", "ppo.samples.every=10"), {})
+
+
+def test_of_several_ranks_one_sets_a_damaged_checkpoint_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another has renamed it between the look at it and the renaming."""
+    kept, torn = (written(tmp_path, configured(tmp_path), number) for number in (3, 4))
+    torn.write_bytes(torn.read_bytes()[:-1])
+    rename = Path.rename
+
+    def by_both(path: Path, target: Path) -> Path:
+        rename(path, target)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", by_both)
+    with pytest.warns(UserWarning, match="iteration-4.ckpt .* damaged"):
+        assert find_checkpoint(configured(tmp_path), {}) == kept
+    assert torn.with_suffix(".damaged").exists()
+
+
 def test_a_path_is_a_checkpoint_or_a_run_folder_until_the_run_has_its_own(tmp_path: Path) -> None:
     other, mine = tmp_path / "other", tmp_path / "mine"
     older, newer = (written(other, configured(other), number) for number in (9, 10))
@@ -187,3 +228,4 @@ def test_a_run_that_ends_with_its_best_policy_keeps_its_length(tmp_path: Path) -
     for best, may in (("null", True), ("score", False)):
         content = plain_config(configured(tmp_path, *measured, f"ppo.held_out.best={best}"))
         assert may_change("ppo.num_iterations", content) == may
+        assert may_change("ppo.stop_on_alarm", content) == may

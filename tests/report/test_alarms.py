@@ -46,6 +46,11 @@ SICK = {  # rule -> from row 30 on
 }
 
 
+def test_a_norm_that_clips_nothing_is_no_alarm():
+    """`ppo.max_grad_norm=inf`."""
+    assert replayed([row | {"max_grad_norm": math.inf} for row in healthy(60)]) == []
+
+
 def test_every_rule_has_a_sickness_and_reads_what_it_says():
     assert set(SICK) == {rule.name for rule in RULES}
     assert {name for numbers in SICK.values() for name in numbers} - {"policy/loss"} <= set(READ) == set(healthy(1)[0])

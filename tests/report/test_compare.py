@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from src.report.compare import T_975, differing, mean_with_interval, write_comparison
+from src.report.compare import (
+    T_975,
+    Compared,
+    differing,
+    mean_with_interval,
+    over_seeds,
+    paired,
+    write_comparison,
+)  # fmt: skip
+from src.report.read import read_run
 from src.report.settings import ABSENT
+from src.utils.statistics import Figure, bootstrap_mean
 from tests.report.runs import answers, result, write_run
 
 
@@ -75,6 +86,37 @@ def test_runs_that_differ_in_their_seed_alone_have_a_mean_over_them(page):
     seeds = page.split('id="seeds"')[1].split("</section>")[0]
     assert f"2.250<br><small>{2.25 - half:.3f} to {2.25 + half:.3f}</small>" in seeds
     assert "clip-0.4" not in seeds
+
+
+def compared(folder, *overrides, seed=1, **settings):
+    found = result(score=2.0 + seed)
+    run = read_run(write_run(folder, *overrides, f"seed={seed}", result=found))
+    config = {**run.config, "overrides": list(overrides), "seed": seed, **settings}
+    return Compared(folder.name, replace(run, config=config), {"score": Figure(found["ppo"]["score"], 8, None)}, ())
+
+
+def test_a_seed_counts_once_and_a_path_that_was_given_is_a_setting(tmp_path):
+    """Paths that stages hand on differ between seeds; those of a command say which model or data it was."""
+    handed = [compared(tmp_path / f"a{s}", seed=s, model={"path": f"sft-{s}"}) for s in (1, 2)]
+    again = compared(tmp_path / "again", seed=2, model={"path": "sft-2"})
+    ((names, means),) = over_seeds([*handed, again])
+    assert names == ["a1", "a2"]
+    assert (means["score"].value, means["score"].n) == (3.5, 2)
+    given = [compared(tmp_path / f"b{s}", f"model.path=lm-{s}", seed=s, model={"path": f"lm-{s}"}) for s in (1, 2)]
+    assert over_seeds(given) == []
+    assert over_seeds([handed[1], again]) == []
+
+
+def test_answers_to_one_prompt_are_resampled_together(tmp_path):
+    """The gain is that of the prompt, +1 or -1: four answers say no more than one."""
+    first, other = answers(32), answers(32)
+    for number, (a, b) in enumerate(zip(first, other, strict=True)):
+        a["prompt"] = b["prompt"] = f"prompt {number // 4}"
+        a["ppo"]["score"], b["ppo"]["score"] = 0.0, 1.0 if number // 4 % 2 else -1.0
+    runs = [read_run(write_run(tmp_path / n, comparison=rows)) for n, rows in (("a", first), ("b", other))]
+    score, *_ = paired(*(Compared(run.folder.name, run, {}, ()) for run in runs))
+    gains = [1.0, -1.0] * 4
+    assert score.difference.interval == bootstrap_mean(gains).interval
 
 
 def test_the_same_prompts_are_compared_one_by_one(page):

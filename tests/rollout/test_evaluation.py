@@ -110,9 +110,11 @@ def test_answers_to_equal_prompts_count_as_one_in_the_interval() -> None:
 def test_rows_of_the_evaluation_without_a_score_are_null_and_count_for_no_prompt() -> None:
     answers = Answers(("p", "p", "q"), ("r", "s", "t"), {"score": [1.0, math.nan, 4.0]})
     assert [row["score"] for row in rows_of("given", answers)] == [1.0, None, 4.0]
-    figure = over_prompts(answers.measures["score"], [0, 0, 1])
+    figure = over_prompts("score", answers.measures["score"], [0, 0, 1])
     assert (figure.value, figure.n) == (2.5, 2)
-    assert over_prompts([math.nan, 4.0], [0, 1]).n == 1
+    assert over_prompts("score", [math.nan, 4.0], [0, 1]).n == 1
+    right = over_prompts("score", [1.0] * 20, list(range(20)))
+    assert right.interval == (pytest.approx(0.025 ** (1 / 20)), 1.0)  # exact: p^20 = 2.5 %
 
 
 def test_scores_say_nan_for_whatever_is_no_number(roles: Roles) -> None:

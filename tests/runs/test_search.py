@@ -34,6 +34,8 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         asked.append(run)
         if run.ppo.kl_coef == 0.07:
             raise ConfigError("it cannot be")
+        if run.ppo.kl_coef == 0.08:
+            return {"ppo": {"gold": float("nan"), "score": 7.0, "kl": 10.0}}
         return {"ppo": {"gold": 1 - run.ppo.kl_coef, "score": 7.0, "kl": 10.0}}
 
     monkeypatch.setattr(src.runs.jobs, "run_job", run_job)
@@ -80,6 +82,15 @@ def test_a_trial_that_fails_is_said_and_does_not_end_the_search(
     assert capsys.readouterr().err.count("it cannot be") == 3
 
 
+def test_a_trial_whose_figure_is_no_number_is_one_that_fails(
+    jobs: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(JobFailedError):
+        search(["trials=2", f"log_dir={tmp_path}", "ppo.lr=interval(1e-5,1e-3)", "ppo.kl_coef=0.08,0.08"])
+    assert len(jobs) == 2
+    assert capsys.readouterr().err.count("its figure minus the price of its KL is nan") == 2
+
+
 def test_a_trial_of_a_killed_process_is_run_again_and_one_of_a_live_process_is_not(tmp_path: Path) -> None:
     study = optuna.create_study(study_name="search")
     study.ask().suggest_float("ppo.lr", 0.1, 0.9)
@@ -114,6 +125,9 @@ except Timeout:
         (["trials=0", *SEARCHED], "trials=0: must be at least 1"),
         (["sweep_metric=ppo.gold", "gold_reward=none", *SEARCHED], "measures no gold score"),
         (["ppo.lr=interval(-1,1)"], "ppo.lr=-1"),
+        (["ppo.lr=interval(1e-3,1e-5)"], "first value must be less than its last"),
+        (["ppo.lr=tag(log,interval(0,1e-3))"], "must begin above 0"),
+        (["kl_price=nan", *SEARCHED], "kl_price=nan: must be finite, at least 0"),
         (["ppo.klcoef=1,2"], "there is no key ppo.klcoef"),
     ],
 )
