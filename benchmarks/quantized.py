@@ -49,7 +49,7 @@ SFT = ("stage=sft", f"model.path={MODEL}", "sft.steps=100", "sft.eval_rows=200")
 REWARD = ("stage=reward", "reward_model.steps=70", "reward_model.normalization_samples=128")
 SIZES = ("ppo.batch_size=32", "ppo.minibatch_size=16", "rollout.max_new_tokens=20", "ppo.held_out.every=null")
 PPO = (*SIZES, "ppo.num_iterations=10", "ppo.eval_prompts=96")
-# prompts of 5 tokens, their median: the estimate counts them as long as they may be, and they are computed without padding
+# prompts of 5 tokens, their median: the estimate counts them as long as they may be, and padding is not computed
 ONCE = (
     *SIZES, "rollout.max_prompt_tokens=5", "reward=vader", "ppo.num_iterations=1", "ppo.epochs=1", "ppo.eval_prompts=4",
 )  # fmt: skip
