@@ -123,7 +123,7 @@ def length(config: dict[str, Any]) -> int:
 
 
 def refuse_shorter(checkpoint: dict[str, Any], config: dict[str, Any], path: str) -> None:
-    """Refuse a stage that was to go on and is now no longer than what the checkpoint has finished of it.
+    """Refuse a stage that was planned longer and is now no longer than what the checkpoint has finished of it.
 
     Lightning would train the whole length again, from the weights that are finished.
     """
@@ -134,7 +134,7 @@ def refuse_shorter(checkpoint: dict[str, Any], config: dict[str, Any], path: str
     if new <= finished:
         key = ".".join(LENGTH[config["stage"]])
         raise ConfigError(
-            f"{key}={new}: {path} was to go on to {old} and has finished {finished} already: give more than that, "
+            f"{key}={new}: {path} was planned for {old} and has finished {finished} already: give more than that, "
             f"resume=PATH of an earlier checkpoint and another name, or resume=never to start again"
         )
 

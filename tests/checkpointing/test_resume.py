@@ -136,7 +136,7 @@ def test_a_stage_is_not_shortened_to_what_is_finished(
     if not refused:
         assert find_checkpoint(now, {}) == path
         return
-    with pytest.raises(ConfigError, match=rf"^ppo.num_iterations={length}: .* was to go on to 8 and has finished 5"):
+    with pytest.raises(ConfigError, match=rf"^ppo.num_iterations={length}: .* was planned for 8 and has finished 5"):
         find_checkpoint(now, {})
 
 
