@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from src.callbacks import run_page
 from src.runs import start
 
 ROOT = Path(__file__).parents[1]
@@ -192,7 +193,8 @@ def child(module: str, arguments: tuple[str, ...], fault: Fault | None, output: 
     os.chdir(ROOT)
     sys.argv = [module, *arguments]
     main = importlib.import_module(module).main
-    start.write_page = lambda folder: None  # nothing reads it, and `differences` does not compare it
+    for writer in (start, run_page):  # nothing reads the page, and `differences` does not compare it
+        writer.write_page = lambda folder: None
     if fault is not None:
         fault.arm()
     main()
