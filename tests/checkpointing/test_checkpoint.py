@@ -138,6 +138,21 @@ def test_settings_that_keep_nothing_are_refused(every: int, keep: int, name: str
         IterationCheckpoint("x", every, keep)
 
 
+def test_the_best_checkpoint_is_forgotten_by_another_metric(tmp_path: Path) -> None:
+    """A gold score of 0.9 is not below a score of 1.7."""
+    (tmp_path / "iteration-3.ckpt").touch()
+    chosen = IterationCheckpoint(str(tmp_path), 1, 1, "rollout/score")
+    chosen.best = (3, 1.7)
+    for metric, mode, kept in (
+        ("rollout/score", "max", (3, 1.7)),
+        ("rollout/gold", "max", None),
+        ("rollout/score", "min", None),
+    ):
+        resumed = IterationCheckpoint(str(tmp_path), 1, 1, metric, mode)
+        resumed.load_state_dict(chosen.state_dict())
+        assert resumed.best == kept
+
+
 def test_files_of_other_names_are_no_checkpoints(tmp_path: Path) -> None:
     """Copies as file managers make them, and a folder."""
     for name in (

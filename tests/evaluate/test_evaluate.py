@@ -156,6 +156,14 @@ def test_a_runs_template_writes_the_prompts_of_the_files_columns(tmp_path):
     assert writer_of(compose([]).data, "no model", chats=False, saved_template=True) is None
 
 
+def test_prompts_that_lose_their_beginning_are_said(tiny_run, tmp_path, caplog):
+    long = " ".join(["the film was good"] * 20)
+    path = write_prompts(tmp_path / "p.jsonl", [{"prompt": "the film"}, {"prompt": long}])
+    caplog.set_level("INFO", "src.data.lengths")
+    evaluate(str(tiny_run[0]), [f"prompts={path}", f"out={tmp_path}/out"])
+    assert [said for said in caplog.messages if said.startswith("1 of 2 prompts are longer than")]
+
+
 def test_a_run_on_questions_writes_the_prompts_of_a_file_as_its_own(tmp_path):
     """`data=reasoning_gym` asks through the chat template; with data.chat=false a question is the prompt as it is."""
     (tmp_path / "t.jinja").write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<answer>")
